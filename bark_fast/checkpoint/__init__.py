@@ -1,0 +1,1 @@
+"""Checkpoints: where their files are, what their configuration says, and their weights."""

@@ -1,0 +1,516 @@
+"""What a checkpoint says of itself: config.json and generation_config.json, checked and frozen.
+
+Keys that a file leaves out take transformers' defaults for Bark, from transformers itself, so that
+no token id and no rate stands in this code. Sampling defaults are the exception: where a
+checkpoint is silent, Bark's own (suno-ai/bark, `generate_audio`) hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bark_fast.checkpoint.source import Source
+from bark_fast.types import CheckpointError
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of one transformer.
+
+    Attributes:
+        bias: linear layers have biases. In the causal models the layer norms follow it; in the
+            fine model they always have one.
+        block_size: positions.
+    """
+
+    num_layers: int
+    num_heads: int
+    hidden_size: int
+    block_size: int
+    input_vocab_size: int
+    output_vocab_size: int
+    bias: bool
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
+class FineGPTConfig(GPTConfig):
+    """The fine transformer: one embedding a codebook, one head a codebook after the first."""
+
+    n_codes_total: int
+    n_codes_given: int
+    tie_word_embeddings: bool
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """EnCodec's decoder; `settings` are the arguments of transformers' EncodecConfig."""
+
+    sampling_rate_hz: int
+    hop_length: int
+    codebook_size: int
+    codebook_dim: int
+    num_quantizers: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens of one stage are drawn. temperature 0 is greedy, top_k 0 and top_p 1 keep all."""
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class SemanticRules:
+    """Token ids and limits of the semantic stage (transformers' BarkSemanticGenerationConfig)."""
+
+    text_encoding_offset: int
+    text_pad_token: int
+    semantic_vocab_size: int
+    eos_token_id: int
+    semantic_infer_token: int
+    max_input_semantic_length: int
+    max_new_tokens: int
+    semantic_rate_hz: float
+    min_eos_p: float
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class CoarseRules:
+    """Token ids and windows of the coarse stage (transformers' BarkCoarseGenerationConfig)."""
+
+    coarse_semantic_pad_token: int
+    coarse_infer_token: int
+    coarse_rate_hz: float
+    n_coarse_codebooks: int
+    max_coarse_input_length: int
+    max_coarse_history: int
+    sliding_window_len: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class FineRules:
+    """Windows of the fine stage (transformers' BarkFineGenerationConfig)."""
+
+    n_fine_codebooks: int
+    max_fine_history_length: int
+    max_fine_input_length: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a checkpoint says, consistent in itself."""
+
+    semantic: GPTConfig
+    coarse: GPTConfig
+    fine: FineGPTConfig
+    codec: CodecConfig
+    semantic_rules: SemanticRules
+    coarse_rules: CoarseRules
+    fine_rules: FineRules
+    codebook_size: int
+    sample_rate_hz: int
+
+    @property
+    def semantic_to_coarse_ratio(self) -> float:
+        """Coarse tokens (all codebooks) for each semantic token, as transformers computes it."""
+        return (
+            self.coarse_rules.coarse_rate_hz
+            / self.semantic_rules.semantic_rate_hz
+            * self.coarse_rules.n_coarse_codebooks
+        )
+
+    @property
+    def max_text_tokens(self) -> int:
+        return self.semantic_rules.max_input_semantic_length
+
+    @classmethod
+    def read(cls, source: Source) -> Config:
+        """Read and check both files.
+
+        Raises:
+            CheckpointError: a file or key is missing, of the wrong type, or contradicts another.
+        """
+        config = source.read_json(CONFIG_FILE)
+        generation = source.read_json(GENERATION_FILE)
+        return cls.from_dicts(config, generation, where=source.name)
+
+    @classmethod
+    def from_dicts(
+        cls, config: Mapping[str, Any], generation: Mapping[str, Any], *, where: str = "config"
+    ) -> Config:
+        """The same from the two files' contents; `where` names them in errors."""
+        from transformers import BarkCoarseConfig, BarkFineConfig, BarkSemanticConfig
+        from transformers.models.bark import generation_configuration_bark as g
+
+        model = _Section(config, f"{where}: {CONFIG_FILE}")
+        rules = _Section(generation, f"{where}: {GENERATION_FILE}")
+        if model.raw.get("model_type", "bark") != "bark":
+            model.fail("model_type", 'must be "bark"', model.raw["model_type"])
+
+        codebook_size = rules.integer("codebook_size", 1, default=g.BarkGenerationConfig())
+        result = cls(
+            semantic=_gpt(model.section("semantic_config", BarkSemanticConfig())),
+            coarse=_gpt(model.section("coarse_acoustics_config", BarkCoarseConfig())),
+            fine=_fine_gpt(model.section("fine_acoustics_config", BarkFineConfig())),
+            codec=_codec(model.section("codec_config", None)),
+            semantic_rules=_semantic_rules(
+                rules.section("semantic_config", g.BarkSemanticGenerationConfig())
+            ),
+            coarse_rules=_coarse_rules(
+                rules.section("coarse_acoustics_config", g.BarkCoarseGenerationConfig())
+            ),
+            fine_rules=_fine_rules(
+                rules.section("fine_acoustics_config", g.BarkFineGenerationConfig())
+            ),
+            codebook_size=codebook_size,
+            sample_rate_hz=rules.integer("sample_rate", 1, default=g.BarkGenerationConfig()),
+        )
+        _check_consistency(result, where)
+        return result
+
+
+class _Section:
+    """One JSON object: typed look-ups whose errors name the file and the key."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str, defaults: object = None) -> None:
+        self.raw = raw
+        self.where = where
+        self.defaults = defaults
+
+    def fail(self, key: str, requirement: str, value: object) -> None:
+        raise CheckpointError(f"{self.where}: {key} {requirement}, got {value!r}")
+
+    def section(self, key: str, defaults: object) -> _Section:
+        value = self.raw.get(key)
+        if not isinstance(value, Mapping):
+            self.fail(key, "must be a JSON object", value)
+        return _Section(value, f"{self.where}: {key}", defaults)  # type: ignore[arg-type]
+
+    def value(self, key: str, default: object = None) -> Any:
+        # JSON null is "not said", as in transformers' own files.
+        value = self.raw.get(key)
+        return getattr(default or self.defaults, key, None) if value is None else value
+
+    def integer(self, key: str, low: int, *, default: object = None) -> int:
+        value = self.value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            self.fail(key, f"must be an integer >= {low}", value)
+        return int(value)
+
+    def number(
+        self,
+        key: str,
+        low: float,
+        high: float = math.inf,
+        *,
+        low_open: bool = False,
+        default: float | None = None,
+    ) -> float:
+        value: Any = self.raw.get(key) if default is not None else self.value(key)
+        if value is None:
+            value = default
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if (
+            not number
+            or not (low < value if low_open else low <= value)
+            or not value <= high
+            or value == math.inf
+        ):
+            bound = f"{'above' if low_open else 'at least'} {low:g}"
+            if math.isfinite(high):
+                bound += f" and at most {high:g}"
+            self.fail(key, f"must be a number {bound}", value)
+        return float(value)
+
+    def boolean(self, key: str) -> bool:
+        value = self.value(key)
+        if not isinstance(value, bool):
+            self.fail(key, "must be true or false", value)
+        return bool(value)
+
+
+def _gpt_fields(section: _Section) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        key: section.integer(key, 1)
+        for key in (
+            "num_layers",
+            "num_heads",
+            "hidden_size",
+            "block_size",
+            "input_vocab_size",
+            "output_vocab_size",
+        )
+    }
+    found["bias"] = section.boolean("bias")
+    if found["hidden_size"] % found["num_heads"]:
+        section.fail(
+            "hidden_size",
+            f"must be a multiple of num_heads ({found['num_heads']})",
+            found["hidden_size"],
+        )
+    return found
+
+
+def _gpt(section: _Section) -> GPTConfig:
+    return GPTConfig(**_gpt_fields(section))
+
+
+def _fine_gpt(section: _Section) -> FineGPTConfig:
+    return FineGPTConfig(
+        **_gpt_fields(section),
+        n_codes_total=section.integer("n_codes_total", 2),
+        n_codes_given=section.integer("n_codes_given", 1),
+        tie_word_embeddings=section.boolean("tie_word_embeddings"),
+    )
+
+
+def _codec(section: _Section) -> CodecConfig:
+    from transformers import EncodecConfig
+
+    settings = {k: v for k, v in section.raw.items() if k not in ("model_type", "dtype")}
+    try:
+        codec = EncodecConfig(**settings)
+        found = CodecConfig(
+            sampling_rate_hz=int(codec.sampling_rate),
+            hop_length=math.prod(codec.upsampling_ratios),
+            codebook_size=int(codec.codebook_size),
+            codebook_dim=int(codec.codebook_dim),
+            num_quantizers=int(codec.num_quantizers),
+            settings=settings,
+        )
+    except Exception as error:  # transformers' versions raise different ones for a bad value
+        raise CheckpointError(f"{section.where}: {error}") from error
+    if codec.audio_channels != 1:
+        section.fail("audio_channels", "must be 1", codec.audio_channels)
+    if codec.codebook_dim != codec.hidden_size:
+        section.fail(
+            "codebook_dim", f"must equal hidden_size ({codec.hidden_size})", codec.codebook_dim
+        )
+    return found
+
+
+# What transformers' generate() would do beside temperature, top-k and top-p, and the values with
+# which it does nothing. A checkpoint that asks for more must not be obeyed in part.
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "num_beams": (1,),
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "typical_p": (1.0,),
+    "min_p": (0.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "guidance_scale": (1.0,),
+    "min_new_tokens": (0,),
+    "min_length": (0,),
+    "penalty_alpha": (0.0,),
+    "bad_words_ids": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ({},),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+}
+
+
+def _sampling(section: _Section, temperature: float) -> Sampling:
+    for key, neutral in _NEUTRAL.items():
+        value = section.raw.get(key)
+        if value is not None and value not in neutral:
+            section.fail(key, "is not supported (leave it out)", value)
+    do_sample = section.raw.get("do_sample")
+    if do_sample is not None and not isinstance(do_sample, bool):
+        section.fail("do_sample", "must be true or false", do_sample)
+    temperature = section.number("temperature", 0, default=temperature)
+    return Sampling(
+        temperature=0.0 if do_sample is False else temperature,
+        top_k=section.integer("top_k", 0, default=Sampling(0)),
+        top_p=section.number("top_p", 0, 1, low_open=True, default=1.0),
+    )
+
+
+def _semantic_rules(section: _Section) -> SemanticRules:
+    return SemanticRules(
+        text_encoding_offset=section.integer("text_encoding_offset", 0),
+        text_pad_token=section.integer("text_pad_token", 0),
+        semantic_vocab_size=section.integer("semantic_vocab_size", 1),
+        eos_token_id=section.integer("eos_token_id", 0),
+        semantic_infer_token=section.integer("semantic_infer_token", 0),
+        max_input_semantic_length=section.integer("max_input_semantic_length", 1),
+        max_new_tokens=section.integer("max_new_tokens", 1),
+        semantic_rate_hz=section.number("semantic_rate_hz", 0, low_open=True),
+        min_eos_p=section.number("min_eos_p", 0, 1, default=0.2),
+        sampling=_sampling(section, 0.7),
+    )
+
+
+def _coarse_rules(section: _Section) -> CoarseRules:
+    return CoarseRules(
+        coarse_semantic_pad_token=section.integer("coarse_semantic_pad_token", 0),
+        coarse_infer_token=section.integer("coarse_infer_token", 0),
+        coarse_rate_hz=section.number("coarse_rate_hz", 0, low_open=True),
+        n_coarse_codebooks=section.integer("n_coarse_codebooks", 1),
+        max_coarse_input_length=section.integer("max_coarse_input_length", 1),
+        max_coarse_history=section.integer("max_coarse_history", 1),
+        sliding_window_len=section.integer("sliding_window_len", 1),
+        sampling=_sampling(section, 0.7),
+    )
+
+
+def _fine_rules(section: _Section) -> FineRules:
+    # transformers takes the most likely code if the temperature is null or 1, and looks at
+    # nothing else (BarkFineModel.generate).
+    if "temperature" in section.raw and section.raw["temperature"] in (None, 1.0):
+        temperature = 0.0
+    else:
+        temperature = section.number("temperature", 0, default=0.5)
+    return FineRules(
+        n_fine_codebooks=section.integer("n_fine_codebooks", 2),
+        max_fine_history_length=section.integer("max_fine_history_length", 1),
+        max_fine_input_length=section.integer("max_fine_input_length", 2),
+        sampling=Sampling(temperature),
+    )
+
+
+def _check_consistency(c: Config, where: str) -> None:
+    """Raise CheckpointError for the first rule that the two files break between them."""
+    s, k, f = c.semantic_rules, c.coarse_rules, c.fine_rules
+    coarse_ids = s.semantic_vocab_size + k.n_coarse_codebooks * c.codebook_size
+
+    def below(name: str, value: int, limit_name: str, limit: int) -> None:
+        if value >= limit:
+            raise CheckpointError(
+                f"{where}: {name} must be below {limit_name} ({limit}), got {value}"
+            )
+
+    def at_most(name: str, value: float, limit_name: str, limit: float) -> None:
+        if value > limit:
+            raise CheckpointError(
+                f"{where}: {name} must be at most {limit_name} ({limit}), got {value}"
+            )
+
+    semantic_vocab = "semantic_config.input_vocab_size"
+    below(
+        "text_encoding_offset", s.text_encoding_offset, semantic_vocab, c.semantic.input_vocab_size
+    )
+    below("text_pad_token", s.text_pad_token, semantic_vocab, c.semantic.input_vocab_size)
+    below(
+        "semantic_infer_token", s.semantic_infer_token, semantic_vocab, c.semantic.input_vocab_size
+    )
+    below("eos_token_id", s.eos_token_id, semantic_vocab, c.semantic.input_vocab_size)
+    below(
+        "eos_token_id",
+        s.eos_token_id,
+        "semantic_config.output_vocab_size",
+        c.semantic.output_vocab_size,
+    )
+    at_most("semantic_vocab_size", s.semantic_vocab_size, "eos_token_id", s.eos_token_id)
+    at_most(
+        # The last token is never fed back, so prompt + infer token + the others need positions.
+        "max_input_semantic_length + max_new_tokens",
+        s.max_input_semantic_length + s.max_new_tokens,
+        "semantic_config.block_size",
+        c.semantic.block_size,
+    )
+    coarse_vocab = "coarse_acoustics_config.input_vocab_size"
+    below("coarse_infer_token", k.coarse_infer_token, coarse_vocab, c.coarse.input_vocab_size)
+    below(
+        "coarse_semantic_pad_token",
+        k.coarse_semantic_pad_token,
+        coarse_vocab,
+        c.coarse.input_vocab_size,
+    )
+    coarse_span = "semantic_vocab_size + n_coarse_codebooks * codebook_size"
+    at_most(coarse_span, coarse_ids, coarse_vocab, c.coarse.input_vocab_size)
+    at_most(
+        coarse_span,
+        coarse_ids,
+        "coarse_acoustics_config.output_vocab_size",
+        c.coarse.output_vocab_size,
+    )
+    at_most(
+        "coarse_acoustics_config.output_vocab_size",
+        c.coarse.output_vocab_size,
+        coarse_vocab,
+        c.coarse.input_vocab_size,
+    )
+    at_most(
+        "max_coarse_input_length + max_coarse_history + sliding_window_len",
+        k.max_coarse_input_length + k.max_coarse_history + k.sliding_window_len,
+        "coarse_acoustics_config.block_size",
+        c.coarse.block_size,
+    )
+    if k.sliding_window_len % k.n_coarse_codebooks:
+        raise CheckpointError(
+            f"{where}: sliding_window_len must be a multiple of n_coarse_codebooks "
+            f"({k.n_coarse_codebooks}), got {k.sliding_window_len}"
+        )
+    at_most(
+        "semantic_to_coarse_ratio (coarse_rate_hz / semantic_rate_hz * n_coarse_codebooks)",
+        c.semantic_to_coarse_ratio,
+        "max_coarse_history",
+        k.max_coarse_history,
+    )
+    below("n_coarse_codebooks", k.n_coarse_codebooks, "n_fine_codebooks", f.n_fine_codebooks)
+    at_most(
+        "n_fine_codebooks",
+        f.n_fine_codebooks,
+        "fine_acoustics_config.n_codes_total",
+        c.fine.n_codes_total,
+    )
+    at_most("n_codes_given", c.fine.n_codes_given, "n_coarse_codebooks", k.n_coarse_codebooks)
+    # The id after the last code pads frames and codebooks that are not known yet.
+    below(
+        "codebook_size",
+        c.codebook_size,
+        "fine_acoustics_config.input_vocab_size",
+        c.fine.input_vocab_size,
+    )
+    at_most(
+        "codebook_size",
+        c.codebook_size,
+        "fine_acoustics_config.output_vocab_size",
+        c.fine.output_vocab_size,
+    )
+    if c.fine.tie_word_embeddings and c.fine.input_vocab_size != c.fine.output_vocab_size:
+        raise CheckpointError(
+            f"{where}: fine_acoustics_config: output_vocab_size must equal input_vocab_size "
+            f"({c.fine.input_vocab_size}) with tie_word_embeddings, got {c.fine.output_vocab_size}"
+        )
+    at_most(
+        "max_fine_input_length",
+        f.max_fine_input_length,
+        "fine_acoustics_config.block_size",
+        c.fine.block_size,
+    )
+    below(
+        "max_fine_history_length",
+        f.max_fine_history_length,
+        "max_fine_input_length",
+        f.max_fine_input_length,
+    )
+    at_most("codebook_size", c.codebook_size, "codec_config.codebook_size", c.codec.codebook_size)
+    at_most(
+        "n_fine_codebooks",
+        f.n_fine_codebooks,
+        "the codec's number of codebooks",
+        c.codec.num_quantizers,
+    )

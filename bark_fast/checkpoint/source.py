@@ -1,0 +1,129 @@
+"""Where a checkpoint's files come from: a folder, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bark_fast.types import CheckpointError, InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one checkpoint.
+
+    Attributes:
+        name: the folder or the hub id.
+        folder: the folder, or None for the hub.
+        revision: a hub revision, or None for the newest.
+        local_files_only: use what was downloaded before, ask nothing of the network.
+    """
+
+    name: str
+    folder: Path | None
+    revision: str | None = None
+    local_files_only: bool = False
+
+    @classmethod
+    def open(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> Source:
+        """Resolve `model` to a folder that exists, else to a hub id ("owner/name").
+
+        Raises:
+            InputError: it is neither.
+        """
+        if not isinstance(model, (str, os.PathLike)) or not str(model).strip():
+            raise InputError(f"model must be a folder or a hub id, got {model!r}")
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return cls(str(model), folder)
+        if folder.exists():
+            raise InputError(f"model must be a folder, not a file, got {str(model)!r}")
+        parts = str(model).split("/")
+        hub_id = isinstance(model, str) and len(parts) == 2 and all(parts)
+        if not hub_id or parts[0] in (".", "..", "~"):
+            raise InputError(
+                f"model must be a folder that exists or a hub id (owner/name), got {str(model)!r}"
+            )
+        return cls(str(model), None, revision, local_files_only)
+
+    def find(self, file: str) -> Path | None:
+        """The local path of `file` (relative, with forward slashes), or None if there is none.
+
+        Raises:
+            CheckpointError: the name leads out of the checkpoint, or the hub cannot be asked.
+        """
+        relative = PurePosixPath(file)
+        if relative.is_absolute() or ".." in relative.parts or "\\" in file:
+            raise CheckpointError(f"{self.name}: a file name must stay in the folder, got {file!r}")
+        if self.folder is not None:
+            path = self.folder / relative
+            return path if path.is_file() else None
+        return self._download(file)
+
+    def _download(self, file: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
+
+        try:
+            return Path(
+                hf_hub_download(
+                    self.name,
+                    file,
+                    revision=self.revision,
+                    local_files_only=self.local_files_only,
+                )
+            )
+        except LocalEntryNotFoundError as error:
+            if self.local_files_only:
+                return None
+            raise CheckpointError(
+                f"{self.name}: cannot reach the hub, and {file} was not downloaded before"
+            ) from error
+        except EntryNotFoundError:
+            return None
+        except RepositoryNotFoundError as error:
+            raise CheckpointError(
+                f"{self.name}: no folder and no hub repository has that name"
+            ) from error
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.name}: {file} could not be downloaded: {error}"
+            ) from error
+
+    def require(self, file: str) -> Path:
+        """Like `find`, but a missing file is an error that names it."""
+        path = self.find(file)
+        if path is None:
+            raise CheckpointError(f"{self.name}: {file} is missing")
+        return path
+
+    def read_json(self, file: str) -> dict[str, Any]:
+        """A JSON file whose top level is an object.
+
+        Raises:
+            CheckpointError: it is missing, or is not that.
+        """
+        path = self.require(file)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(
+                f"{path}: must hold a JSON object, got a {type(content).__name__}"
+            )
+        return content

@@ -1,0 +1,260 @@
+"""The command `bark-fast`: speak, list voices, tell what is installed, make random checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import NoReturn
+
+from bark_fast import __version__
+from bark_fast.types import (
+    BarkFastError,
+    BarkFastWarning,
+    GenerationParams,
+    InputError,
+    check_audio_path,
+    save_audio,
+)
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", BarkFastWarning)
+            warnings.showwarning = _show_warning
+            arguments = _parser().parse_args(argv)
+            status: int = arguments.run(arguments)
+            return status
+    except (BarkFastError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output has gone; nothing is wrong. Python would complain once more
+            # when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"bark-fast: error: {message}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("bark-fast: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *_: object, **__: object
+) -> None:
+    """Ours as one line without the place in the code; other libraries' are not for our users."""
+    if issubclass(category, BarkFastWarning):
+        print(f"bark-fast: warning: {message}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as one line, like all others of this command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="bark-fast", description="Text to speech with Bark, fast.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"bark-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    say = commands.add_parser("say", help="speak a text into an audio file", allow_abbrev=False)
+    say.set_defaults(run=_say)
+    say.add_argument("text", metavar="TEXT", help='what to say; "-" reads standard input')
+    say.add_argument(
+        "-o",
+        "--output",
+        default="speech.wav",
+        metavar="FILE",
+        help=".wav or .flac (default: speech.wav)",
+    )
+    say.add_argument(
+        "--subtype",
+        help="PCM_16 (default), PCM_24 or, for .wav, FLOAT",
+    )
+    say.add_argument("--voice", help="a preset's name (see `bark-fast voices`) or an .npz file")
+    say.add_argument(
+        "--save-voice", metavar="FILE", help="write the (first) speaker to an .npz file"
+    )
+    say.add_argument(
+        "--language", default="en", help="of the text, for its abbreviations (default: en)"
+    )
+    say.add_argument(
+        "--pause",
+        type=float,
+        default=0.25,
+        metavar="SECONDS",
+        help="between sentences (default: 0.25)",
+    )
+    _add_model_options(say)
+    group = say.add_argument_group("sampling", "what is not given comes from the checkpoint")
+    for field in fields(GenerationParams):
+        kind = (
+            int
+            if field.name == "seed" or "top_k" in field.name or "tokens" in field.name
+            else float
+        )
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            dest=f"param_{field.name}",
+            metavar=kind.__name__.upper(),
+        )
+    quiet = say.add_mutually_exclusive_group()
+    quiet.add_argument(
+        "--progress",
+        action="store_true",
+        default=None,
+        help="show a progress bar (default on a terminal)",
+    )
+    quiet.add_argument(
+        "-q", "--quiet", action="store_false", dest="progress", default=None, help="print nothing"
+    )
+
+    voices = commands.add_parser("voices", help="list a checkpoint's voices", allow_abbrev=False)
+    voices.set_defaults(run=_voices)
+    _add_source_options(voices)
+
+    info = commands.add_parser(
+        "info", help="versions, device, kernels, what is missing", allow_abbrev=False
+    )
+    info.set_defaults(run=_info)
+
+    new = commands.add_parser(
+        "new-checkpoint", help="write a checkpoint of random weights", allow_abbrev=False
+    )
+    new.set_defaults(run=_new_checkpoint)
+    new.add_argument("folder", metavar="DIR")
+    new.add_argument("--size", default="tiny", help="tiny, small or large (default: tiny)")
+    new.add_argument("--seed", type=int, default=0)
+    new.add_argument("--dtype", default="float32", help="float32, float16 or bfloat16")
+    return parser
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="demo", help='a folder, a hub id, or "demo" (the default)'
+    )
+    parser.add_argument("--revision", help="of a hub repository")
+    parser.add_argument("--offline", action="store_true", help="ask nothing of the network")
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    _add_source_options(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+
+
+def _say(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    params = GenerationParams(
+        **{f.name: getattr(arguments, f"param_{f.name}") for f in fields(GenerationParams)}
+    )
+    check_audio_path(arguments.output, arguments.subtype)
+    if arguments.save_voice is not None and not arguments.save_voice.endswith(".npz"):
+        raise InputError(f"--save-voice must end in .npz, got {arguments.save_voice!r}")
+    if not 0 <= arguments.pause <= 60:
+        raise InputError(f"--pause must be from 0 to 60 seconds, got {arguments.pause:g}")
+    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    if not text.strip():
+        raise InputError("TEXT must not be empty")
+
+    from bark_fast.bark import Bark
+
+    bark = Bark.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        revision=arguments.revision,
+        local_files_only=arguments.offline,
+    )
+    progress = sys.stderr.isatty() if arguments.progress is None else arguments.progress
+    parts = list(
+        bark.stream(
+            text,
+            voice=arguments.voice,
+            params=params,
+            language=arguments.language,
+            progress=progress,
+        )
+    )
+    silence = np.zeros(round(arguments.pause * bark.sample_rate_hz), dtype=np.float32)
+    pieces = [piece for part in parts for piece in (silence, part.samples)][1:]
+    samples = np.concatenate(pieces)
+    save_audio(arguments.output, samples, bark.sample_rate_hz, subtype=arguments.subtype)
+    if arguments.save_voice is not None:
+        parts[0].to_voice().save(arguments.save_voice)
+    if arguments.progress is not False:
+        spent = sum(sum(part.timings.values()) for part in parts)
+        length = len(samples) / bark.sample_rate_hz
+        print(
+            f"{arguments.output}: {length:.2f} s of speech in {spent:.2f} s, seed {parts[0].seed}",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _voices(arguments: argparse.Namespace) -> int:
+    from bark_fast.bark import open_voices
+
+    for name in open_voices(
+        arguments.model, revision=arguments.revision, local_files_only=arguments.offline
+    ).names:
+        print(name)
+    return 0
+
+
+def _info(_: argparse.Namespace) -> int:
+    import torch
+
+    print(f"bark-fast     {__version__}")
+    print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in (
+        "torch",
+        "triton",
+        "transformers",
+        "safetensors",
+        "numpy",
+        "soundfile",
+        "sentencex",
+    ):
+        print(f"{package:<13} {_version(package) or 'missing: pip install ' + package}")
+    instructions = torch.backends.cpu.get_cpu_capability()
+    print(f"cpu           {torch.get_num_threads()} threads, {instructions}")
+    devices = [
+        f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
+    ]
+    print(f"cuda          {', '.join(devices) or 'no device seen'}")
+    print("kernels       torch (bark_fast.kernels.reference) on every device")
+    return 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _new_checkpoint(arguments: argparse.Namespace) -> int:
+    from bark_fast.checkpoint.random import create_checkpoint
+
+    folder = create_checkpoint(
+        arguments.folder, size=arguments.size, seed=arguments.seed, dtype=arguments.dtype
+    )
+    print(folder)
+    return 0

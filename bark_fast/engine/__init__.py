@@ -1,0 +1,1 @@
+"""The engine: takes requests through the stages and owns what they share."""

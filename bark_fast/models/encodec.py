@@ -1,0 +1,38 @@
+"""EnCodec's decoder: codes in, samples out. The network is transformers' own module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bark_fast import kernels
+from bark_fast.checkpoint.config import CodecConfig
+from bark_fast.checkpoint.weights import build_codec_decoder
+
+
+class CodecDecoder:
+    """Residual vector quantiser and convolutional decoder, float32."""
+
+    def __init__(
+        self, config: CodecConfig, tensors: Mapping[str, Tensor], prefix: str, *, n_codebooks: int
+    ) -> None:
+        self.config = config
+        self.codebooks = torch.stack(
+            [tensors[f"{prefix}.quantizer.layers.{k}.codebook.embed"] for k in range(n_codebooks)]
+        )
+        decoder = build_codec_decoder(config)
+        names = decoder.state_dict()
+        decoder.load_state_dict({n: tensors[f"{prefix}.decoder.{n}"] for n in names}, assign=True)
+        self._decoder = decoder.to(self.codebooks.device).requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.codebooks.device
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Samples float32 [B, F * hop_length] of codes int64 [B, K, F]."""
+        frames = kernels.codebook_sum(codes, self.codebooks)
+        samples: Tensor = self._decoder(frames)
+        return samples[:, 0]

@@ -1,0 +1,149 @@
+"""Stage 3: coarse codes in, all codebooks out.
+
+Windows of 1 024 frames, a hop of 512; in each, one pass a codebook fills the frames from
+`first_frame` on. Frames and codebooks that are not known hold the padding code.
+(transformers: BarkFineModel.generate.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from bark_fast.checkpoint.config import Config
+from bark_fast.models.fine_gpt import FineGPT
+from bark_fast.stages.draws import Draw, draw_tokens
+from bark_fast.types import IntArray, Voice
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames [start, start + max_fine_input_length); those from first_frame (relative) on are
+    filled."""
+
+    start: int
+    first_frame: int
+
+
+def plan_windows(n_frames: int, n_history: int, config: Config) -> list[Window]:
+    """The windows over `n_history` frames of the voice and `n_frames` new ones, padded to at
+    least one window."""
+    length = config.fine_rules.max_fine_input_length
+    hop = config.fine_rules.max_fine_history_length
+    total = max(n_history + n_frames, length)
+    count = max(0, math.ceil((n_frames - (length - n_history)) / hop)) + 1
+    windows = []
+    for i in range(count):
+        start = min(i * hop, total - length)
+        fill = min(n_history + i * hop, total - hop)
+        windows.append(Window(start, fill - start))
+    return windows
+
+
+def build_codes(coarse: IntArray, voice: Voice | None, config: Config) -> tuple[Tensor, int]:
+    """(codes int64 [T, n_fine], history frames): the voice's last frames, the coarse codes with
+    the other codebooks still unknown, and padding up to one window."""
+    rules, padding = config.fine_rules, config.codebook_size
+    history = (
+        torch.empty(0, rules.n_fine_codebooks, dtype=torch.int64)
+        if voice is None
+        else torch.from_numpy(voice.fine_prompt[:, -rules.max_fine_history_length :].T)
+    )
+    n_history, n_frames = len(history), coarse.shape[1]
+    total = max(n_history + n_frames, rules.max_fine_input_length)
+    codes = torch.full((total, rules.n_fine_codebooks), padding, dtype=torch.int64)
+    codes[:n_history] = history
+    codes[n_history : n_history + n_frames, : len(coarse)] = torch.from_numpy(coarse).T
+    return codes, n_history
+
+
+class FineTask:
+    """One utterance in this stage: which window and codebook comes next."""
+
+    def __init__(self, coarse: IntArray, voice: Voice | None, draw: Draw, config: Config) -> None:
+        self.draw = draw
+        self.n_frames = coarse.shape[1]
+        self.codes, self.n_history = build_codes(coarse, voice, config)
+        self.windows = plan_windows(self.n_frames, self.n_history, config)
+        self.window_index = 0
+        self._n_coarse, self._n_fine = len(coarse), config.fine_rules.n_fine_codebooks
+        self._length = config.fine_rules.max_fine_input_length
+        self.codebook = self._n_coarse
+
+    @property
+    def finished(self) -> bool:
+        return self.window_index == len(self.windows)
+
+    @property
+    def passes_done(self) -> int:
+        return self.window_index * (self._n_fine - self._n_coarse) + self.codebook - self._n_coarse
+
+    @property
+    def passes(self) -> int:
+        return len(self.windows) * (self._n_fine - self._n_coarse)
+
+    @property
+    def window(self) -> Window:
+        return self.windows[self.window_index]
+
+    def window_codes(self) -> Tensor:
+        """int64 [max_fine_input_length, n_fine], a view."""
+        return self.codes[self.window.start : self.window.start + self._length]
+
+    def draw_positions(self) -> range:
+        """A number for each frame to be filled that no other draw of this request has."""
+        first = (self.window_index * self._n_fine + self.codebook) * self._length
+        return range(first + self.window.first_frame, first + self._length)
+
+    def fill(self, column: Tensor) -> None:
+        """Take this pass's codes, [frames to be filled], and go on to the next pass."""
+        self.window_codes()[self.window.first_frame :, self.codebook] = column
+        self.codebook += 1
+        if self.codebook == self._n_fine:
+            self.codebook = self._n_coarse
+            self.window_index += 1
+
+    def result(self) -> IntArray:
+        """int64 [n_fine, F], the new frames alone."""
+        new: IntArray = self.codes[self.n_history : self.n_history + self.n_frames].T.numpy().copy()
+        return new
+
+
+class FineStage:
+    """Runs one pass of any number of tasks."""
+
+    def __init__(self, model: FineGPT, config: Config) -> None:
+        self.model = model
+        self._codebook_size = config.codebook_size
+
+    def run(self, tasks: Sequence[FineTask]) -> None:
+        """Fill one codebook of every task's window; tasks at the same codebook run as one batch."""
+        for codebook, group in groupby(sorted(tasks, key=_codebook), key=_codebook):
+            self._run_codebook(list(group), codebook)
+
+    def _run_codebook(self, tasks: Sequence[FineTask], codebook: int) -> None:
+        codes = torch.stack([task.window_codes() for task in tasks]).to(self.model.device)
+        states = self.model.forward(codes, codebook)
+        # Frames before the first to be filled need no logits.
+        packed = torch.cat(
+            [state[task.window.first_frame :] for task, state in zip(tasks, states, strict=True)]
+        )
+        positions = [task.draw_positions() for task in tasks]
+        chosen = draw_tokens(
+            self.model.logits(packed, codebook, self._codebook_size),
+            [task.draw for task in tasks],
+            [p for own in positions for p in own],
+            stage="fine",
+            repeats=[len(own) for own in positions],
+        ).cpu()
+        for task, column in zip(tasks, chosen.split([len(p) for p in positions]), strict=True):
+            task.fill(column)
+
+
+def _codebook(task: FineTask) -> int:
+    return task.codebook

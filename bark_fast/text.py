@@ -1,0 +1,170 @@
+"""Text on its way in: normalise, tokenise, and split what is too long for one utterance."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+
+from bark_fast.checkpoint.source import Source
+from bark_fast.types import BarkFastWarning, CheckpointError, InputError
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+# Speaking rates for the estimate below: characters a second, on the fast side of slow speech, so
+# that a piece that is said to fit does. An ideograph or a syllable sign takes about 1/4.5 s, a
+# letter about 1/14 s.
+_WIDE_PER_S = 4.5
+_NARROW_PER_S = 14.0
+# Hangul syllables and the scripts that Unicode calls wide (CJK, kana).
+_WIDE = ("W", "F")
+
+
+def normalise(text: str) -> str:
+    """`text` with every run of white space as one space, and none at the ends.
+
+    Raises:
+        InputError: it is not a string, or nothing is left.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"text must be a string, got {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"text must be valid Unicode: {error}") from error
+    clean = " ".join(text.split())
+    if not clean:
+        raise InputError(f"text must not be empty, got {text!r}")
+    return clean
+
+
+class Tokenizer:
+    """The checkpoint's own tokenizer (transformers' AutoTokenizer), without special tokens."""
+
+    def __init__(self, source: Source, *, limit: int, max_tokens: int) -> None:
+        """`limit`: ids must be below it; `max_tokens`: what the semantic prompt holds."""
+        from transformers import AutoTokenizer
+
+        if not any(source.find(file) for file in _TOKENIZER_FILES):
+            # transformers would make an empty tokenizer, or ask the network.
+            raise CheckpointError(
+                f"{source.name}: no tokenizer found ({' or '.join(_TOKENIZER_FILES)})"
+            )
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                source.name if source.folder is None else str(source.folder),
+                revision=source.revision,
+                local_files_only=source.local_files_only or source.folder is not None,
+            )
+        except Exception as error:  # many kinds, by tokenizer and by version
+            raise CheckpointError(f"{source.name}: cannot load its tokenizer: {error}") from error
+        # Too long a text is ours to cut and to warn of, with the true numbers.
+        self._tokenizer.model_max_length = int(1e30)
+        self._limit = limit
+        self.max_tokens = max_tokens
+
+    def count(self, text: str) -> int:
+        """How many tokens `text` makes."""
+        return len(self._ids(text))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of normalised text, at most `max_tokens`; a warning says how much was cut.
+
+        Raises:
+            InputError: nothing in it is a token.
+        """
+        ids = self._ids(text)
+        if not ids:
+            raise InputError(f"text must hold something the tokenizer knows, got {text!r}")
+        if len(ids) > self.max_tokens:
+            warnings.warn(
+                f"text is {len(ids)} tokens long and the last {len(ids) - self.max_tokens} were "
+                f"cut: Bark reads {self.max_tokens} at a time (Bark.stream splits long text)",
+                BarkFastWarning,
+                stacklevel=3,
+            )
+        return ids[: self.max_tokens]
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        if ids and max(ids) >= self._limit:
+            raise CheckpointError(
+                f"the tokenizer gives id {max(ids)}, but the semantic model has room for "
+                f"{self._limit} text tokens"
+            )
+        return ids
+
+
+def estimate_duration_s(text: str) -> float:
+    """About how long `text` takes to say, in seconds; rather too long than too short."""
+    wide = sum(
+        unicodedata.east_asian_width(c) in _WIDE and unicodedata.category(c)[0] == "L" for c in text
+    )
+    return wide / _WIDE_PER_S + (len(text) - wide) / _NARROW_PER_S
+
+
+def split_text(
+    text: str,
+    *,
+    max_tokens: int,
+    max_duration_s: float,
+    count_tokens: Callable[[str], int],
+    language: str = "en",
+) -> list[str]:
+    """Sentences of `text`; one that is too long for a single utterance is split further.
+
+    Sentence ends come from sentencex (Wikimedia), which knows the marks of most scripts whatever
+    `language` says; the language adds its abbreviations. A sentence over `max_tokens` or
+    `max_duration_s` (estimated) is split at clause marks, then between words, then anywhere.
+
+    Raises:
+        InputError: the text is empty or not a string.
+    """
+    from sentencex import segment
+
+    def fits(piece: str) -> bool:
+        return estimate_duration_s(piece) <= max_duration_s and count_tokens(piece) <= max_tokens
+
+    whole = normalise(text)  # says what is wrong with it before any work
+    sentences = [" ".join(s.split()) for s in segment(language, text)]
+    # "..." alone is a sentence to the splitter, but nothing to say.
+    speakable = [s for s in sentences if any(unicodedata.category(c)[0] in "LNS" for c in s)]
+    return [piece for s in speakable or [whole] for piece in _split_to_fit(s, fits)]
+
+
+def _split_to_fit(text: str, fits: Callable[[str], bool], level: int = 0) -> Iterator[str]:
+    """`text` in pieces that fit, at clause ends if that is enough, else at words, else anywhere."""
+    if fits(text) or level == len(_SPLITTERS):
+        yield text
+        return
+    current = ""
+    for part in _SPLITTERS[level](text):
+        if current and not fits((current + part).strip()):
+            yield from _split_to_fit(current.strip(), fits, level + 1)
+            current = ""
+        current += part
+    if current.strip():
+        yield from _split_to_fit(current.strip(), fits, level + 1)
+
+
+def _graphemes(text: str) -> list[str]:
+    """Characters, each with the combining marks and joiners that belong to it."""
+    clusters: list[str] = []
+    for char in text:
+        joins = unicodedata.category(char)[0] == "M" or char in "\u200c\u200d"
+        if clusters and (joins or clusters[-1].endswith("\u200d")):
+            clusters[-1] += char
+        else:
+            clusters.append(char)
+    return clusters
+
+
+# A comma inside a number or a colon inside a time has no space behind it; CJK marks need none.
+_CLAUSE_END = re.compile(r"(?<=[,;:،؛])(?=\s)|(?<=[、，；：—…])")
+_WORD_END = re.compile(r"(?<=\s)")
+_SPLITTERS: tuple[Callable[[str], list[str]], ...] = (
+    _CLAUSE_END.split,
+    _WORD_END.split,
+    _graphemes,
+)

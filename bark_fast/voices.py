@@ -1,0 +1,171 @@
+"""Voice presets: find them by name, read them from files, check them before they are used."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.source import Source
+from bark_fast.types import CheckpointError, InputError, IntArray, Voice
+
+PRESETS_FILE = "speaker_embeddings_path.json"
+
+VoiceLike = str | os.PathLike[str] | Mapping[str, Any] | Voice
+
+
+class VoiceLibrary:
+    """The presets of one checkpoint (transformers' layout), and any other voice made to fit it."""
+
+    def __init__(self, source: Source, config: Config) -> None:
+        self._source = source
+        self._config = config
+        self._loaded: dict[str, Voice] = {}
+        self._presets: Mapping[str, Any] = {}
+        if source.find(PRESETS_FILE) is not None:
+            presets = source.read_json(PRESETS_FILE)
+            presets.pop("repo_or_path", None)
+            self._presets = presets
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the checkpoint's presets, in the checkpoint's order."""
+        return list(self._presets)
+
+    def get(self, voice: VoiceLike | None) -> Voice | None:
+        """`voice` as a Voice that fits the checkpoint; None stays None.
+
+        Args:
+            voice: a preset's name, the path of an .npz file, a mapping with the three arrays
+                ("semantic_prompt" [S], "coarse_prompt" [n_coarse, F], "fine_prompt" [n_fine, F]),
+                or a Voice.
+
+        Raises:
+            InputError: there is no such voice, or its arrays do not fit.
+        """
+        if voice is None:
+            return None
+        if isinstance(voice, str) and voice in self._loaded:
+            return self._loaded[voice]
+        if isinstance(voice, Voice):
+            arrays: Mapping[str, Any] = voice.arrays()
+            name = voice.name
+        elif isinstance(voice, Mapping):
+            arrays, name = voice, "voice"
+        elif isinstance(voice, str) and voice in self._presets:
+            arrays, name = self._read_preset(voice), voice
+        elif isinstance(voice, (str, os.PathLike)) and Path(voice).suffix == ".npz":
+            arrays, name = _read_npz(Path(voice)), str(voice)
+        else:
+            known = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
+            raise InputError(
+                f"voice must be a preset of this checkpoint ({known or 'it has none'}), the path "
+                f"of an .npz file, a mapping of arrays or a Voice, got {voice!r}"
+            )
+        checked = check_voice(arrays, self._config, name=name)
+        if isinstance(voice, str) and voice in self._presets:
+            self._loaded[voice] = checked
+        return checked
+
+    def _read_preset(self, name: str) -> dict[str, Any]:
+        files = self._presets[name]
+        arrays = {}
+        for key in Voice.ARRAYS:
+            file = files.get(key) if isinstance(files, Mapping) else None
+            if not isinstance(file, str):
+                raise CheckpointError(
+                    f"{PRESETS_FILE}: {name} must name a file for {key}, got {file!r}"
+                )
+            path = self._source.require(file)
+            try:
+                arrays[key] = np.load(path, allow_pickle=False)
+            except (ValueError, OSError, EOFError) as error:
+                raise CheckpointError(
+                    f"{path}: is not a whole .npy file of numbers: {error}"
+                ) from error
+        return arrays
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"voice must be a file that exists, got {str(path)!r}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in Voice.ARRAYS if key in stored}
+    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"voice {path} is not a whole .npz file of plain arrays: {error}"
+        ) from error
+
+
+def check_voice(arrays: Mapping[str, Any], config: Config, *, name: str = "voice") -> Voice:
+    """The arrays as a Voice, if the checkpoint can use them as history.
+
+    Raises:
+        InputError: an array is missing, of the wrong kind, shape or range; or the frames do not
+            last as long as the semantic tokens.
+    """
+    n_coarse, n_fine = config.coarse_rules.n_coarse_codebooks, config.fine_rules.n_fine_codebooks
+    semantic = _check_array(
+        arrays, "semantic_prompt", (None,), config.semantic_rules.semantic_vocab_size, name
+    )
+    coarse = _check_array(arrays, "coarse_prompt", (n_coarse, None), config.codebook_size, name)
+    fine = _check_array(arrays, "fine_prompt", (n_fine, None), config.codebook_size, name)
+    if coarse.shape[1] != fine.shape[1]:
+        raise InputError(
+            f"voice {name!r}: fine_prompt must have as many frames as coarse_prompt "
+            f"({coarse.shape[1]}), got {fine.shape[1]}"
+        )
+    # Both must span the same time, or the coarse stage pairs the wrong tokens. Suno's code allows
+    # a ratio that rounds to the same tenth, about 3 %; short voices need whole frames beside it.
+    frames = len(semantic) * config.semantic_to_coarse_ratio / n_coarse
+    if abs(coarse.shape[1] - frames) > max(4.0, 0.05 * frames):
+        raise InputError(
+            f"voice {name!r}: coarse_prompt must have about {frames:.0f} frames for "
+            f"{len(semantic)} semantic tokens, got {coarse.shape[1]}"
+        )
+    if not long_enough(semantic, coarse, config):
+        raise InputError(
+            f"voice {name!r}: must hold at least 2 semantic tokens and "
+            f"{math.ceil(config.semantic_to_coarse_ratio)} coarse tokens, "
+            f"got {len(semantic)} and {coarse.size}"
+        )
+    return Voice(semantic, coarse, fine, name)
+
+
+def long_enough(semantic: IntArray, coarse: IntArray, config: Config) -> bool:
+    """Whether there is enough to be a voice's history: the coarse stage takes an even number of
+    semantic tokens, and only those that the coarse ones last for."""
+    return len(semantic) >= 2 and coarse.size >= config.semantic_to_coarse_ratio
+
+
+def _check_array(
+    arrays: Mapping[str, Any], key: str, shape: tuple[int | None, ...], limit: int, name: str
+) -> IntArray:
+    wanted = "[" + ", ".join("*" if n is None else str(n) for n in shape) + "]"
+    if arrays.get(key) is None:
+        raise InputError(f"voice {name!r}: {key} {wanted} is missing")
+    try:
+        array = np.asarray(arrays[key])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"voice {name!r}: {key} must be an array of integers: {error}") from error
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"voice {name!r}: {key} must hold integers, got {array.dtype}")
+    if array.ndim != len(shape) or any(
+        n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
+    ):
+        raise InputError(f"voice {name!r}: {key} must have shape {wanted}, got {list(array.shape)}")
+    if array.size == 0:
+        raise InputError(f"voice {name!r}: {key} must not be empty")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= limit:
+        raise InputError(
+            f"voice {name!r}: {key} must hold values from 0 to {limit - 1}, got {low} to {high}"
+        )
+    return np.array(array, dtype=np.int64)
