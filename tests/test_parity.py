@@ -99,8 +99,8 @@ def test_through_the_processor(small: Checkpoint) -> None:
 # The end of the text.
 
 
-@pytest.mark.parametrize("step", [0, 1, 13])
-def test_end_token(small: Checkpoint, tmp_path, step: int) -> None:
+@pytest.mark.parametrize("after", [0, 1, 13])
+def test_end_token(small: Checkpoint, tmp_path, after: int) -> None:
     """The end token wins at a chosen step, because its row of the head is made to."""
     config, generation = small_windows()
     model = build_model(config, seed=1, std=0.25)
@@ -111,8 +111,8 @@ def test_end_token(small: Checkpoint, tmp_path, step: int) -> None:
     with torch.no_grad():
         head[eos] = 0
     model.generation_config = small.model.generation_config
-    free = greedy(model, ids, max_new_tokens=step + 5).semantic
-    assert free[step] not in free[:step]
+    free = greedy(model, ids, max_new_tokens=60).semantic
+    step = next(i for i in range(after, 60) if free[i] not in free[:i])
     with torch.no_grad():
         head[eos] = 1.01 * head[free[step]]
     write_checkpoint(tmp_path, model, generation)
@@ -134,14 +134,14 @@ def test_min_eos_p(small: Checkpoint) -> None:
     ids = small.bark._tokenizer._ids(text)
     lengths = set()
     for min_eos_p in (1e-6, 1e-4, 1e-3, 5e-3, 2e-2, 0.1):
-        expected = greedy(small.model, ids, max_new_tokens=60, min_eos_p=min_eos_p)
-        lengths.add(len(expected.semantic))
-        if len(expected.semantic) == 0:
-            continue
         params = GenerationParams(
             temperature=0, min_eos_p=min_eos_p, max_semantic_tokens=60, seed=0
         )
-        assert_equal(small.bark.generate(text, params=params), expected)
+        speech = small.bark.generate(text, params=params)
+        lengths.add(len(speech.semantic_tokens))
+        if len(speech.semantic_tokens):  # transformers cannot make an empty utterance
+            expected = greedy(small.model, ids, max_new_tokens=60, min_eos_p=min_eos_p)
+            assert_equal(speech, expected)
     assert len(lengths) > 2, "the thresholds should have made a difference"
 
 

@@ -1,0 +1,88 @@
+"""The house: imports go down this list and never up; transformers finds its own `kernels`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# text and voices read a checkpoint's tokenizer and presets, so they stand above it.
+ORDER = [
+    "cli",
+    "bark",
+    "engine",
+    "text",
+    "voices",
+    "stages",
+    "models",
+    "checkpoint",
+    "types",
+    "kernels",
+]
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for folder, prefix in (
+        (ROOT / "bark_fast", "bark_fast"),
+        (ROOT / "kernels", "bark_fast.kernels"),
+    ):
+        for path in sorted(folder.rglob("*.py")):
+            dotted = ".".join([prefix, *path.relative_to(folder).with_suffix("").parts])
+            found.append((dotted.removesuffix(".__init__"), path))
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            if node.module == "bark_fast":
+                names.update(f"bark_fast.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return names
+
+
+def layer(dotted: str) -> int | None:
+    part = dotted.split(".")[1] if "." in dotted else ""
+    return ORDER.index(part) if part in ORDER else None
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda x: x if isinstance(x, str) else "")
+def test_imports_point_down(name: str, path: Path) -> None:
+    own = layer(name)
+    for imported in imports(path):
+        if imported.startswith("bark_fast.") and own is not None:
+            other = layer(imported)
+            assert other is None or other >= own, f"{name} imports {imported}, which is above it"
+
+
+def test_every_module_has_a_place() -> None:
+    for name, _ in modules():
+        if name not in ("bark_fast", "bark_fast.__main__"):
+            assert layer(name) is not None, f"{name} is not in the list"
+
+
+def test_kernels_import_torch_and_triton_only() -> None:
+    for name, path in modules():
+        if name.startswith("bark_fast.kernels"):
+            outside = {i.split(".")[0] for i in imports(path)} - set(sys.stdlib_module_names)
+            assert outside <= {"bark_fast", "torch", "triton"}, name
+            ours = {i for i in imports(path) if i.startswith("bark_fast")}
+            assert all(i.startswith("bark_fast.kernels") for i in ours), name
+
+
+def test_transformers_bark_imports_from_the_repository_root() -> None:
+    """A top-level package named `kernels` would be taken for another project's."""
+    code = "from transformers.models.bark.modeling_bark import BarkModel; print(BarkModel.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "BarkModel"
