@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +16,16 @@ from bark_fast.checkpoint.random import demo_folder
 from bark_fast.checkpoint.source import Source
 from bark_fast.engine.engine import Engine, Progress, Stages
 from bark_fast.engine.request import Request
+from bark_fast.kernels import Impl, can_run_triton, choose_impl
 from bark_fast.text import Tokenizer, normalise, split_text
-from bark_fast.types import BarkFastWarning, GenerationParams, InputError, Speech, Voice
+from bark_fast.types import (
+    BarkFastWarning,
+    GenerationParams,
+    InputError,
+    Speech,
+    Voice,
+    check_integer,
+)
 from bark_fast.voices import VoiceLibrary, VoiceLike, long_enough
 
 _DTYPES = {
@@ -57,6 +66,7 @@ class Bark:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        impl: str = "auto",
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> Bark:
@@ -67,6 +77,8 @@ class Bark:
             device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
             dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "float32", "bfloat16",
                 "float16", or the torch dtype. float16 on a CPU runs as float32, with a warning.
+            impl: who computes: "auto" (triton's kernels on CUDA, plain torch elsewhere), "triton"
+                or "torch".
             revision: of a hub repository; the newest if None.
             local_files_only: ask nothing of the network.
 
@@ -76,6 +88,7 @@ class Bark:
         """
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype, chosen_device)
+        chosen_impl = resolve_impl(impl, chosen_device)
         source, config = _open(model, revision, local_files_only)
         # Small and quick to fail first: the weights are the slow part.
         tokenizer = Tokenizer(
@@ -84,7 +97,9 @@ class Bark:
             max_tokens=config.max_text_tokens,
         )
         voices = VoiceLibrary(source, config)
-        stages = Stages.load(source, config, dtype=chosen_dtype, device=chosen_device)
+        stages = Stages.load(
+            source, config, dtype=chosen_dtype, device=chosen_device, impl=chosen_impl
+        )
         engine = Engine(stages, config, dtype=chosen_dtype, device=chosen_device)
         return cls(engine, tokenizer, voices, device=chosen_device, dtype=chosen_dtype)
 
@@ -175,16 +190,22 @@ class Bark:
         if not isinstance(language, str) or not language.isascii() or not language.isalpha():
             raise InputError(f'language must be a code such as "en", got {language!r}')
         rules = self.config.semantic_rules
-        limit = (
-            rules.max_new_tokens if max_tokens is None else min(rules.max_new_tokens, max_tokens)
-        )
-        return split_text(
+        limit = rules.max_new_tokens
+        if max_tokens is not None:
+            check_integer("max_tokens", max_tokens, "an integer >= 1", 1, math.inf)
+            limit = min(limit, max_tokens)
+        pieces = split_text(
             text,
             max_tokens=self.config.max_text_tokens,
             max_duration_s=limit / rules.semantic_rate_hz,
             count_tokens=self._tokenizer.count,
             language=language,
         )
+        # Invisible characters are no tokens; a piece of nothing else cannot be said.
+        said = [piece for piece in pieces if self._tokenizer.count(piece)]
+        if not said:
+            raise InputError(f"text must hold something the tokenizer knows, got {text!r}")
+        return said
 
     def stream(
         self,
@@ -277,6 +298,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     requirement = 'device must be "auto", "cpu", "cuda" or "cuda:N"'
+    if not isinstance(device, (str, torch.device)):
+        raise InputError(f"{requirement}, got {device!r}")
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -312,6 +335,24 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         return torch.float32
     assert resolved is not None
     return resolved
+
+
+def resolve_impl(impl: str, device: torch.device) -> Impl:
+    """The kernels that `impl` means on `device`.
+
+    Raises:
+        InputError: it is none, or triton cannot run there.
+    """
+    if impl == "auto":
+        return choose_impl(device)
+    if impl not in ("torch", "triton"):
+        raise InputError(f'impl must be "auto", "torch" or "triton", got {impl!r}')
+    if impl == "triton" and not can_run_triton(device):
+        raise InputError(
+            f'impl must be "torch" or "auto" on {device.type} (triton needs a CUDA device, or its '
+            f"interpreter: TRITON_INTERPRET=1), got {impl!r}"
+        )
+    return "torch" if impl == "torch" else "triton"
 
 
 def _as_list(name: str, values: Any) -> list[Any]:

@@ -10,17 +10,24 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from bark_fast import __version__
 from bark_fast.types import (
+    VOICE_ENDINGS,
     BarkFastError,
     BarkFastWarning,
     GenerationParams,
     InputError,
+    Speech,
+    Voice,
     check_audio_path,
+    check_path,
     save_audio,
 )
+
+if TYPE_CHECKING:
+    from bark_fast.bark import Bark
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
@@ -34,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             arguments = _parser().parse_args(argv)
             status: int = arguments.run(arguments)
+            sys.stdout.flush()  # here, where a reader that has gone is no failure
             return status
     except (BarkFastError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):
@@ -164,12 +172,12 @@ def _say(arguments: argparse.Namespace) -> int:
     params = GenerationParams(
         **{f.name: getattr(arguments, f"param_{f.name}") for f in fields(GenerationParams)}
     )
-    check_audio_path(arguments.output, arguments.subtype)
-    if arguments.save_voice is not None and not arguments.save_voice.endswith(".npz"):
-        raise InputError(f"--save-voice must end in .npz, got {arguments.save_voice!r}")
+    check_audio_path(arguments.output, arguments.subtype, name="--output")
+    if arguments.save_voice is not None:
+        check_path(arguments.save_voice, VOICE_ENDINGS, name="--save-voice")
     if not 0 <= arguments.pause <= 60:
         raise InputError(f"--pause must be from 0 to 60 seconds, got {arguments.pause:g}")
-    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    text = _read_stdin() if arguments.text == "-" else arguments.text
     if not text.strip():
         raise InputError("TEXT must not be empty")
 
@@ -195,9 +203,10 @@ def _say(arguments: argparse.Namespace) -> int:
     silence = np.zeros(round(arguments.pause * bark.sample_rate_hz), dtype=np.float32)
     pieces = [piece for part in parts for piece in (silence, part.samples)][1:]
     samples = np.concatenate(pieces)
+    speaker = None if arguments.save_voice is None else _first_voice(parts, bark)
     save_audio(arguments.output, samples, bark.sample_rate_hz, subtype=arguments.subtype)
-    if arguments.save_voice is not None:
-        parts[0].to_voice().save(arguments.save_voice)
+    if speaker is not None:
+        speaker.save(arguments.save_voice)
     if arguments.progress is not False:
         spent = sum(sum(part.timings.values()) for part in parts)
         length = len(samples) / bark.sample_rate_hz
@@ -206,6 +215,22 @@ def _say(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _first_voice(parts: Sequence[Speech], bark: Bark) -> Voice:
+    from bark_fast.voices import long_enough
+
+    for part in parts:
+        if long_enough(part.semantic_tokens, part.coarse_tokens, bark.config):
+            return part.to_voice()
+    raise InputError("--save-voice needs more speech than TEXT gave (a few tokens)")
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input must be text in {error.encoding}: {error}") from error
 
 
 def _voices(arguments: argparse.Namespace) -> int:

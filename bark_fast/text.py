@@ -7,10 +7,16 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 
+import regex
+
 from bark_fast.checkpoint.source import Source
 from bark_fast.types import BarkFastWarning, CheckpointError, InputError
 
+_TITLE_END = re.compile(r"\b(Ms|Mx)\. ?$")
+
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+# What a tokenizer may say of itself beside.
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 # Speaking rates for the estimate below: characters a second, on the fast side of slow speech, so
 # that a piece that is said to fit does. An ideograph or a syllable sign takes about 1/4.5 s, a
@@ -46,16 +52,19 @@ class Tokenizer:
         """`limit`: ids must be below it; `max_tokens`: what the semantic prompt holds."""
         from transformers import AutoTokenizer
 
-        if not any(source.find(file) for file in _TOKENIZER_FILES):
+        found = [path for file in _TOKENIZER_FILES if (path := source.find(file))]
+        if not found:
             # transformers would make an empty tokenizer, or ask the network.
             raise CheckpointError(
                 f"{source.name}: no tokenizer found ({' or '.join(_TOKENIZER_FILES)})"
             )
+        # All that the source gives lies in one folder, the hub's files in a snapshot of its cache:
+        # transformers need not ask the network once more, for files that others may have changed.
+        for file in _TOKENIZER_SETTINGS:
+            source.find(file)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
-                source.name if source.folder is None else str(source.folder),
-                revision=source.revision,
-                local_files_only=source.local_files_only or source.folder is not None,
+                str(found[0].parent), local_files_only=True
             )
         except Exception as error:  # many kinds, by tokenizer and by version
             raise CheckpointError(f"{source.name}: cannot load its tokenizer: {error}") from error
@@ -127,10 +136,21 @@ def split_text(
         return estimate_duration_s(piece) <= max_duration_s and count_tokens(piece) <= max_tokens
 
     whole = normalise(text)  # says what is wrong with it before any work
-    sentences = [" ".join(s.split()) for s in segment(language, text)]
+    sentences = [" ".join(s.split()) for s in _join_titles(segment(language, text))]
     # "..." alone is a sentence to the splitter, but nothing to say.
     speakable = [s for s in sentences if any(unicodedata.category(c)[0] in "LNS" for c in s)]
     return [piece for s in speakable or [whole] for piece in _split_to_fit(s, fits)]
+
+
+def _join_titles(segments: list[str]) -> list[str]:
+    """The segments, with those that end in a title the splitter does not know put together."""
+    joined: list[str] = []
+    for segment in segments:
+        if joined and _TITLE_END.search(joined[-1]):
+            joined[-1] += segment
+        else:
+            joined.append(segment)
+    return joined
 
 
 def _split_to_fit(text: str, fits: Callable[[str], bool], level: int = 0) -> Iterator[str]:
@@ -148,23 +168,12 @@ def _split_to_fit(text: str, fits: Callable[[str], bool], level: int = 0) -> Ite
         yield from _split_to_fit(current.strip(), fits, level + 1)
 
 
-def _graphemes(text: str) -> list[str]:
-    """Characters, each with the combining marks and joiners that belong to it."""
-    clusters: list[str] = []
-    for char in text:
-        joins = unicodedata.category(char)[0] == "M" or char in "\u200c\u200d"
-        if clusters and (joins or clusters[-1].endswith("\u200d")):
-            clusters[-1] += char
-        else:
-            clusters.append(char)
-    return clusters
-
-
 # A comma inside a number or a colon inside a time has no space behind it; CJK marks need none.
 _CLAUSE_END = re.compile(r"(?<=[,;:،؛])(?=\s)|(?<=[、，；：—…])")
 _WORD_END = re.compile(r"(?<=\s)")
+_GRAPHEME = regex.compile(r"\X")  # a character as readers see it (Unicode annex 29)
 _SPLITTERS: tuple[Callable[[str], list[str]], ...] = (
     _CLAUSE_END.split,
     _WORD_END.split,
-    _graphemes,
+    _GRAPHEME.findall,
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Literal, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +36,21 @@ class BarkFastWarning(UserWarning):
     """Something was done differently from what was asked; the message says what and why."""
 
 
+def is_finite(number: SupportsFloat) -> bool:
+    """math.isfinite, that is False for an integer beyond every float too."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
 def _check_number(
     name: str, value: object, requirement: str, low: float, high: float, *, low_open: bool = False
 ) -> None:
     number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
     inside = (
         number
-        and math.isfinite(float(value))  # type: ignore[arg-type]
+        and is_finite(value)  # type: ignore[arg-type]
         and (low < value if low_open else low <= value)  # type: ignore[operator]
         and value <= high  # type: ignore[operator]
     )
@@ -50,7 +58,7 @@ def _check_number(
         raise InputError(f"{name} must be {requirement}, got {value!r}")
 
 
-def _check_integer(name: str, value: object, requirement: str, low: int, high: float) -> None:
+def check_integer(name: str, value: object, requirement: str, low: int, high: float) -> None:
     integer = isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
     if not (integer and low <= int(value) <= high):  # type: ignore[call-overload]
         raise InputError(f"{name} must be {requirement}, got {value!r}")
@@ -102,17 +110,17 @@ class GenerationParams:
             if f.name.endswith("temperature"):
                 _check_number(f.name, value, "a finite number >= 0", 0, math.inf)
             elif f.name.endswith("top_k"):
-                _check_integer(f.name, value, "an integer >= 0 (0: no limit)", 0, math.inf)
+                check_integer(f.name, value, "an integer >= 0 (0: no limit)", 0, math.inf)
             elif f.name.endswith("top_p"):
                 _check_number(f.name, value, "a number above 0, at most 1", 0, 1, low_open=True)
             elif f.name == "min_eos_p":
                 _check_number(f.name, value, "a number from 0 (never) to 1", 0, 1)
             elif f.name == "max_semantic_tokens":
-                _check_integer(f.name, value, "an integer >= 1", 1, math.inf)
+                check_integer(f.name, value, "an integer >= 1", 1, math.inf)
             elif f.name == "max_duration_s":
                 _check_number(f.name, value, "a finite number above 0", 0, math.inf, low_open=True)
             elif f.name == "seed":
-                _check_integer(f.name, value, "an integer from 0 to 2**64 - 1", 0, _SEED_LIMIT - 1)
+                check_integer(f.name, value, "an integer from 0 to 2**64 - 1", 0, _SEED_LIMIT - 1)
 
     def for_stage(self, stage: str, name: str) -> float | None:
         """`name` ("temperature", "top_k" or "top_p") as asked for `stage`, None if not asked."""
@@ -147,11 +155,9 @@ class Voice:
         """Write a preset that this library, transformers and suno's code read (one .npz file).
 
         Raises:
-            InputError: the name does not end in .npz.
+            InputError: the ending or the folder is wrong.
         """
-        target = Path(path)
-        if target.suffix != ".npz":
-            raise InputError(f"path must end in .npz, got {str(path)!r}")
+        target = check_path(path, VOICE_ENDINGS)
         with replacing(target) as partial, partial.open("wb") as file:
             np.savez(file, **self.arrays())  # type: ignore[arg-type]
 
@@ -210,27 +216,40 @@ class Speech:
         save_audio(path, self.samples, self.sample_rate_hz, subtype=subtype)
 
 
+VOICE_ENDINGS = (".npz",)
 _AUDIO_SUBTYPES = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
 
 
-def check_audio_path(path: str | os.PathLike[str], subtype: str | None = None) -> Path:
-    """`path` as a Path if an audio file of that name and `subtype` can be written.
+def check_path(
+    path: str | os.PathLike[str], endings: Collection[str], *, name: str = "path"
+) -> Path:
+    """`path` as a Path if a file of that name, with one of `endings`, can be written.
 
     Raises:
-        InputError: the ending, the subtype or the folder is wrong.
+        InputError: the ending or the folder is wrong; `name` is what the message calls it.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{name} must be a file name, got {path!r}")
     target = Path(path)
-    subtypes = _AUDIO_SUBTYPES.get(target.suffix.lower())
-    if subtypes is None:
-        raise InputError(f"path must end in .wav or .flac, got {str(path)!r}")
+    if target.suffix.lower() not in endings:
+        raise InputError(f"{name} must end in {' or '.join(endings)}, got {str(path)!r}")
+    if target.is_dir():
+        raise InputError(f"{name} must name a file, got the folder {str(path)!r}")
+    if not target.parent.is_dir():
+        raise InputError(f"{name} must be in a folder that exists, got {str(path)!r}")
+    return target
+
+
+def check_audio_path(
+    path: str | os.PathLike[str], subtype: str | None = None, *, name: str = "path"
+) -> Path:
+    """The same for an audio file of that `subtype`."""
+    target = check_path(path, _AUDIO_SUBTYPES, name=name)
+    subtypes = _AUDIO_SUBTYPES[target.suffix.lower()]
     if subtype is not None and subtype not in subtypes:
         raise InputError(
             f"subtype must be one of {', '.join(subtypes)} for {target.suffix}, got {subtype!r}"
         )
-    if target.is_dir():
-        raise InputError(f"path must name a file, got the folder {str(path)!r}")
-    if not target.parent.is_dir():
-        raise InputError(f"path must be in a folder that exists, got {str(path)!r}")
     return target
 
 
@@ -246,13 +265,16 @@ def save_audio(
 
     target = check_audio_path(path, subtype)
     with replacing(target) as partial:
-        soundfile.write(
-            partial,
-            samples,
-            sample_rate_hz,
-            subtype=subtype or "PCM_16",
-            format=target.suffix[1:].upper(),
-        )
+        try:
+            soundfile.write(
+                partial,
+                samples,
+                sample_rate_hz,
+                subtype=subtype or "PCM_16",
+                format=target.suffix[1:].upper(),
+            )
+        except soundfile.LibsndfileError as error:  # a RuntimeError: disk full, not permitted
+            raise OSError(f"{target}: {error}") from error
 
 
 class replacing:  # noqa: N801 - a context manager, named as a verb
@@ -267,7 +289,8 @@ class replacing:  # noqa: N801 - a context manager, named as a verb
         return self.partial
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.partial.replace(self.target)
-        else:
+        try:
+            if kind is None:
+                self.partial.replace(self.target)
+        finally:
             self.partial.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.source import Source
-from bark_fast.types import CheckpointError, InputError, IntArray, Voice
+from bark_fast.types import VOICE_ENDINGS, CheckpointError, InputError, IntArray, Voice
 
 PRESETS_FILE = "speaker_embeddings_path.json"
 
@@ -60,7 +59,7 @@ class VoiceLibrary:
             arrays, name = voice, "voice"
         elif isinstance(voice, str) and voice in self._presets:
             arrays, name = self._read_preset(voice), voice
-        elif isinstance(voice, (str, os.PathLike)) and Path(voice).suffix == ".npz":
+        elif isinstance(voice, (str, os.PathLike)) and Path(voice).suffix.lower() in VOICE_ENDINGS:
             arrays, name = _read_npz(Path(voice)), str(voice)
         else:
             known = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
@@ -85,7 +84,9 @@ class VoiceLibrary:
             path = self._source.require(file)
             try:
                 arrays[key] = np.load(path, allow_pickle=False)
-            except (ValueError, OSError, EOFError) as error:
+                if not isinstance(arrays[key], np.ndarray):
+                    raise ValueError("it is an archive")
+            except Exception as error:  # a damaged header raises whatever Python's parser does
                 raise CheckpointError(
                     f"{path}: is not a whole .npy file of numbers: {error}"
                 ) from error
@@ -98,7 +99,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in Voice.ARRAYS if key in stored}
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and zlib each have their own
         raise InputError(
             f"voice {path} is not a whole .npz file of plain arrays: {error}"
         ) from error

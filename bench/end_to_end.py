@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+
 from bark_fast import Bark, GenerationParams
 from bark_fast.checkpoint.random import create_checkpoint
 

@@ -1,34 +1,22 @@
 """Every operation in plain torch: the oracle of the faster implementations, and itself usable on
-any device.
-
-Outputs have the inputs' dtype unless said otherwise; sums, softmaxes and norms run in float32 or
-better. Nothing here depends on a row's neighbours beyond rounding.
-"""
+any device. What each takes and gives is said once, in `bark_fast.kernels`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bark_fast.kernels.state import DecodeState
+
 
 def embedding_sum(
-    ids: Tensor, tables: Sequence[Tensor], *, positions: Tensor, position_table: Tensor
+    ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
 ) -> Tensor:
-    """Sum of K embeddings and a position embedding for each token.
-
-    Args:
-        ids: int64 [K, N]; -1 adds nothing (a stream that is silent at that token).
-        tables: K tensors [V_k, C]; the same tensor may serve several streams.
-        positions: int64 [N], rows of `position_table` [P, C].
-
-    Returns:
-        [N, C]
-    """
+    """See `bark_fast.kernels.embedding_sum`."""
     total: Tensor | None = None
     for stream, table in zip(ids, tables, strict=True):
         rows = F.embedding(stream.clamp(min=0), table)
@@ -38,34 +26,22 @@ def embedding_sum(
     return total.add_(F.embedding(positions, position_table))
 
 
-def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5
-) -> Tensor:
-    """Layer norm over the last dimension of x [..., C] (Ba et al. 2016); statistics in float32."""
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
+    """See `bark_fast.kernels.layer_norm`."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def linear(
+def fused_linear(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
+    bias: Tensor | None,
     *,
-    norm: tuple[Tensor, Tensor | None] | None = None,
-    gelu: bool = False,
-    residual: Tensor | None = None,
-    eps: float = 1e-5,
+    norm: tuple[Tensor, Tensor | None] | None,
+    gelu: bool,
+    residual: Tensor | None,
+    eps: float,
 ) -> Tensor:
-    """x @ weight.T with what stands before and after it in a transformer block.
-
-    Args:
-        x: [N, K]; weight: [M, K] as torch stores it; bias: [M].
-        norm: (weight [K], bias [K] or None) of a layer norm applied to x first.
-        gelu: apply the exact GELU (erf) to the product.
-        residual: [N, M], added last.
-
-    Returns:
-        [N, M]
-    """
+    """See `bark_fast.kernels.fused_linear`."""
     if norm is not None:
         x = layer_norm(x, *norm, eps=eps)
     y = F.linear(x, weight, bias)
@@ -74,25 +50,22 @@ def linear(
     return y if residual is None else y.add_(residual)
 
 
-def linear_rows(
-    x: Tensor, weight: Tensor, first_rows: Tensor, *, n_rows: int, last_row: int
+def qkv_to_pages(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    norm: tuple[Tensor, Tensor | None],
+    k_pages: Tensor,
+    v_pages: Tensor,
+    slots: Tensor,
+    eps: float,
 ) -> Tensor:
-    """Logits of the ids that can be sampled: a slice of the head, its own for each row of x.
-
-    Args:
-        x: [B, C]; weight: [V, C].
-        first_rows: int64 [B], on the CPU: where each slice starts.
-        n_rows: length of the longest slice. last_row: no slice passes this row (exclusive).
-
-    Returns:
-        float32 [B, n_rows]; -inf past the end of a row's slice.
-    """
-    logits = torch.full((len(x), n_rows), -math.inf, dtype=torch.float32, device=x.device)
-    for first in sorted(set(first_rows.tolist())):
-        rows = (first_rows == first).nonzero()[:, 0]
-        stop = min(first + n_rows, last_row)
-        logits[rows, : stop - first] = F.linear(x[rows], weight[first:stop]).float()
-    return logits
+    """See `bark_fast.kernels.qkv_to_pages`."""
+    qkv = fused_linear(x, weight, bias, norm=norm, gelu=False, residual=None, eps=eps)
+    q, k, v = qkv.view(len(x), 3, *k_pages.shape[1::2]).unbind(1)
+    write_pages(k, v, k_pages, v_pages, slots)
+    return q.contiguous()
 
 
 def write_pages(
@@ -116,34 +89,19 @@ def paged_attention(
     v_pages: Tensor,
     *,
     block_tables: Tensor,
-    query_starts: Sequence[int],
-    kv_lengths: Sequence[int],
+    query_starts: Tensor,
+    kv_lengths: Tensor,
 ) -> Tensor:
-    """Causal attention of packed queries to the pages of their own sequences.
-
-    The queries of sequence b are its last ones: query i of n sees the first
-    `kv_lengths[b] - n + 1 + i` keys. Scores are scaled by 1/sqrt(D) (Vaswani et al. 2017, eq. 1);
-    paging after Kwon et al. 2023.
-
-    Args:
-        q: [N, H, D], the queries of B sequences one after another.
-        k_pages, v_pages: [P, H, page_size, D].
-        block_tables: int64 [B, max_pages], the pages of each sequence in order.
-        query_starts: B + 1 offsets into q.
-        kv_lengths: B lengths, the queries' own tokens included.
-
-    Returns:
-        [N, H, D]
-    """
+    """See `bark_fast.kernels.paged_attention`."""
     page_size = k_pages.shape[2]
-    out = torch.empty_like(q)
-    for b, (start, stop) in enumerate(pairwise(query_starts)):
-        length, n = kv_lengths[b], stop - start
-        if n == 0:
+    out = torch.zeros_like(q)
+    for b, (start, stop) in enumerate(pairwise(query_starts.tolist())):
+        length, n = int(kv_lengths[b]), stop - start
+        if n == 0 or length == 0:
             continue
         k = _gather_pages(k_pages, block_tables[b], length, page_size)
         v = _gather_pages(v_pages, block_tables[b], length, page_size)
-        if n > 1 and n < length:
+        if 1 < n < length:
             # Extending a cache: torch's is_causal aligns the mask with the first key, ours is
             # aligned with the last.
             mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
@@ -169,25 +127,18 @@ def _gather_pages(pages: Tensor, table: Tensor, length: int, page_size: int) -> 
     return gathered.reshape(gathered.shape[0], -1, gathered.shape[-1])[:, :length]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of every frame to every frame; q, k, v and the result are [B, T, H, D]."""
+def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """See `bark_fast.kernels.bidirectional_attention`."""
     heads = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return heads.transpose(1, 2)
 
 
 def codebook_sum(codes: Tensor, tables: Tensor) -> Tensor:
-    """What residual vector quantisation stands for: the sum of a frame's codebook vectors.
-
-    Args:
-        codes: int64 [B, K, F]; tables: [K, V, C] (EnCodec, Défossez et al. 2022, section 3.2).
-
-    Returns:
-        [B, C, F], the layout that the decoder's first convolution reads.
-    """
+    """See `bark_fast.kernels.codebook_sum`."""
     total = F.embedding(codes[:, 0], tables[0])
     for k in range(1, codes.shape[1]):
         total += F.embedding(codes[:, k], tables[k])
-    return total.transpose(1, 2)
+    return total.transpose(1, 2).contiguous()
 
 
 # Sampling -------------------------------------------------------------------------------------
@@ -196,8 +147,9 @@ def codebook_sum(codes: Tensor, tables: Tensor) -> Tensor:
 def process_logits(logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Temperature, then top-k, then top-p, in transformers' order and meaning.
 
-    Ties at the k-th place are all kept. Top-p keeps the most likely tokens until the probability of
-    those that are left is at most 1 - p, and always one.
+    Ties are kept or dropped together, at the k-th place and at the edge of p, so that the result
+    does not depend on the order of a sort. Top-p drops the least likely tokens as long as what is
+    dropped has at most 1 - p, and always keeps one.
 
     Args:
         logits: float32 [B, V]; -inf for what cannot be sampled.
@@ -216,6 +168,8 @@ def process_logits(logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p:
     if (top_p < 1).any():
         ascending, order = logits.sort(dim=1)
         tail = ascending.softmax(dim=1).cumsum(dim=1)
+        # Of equal logits, all have the mass up to the last of them.
+        tail = tail.gather(1, torch.searchsorted(ascending, ascending, right=True) - 1)
         drop = tail <= (1 - top_p)[:, None]
         drop[:, -1] = False
         drop &= (top_p < 1)[:, None]
@@ -232,55 +186,69 @@ def sample(
     seeds: Tensor,
     positions: Tensor,
     stage: int,
-    min_eos_p: Tensor | None = None,
+    min_eos_p: Tensor | None,
+    n_ranges: int,
+    range_size: int,
+    first_id: int,
+    state: DecodeState | None,
 ) -> Tensor:
-    """Draw one id a row: argmax of the processed logits plus Gumbel noise (Gumbel 1954).
-
-    The noise is a function of (seed, stage, position, id) alone, so a row draws the same id in any
-    batch, in any place, on any device up to rounding.
-
-    Args:
-        logits: float32 [B, V] of the ids that can be sampled; where the stage has an end token, it
-            is the last column.
-        temperature: float32 [B]; 0 takes the first largest logit and draws nothing.
-        top_k, top_p: as in `process_logits`.
-        seeds: int64 [B], the 64 bits of each row's seed.
-        positions: int64 [B], 0 .. 2**32 - 1, the row's place in its own sequence of draws.
-        stage: a number that keeps the stages' draws apart.
-        min_eos_p: float32 [B] or None: the end token is taken at once if its probability, before
-            temperature, exceeds this (transformers' BarkEosPrioritizerLogitsProcessor); 0 never.
-
-    Returns:
-        int64 [B]
-    """
-    greedy = temperature == 0
+    """See `bark_fast.kernels.sample`."""
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    turn = (positions % n_ranges)[:, None]
+    allowed = (columns >= turn * range_size) & (
+        (columns < (turn + 1) * range_size) | (turn == n_ranges - 1)
+    )
+    logits = logits.float().masked_fill(~allowed, -math.inf)
     chosen = logits.argmax(dim=1)
-    if not greedy.all():
-        rows = (~greedy).nonzero()[:, 0]
+    drawn = (temperature != 0).nonzero()[:, 0]
+    if len(drawn):
         processed = process_logits(
-            logits[rows], temperature=temperature[rows], top_k=top_k[rows], top_p=top_p[rows]
+            logits[drawn], temperature=temperature[drawn], top_k=top_k[drawn], top_p=top_p[drawn]
         )
-        noise = gumbel_noise(seeds[rows], positions[rows], stage=stage, n_ids=logits.shape[1])
-        chosen[rows] = (processed + noise).argmax(dim=1)
+        noise = gumbel_noise(seeds[drawn], positions[drawn], stage=stage, n_ids=logits.shape[1])
+        chosen[drawn] = (processed + noise).argmax(dim=1)
+    last = logits.shape[1] - 1
     if min_eos_p is not None:
         p_end = logits.softmax(dim=1)[:, -1]
-        chosen = torch.where((min_eos_p > 0) & (p_end > min_eos_p), logits.shape[1] - 1, chosen)
+        chosen = torch.where((min_eos_p > 0) & (p_end > min_eos_p), last, chosen)
+    if state is not None:
+        ended = chosen == last if min_eos_p is not None else torch.zeros_like(allowed[:, 0])
+        _advance(state, chosen + first_id, ended)
     return chosen
 
 
-def gumbel_noise(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
-    """Standard Gumbel noise for ids 0 .. n_ids - 1 of each row; float32 [B, n_ids].
+def _advance(state: DecodeState, tokens: Tensor, ended: Tensor) -> None:
+    """Write what the next step reads; see `DecodeState`."""
+    running = state.finished == 0
+    going_on = running & ~ended
+    rows = going_on.nonzero()[:, 0]
+    state.history[rows, state.draws[rows]] = tokens[rows]
+    state.draws[rows] += 1
+    more = going_on & (state.draws < state.limits)
+    state.finished[running & ~more] = 1
+    rows = more.nonzero()[:, 0]
+    at = state.positions[rows] + 1
+    page = state.block_tables[rows, at // state.page_size]
+    state.token_ids[rows] = tokens[rows]
+    state.positions[rows] = at
+    state.kv_lengths[rows] = at + 1
+    state.slots[rows] = page * state.page_size + at % state.page_size
 
-    Id i takes word i % 4 of the Philox block with counter (i // 4, position, stage, 0). 23 bits of
-    it, centred, are the uniform number u in (0, 1), exact in float32; the noise is -log(-log(u)).
-    """
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
+    """Standard Gumbel noise, float32 [B, n_ids]; see `bark_fast.kernels.random_words`."""
+    words = random_words(seeds, positions, stage=stage, n_ids=n_ids)
+    u = ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23
+    return u.log_().neg_().log_().neg_()
+
+
+def random_words(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
+    """See `bark_fast.kernels.random_words`."""
     blocks = torch.arange(-(-n_ids // 4), device=seeds.device)
     words = philox_uint32(
         blocks[None, :], positions[:, None], torch.full_like(blocks, stage)[None], seeds[:, None]
     )
-    bits = torch.stack(words, dim=-1).flatten(1)[:, :n_ids]
-    u = ((bits >> 9).to(torch.float32) + 0.5) * 2.0**-23
-    return u.log_().neg_().log_().neg_()
+    return torch.stack(words, dim=-1).flatten(1)[:, :n_ids]
 
 
 _PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57

@@ -75,7 +75,7 @@ def test_kernels_import_torch_and_triton_only() -> None:
         if name.startswith("bark_fast.kernels"):
             outside = {i.split(".")[0] for i in imports(path)} - set(sys.stdlib_module_names)
             assert outside <= {"bark_fast", "torch", "triton"}, name
-            ours = {i for i in imports(path) if i.startswith("bark_fast")}
+            ours = {i for i in imports(path) if i.startswith("bark_fast.")}
             assert all(i.startswith("bark_fast.kernels") for i in ours), name
 
 

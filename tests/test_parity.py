@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import Checkpoint, build_model, small_windows, write_checkpoint
-from oracle import OracleSpeech, greedy
 
 from bark_fast import Bark, BarkFastWarning, GenerationParams
+from checkpoints import Checkpoint, build_model, small_windows, write_checkpoint
+from oracle import OracleSpeech, greedy
 
 GREEDY = GenerationParams(temperature=0, min_eos_p=0, seed=0)
 
@@ -182,3 +182,37 @@ def test_low_precision_is_near(small: Checkpoint, tmp_path, dtype: str) -> None:
     params = GenerationParams(temperature=0, min_eos_p=0, max_semantic_tokens=25)
     speech = bark.generate("Hi", params=params)
     assert_equal(speech, greedy(model, bark._tokenizer._ids("Hi"), max_new_tokens=25))
+
+
+# The same with Triton's kernels, in its interpreter where there is no GPU.
+
+
+@pytest.fixture(scope="module")
+def triton_bark(small: Checkpoint) -> Bark:
+    return Bark.from_pretrained(small.folder, device="cpu", impl="triton")
+
+
+@pytest.mark.parametrize(("n_voice", "max_tokens"), [(None, 5), (17, 2)])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter was not asked for")
+def test_triton_gives_the_same_tokens(
+    small: Checkpoint, triton_bark: Bark, n_voice: int | None, max_tokens: int
+) -> None:
+    """All four stages; more than one coarse window, prompts and decode steps."""
+    voice = None if n_voice is None else small.voice(n_voice)
+    text = "Hello, my dog!"
+    ids = small.bark._tokenizer._ids(text)
+    expected = greedy(small.model, ids, voice, max_new_tokens=max_tokens)
+    params = GenerationParams(temperature=0, min_eos_p=0, max_semantic_tokens=max_tokens)
+    assert_equal(triton_bark.generate(text, voice=voice, params=params), expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter was not asked for")
+def test_triton_draws_the_same_tokens(small: Checkpoint, triton_bark: Bark) -> None:
+    params = GenerationParams(
+        temperature=0.8, top_k=40, top_p=0.9, min_eos_p=0.1, max_semantic_tokens=3, seed=11
+    )
+    ours = small.bark.generate("Hello", params=params)
+    theirs = triton_bark.generate("Hello", params=params)
+    np.testing.assert_array_equal(theirs.semantic_tokens, ours.semantic_tokens)
+    np.testing.assert_array_equal(theirs.coarse_tokens, ours.coarse_tokens)
+    np.testing.assert_array_equal(theirs.fine_tokens, ours.fine_tokens)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bark_fast.checkpoint.source import Source
-from bark_fast.types import CheckpointError
+from bark_fast.types import CheckpointError, is_finite
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -228,9 +228,9 @@ class _Section:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if (
             not number
+            or not is_finite(value)
             or not (low < value if low_open else low <= value)
             or not value <= high
-            or value == math.inf
         ):
             bound = f"{'above' if low_open else 'at least'} {low:g}"
             if math.isfinite(high):

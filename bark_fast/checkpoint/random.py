@@ -60,10 +60,17 @@ def create_checkpoint(
         raise InputError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if not isinstance(folder, (str, os.PathLike)):
+        raise InputError(f"folder must be a path, got {folder!r}")
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"folder must be new or empty, got {str(target)!r}")
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"folder must be one that can be made, got {str(target)!r}: {error}"
+        ) from error
 
     config, generation = _settings(size)
     save_model(target, config, generation, seed=seed, dtype=DTYPES[dtype])

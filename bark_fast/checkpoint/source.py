@@ -42,14 +42,17 @@ class Source:
         """
         if not isinstance(model, (str, os.PathLike)) or not str(model).strip():
             raise InputError(f"model must be a folder or a hub id, got {model!r}")
-        folder = Path(model).expanduser()
+        try:
+            folder = Path(model).expanduser()
+        except RuntimeError:  # ~someone, and there is no such user
+            folder = Path(model)
         if folder.is_dir():
             return cls(str(model), folder)
         if folder.exists():
             raise InputError(f"model must be a folder, not a file, got {str(model)!r}")
         parts = str(model).split("/")
         hub_id = isinstance(model, str) and len(parts) == 2 and all(parts)
-        if not hub_id or parts[0] in (".", "..", "~"):
+        if not hub_id or parts[0].startswith((".", "~")):
             raise InputError(
                 f"model must be a folder that exists or a hub id (owner/name), got {str(model)!r}"
             )
@@ -73,7 +76,7 @@ class Source:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
             EntryNotFoundError,
-            HfHubHTTPError,
+            GatedRepoError,
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
         )
@@ -95,14 +98,13 @@ class Source:
             ) from error
         except EntryNotFoundError:
             return None
-        except RepositoryNotFoundError as error:
-            raise CheckpointError(
-                f"{self.name}: no folder and no hub repository has that name"
-            ) from error
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.name}: {file} could not be downloaded: {error}"
-            ) from error
+        except Exception as error:  # the hub's, the system's, and those of two HTTP libraries
+            unknown = isinstance(error, RepositoryNotFoundError)
+            if unknown and not isinstance(error, GatedRepoError):
+                reason = "no folder and no hub repository has that name"
+            else:
+                reason = f"{file} could not be downloaded: {error}"
+            raise CheckpointError(f"{self.name}: {reason}") from error
 
     def require(self, file: str) -> Path:
         """Like `find`, but a missing file is an error that names it."""
@@ -120,7 +122,7 @@ class Source:
         path = self.require(file)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise CheckpointError(

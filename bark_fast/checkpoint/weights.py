@@ -9,7 +9,7 @@ pages that were read count as resident until their mapping ends.
 
 from __future__ import annotations
 
-import pickle
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bark_fast.checkpoint.config import CodecConfig, Config, FineGPTConfig, GPTConfig
+from bark_fast.checkpoint.config import (
+    CONFIG_FILE,
+    CodecConfig,
+    Config,
+    FineGPTConfig,
+    GPTConfig,
+)
 from bark_fast.checkpoint.source import Source
 from bark_fast.types import CheckpointError
 
@@ -172,8 +178,13 @@ def _codec_shapes(prefix: str, config: Config) -> Shapes:
         )
         for k in range(config.fine_rules.n_fine_codebooks)
     }
-    with torch.device("meta"):
-        decoder = build_codec_decoder(config.codec)
+    try:
+        with torch.device("meta"):
+            decoder = build_codec_decoder(config.codec)
+    except Exception as error:  # as many kinds as there are impossible values
+        raise CheckpointError(
+            f"{CONFIG_FILE}: codec_config: no decoder can be built from it: {error}"
+        ) from error
     for name, tensor in decoder.state_dict().items():
         shapes[f"{prefix}.decoder.{name}"] = tuple(tensor.shape)
     return shapes
@@ -248,10 +259,12 @@ class _StoredTensors:
         """Each of `names` with its tensor, which is valid until the next one is asked for."""
         for path in sorted({self.files[name] for name in names}):
             todo = sorted(name for name in names if self.files[name] == path)
+            # torch's format before 1.6 cannot be mapped: it is read whole, and should be once.
+            limit = _REMAP_BYTES if _can_be_mapped(path) else math.inf
             while todo:
                 read_bytes = 0
                 with self._mapped(path) as (_, get):
-                    while todo and read_bytes < _REMAP_BYTES:
+                    while todo and read_bytes < limit:
                         name = todo.pop(0)
                         try:
                             tensor = get(name)
@@ -286,15 +299,18 @@ class _map_safetensors:  # noqa: N801 - a context manager, named as a verb
         self._open.__exit__(*exception)
 
 
+def _can_be_mapped(path: Path) -> bool:
+    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+
+
 def _map_pickle(path: Path) -> AbstractContextManager[tuple[list[str], Callable[[str], Tensor]]]:
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path}: is not a whole file of plain tensors: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+    except Exception as error:  # damage raises whatever the unpickler stumbles over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: is not a whole file of plain tensors: {reason}") from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
         raise CheckpointError(f"{path}: must hold a mapping of names to tensors")
     return nullcontext((list(content), content.__getitem__))

@@ -15,14 +15,16 @@ from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.weights import load_weights
 from bark_fast.engine.kv_cache import KVCache
 from bark_fast.engine.request import Request
+from bark_fast.kernels import Impl
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.models.fine_gpt import FineGPT
 from bark_fast.models.gpt import GPT
+from bark_fast.stages import coarse, semantic
 from bark_fast.stages.coarse import CoarseStage, CoarseTask, ids_to_codes
 from bark_fast.stages.codec import CodecStage
 from bark_fast.stages.draws import Draw
 from bark_fast.stages.fine import FineStage, FineTask
-from bark_fast.stages.semantic import SemanticStage, SemanticTask, build_prompt, sampled_ids
+from bark_fast.stages.semantic import SemanticStage, SemanticTask, build_prompt
 from bark_fast.types import Speech
 
 Progress = Callable[[str, int, int], None]
@@ -40,20 +42,32 @@ class Stages:
 
     @classmethod
     def load(
-        cls, source: Source, config: Config, *, dtype: torch.dtype, device: torch.device
+        cls,
+        source: Source,
+        config: Config,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        impl: Impl,
     ) -> Stages:
-        """Read the checkpoint's weights and build the networks on them."""
+        """Read the checkpoint's weights and build the networks on them, with kernels by `impl`."""
         tensors = load_weights(source, config, dtype=dtype, device=device)
-        semantic_ids = sampled_ids(config.semantic_rules)
+        semantic_ids = semantic.sampled_ids(config.semantic_rules)
+        coarse_ids = coarse.sampled_ids(config)
         n_fine = config.fine_rules.n_fine_codebooks
         return cls(
             SemanticStage(
-                GPT(config.semantic, tensors, "semantic", head_ids=semantic_ids),
+                GPT(config.semantic, tensors, "semantic", head_ids=semantic_ids, impl=impl),
                 config.semantic_rules,
             ),
-            CoarseStage(GPT(config.coarse, tensors, "coarse_acoustics"), config),
-            FineStage(FineGPT(config.fine, tensors, "fine_acoustics"), config),
-            CodecStage(CodecDecoder(config.codec, tensors, "codec_model", n_codebooks=n_fine)),
+            CoarseStage(
+                GPT(config.coarse, tensors, "coarse_acoustics", head_ids=coarse_ids, impl=impl),
+                config,
+            ),
+            FineStage(FineGPT(config.fine, tensors, "fine_acoustics", impl=impl), config),
+            CodecStage(
+                CodecDecoder(config.codec, tensors, "codec_model", n_codebooks=n_fine, impl=impl)
+            ),
         )
 
 

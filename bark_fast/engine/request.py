@@ -10,6 +10,8 @@ from bark_fast.checkpoint.config import Config, Sampling
 from bark_fast.stages.coarse import count_frames
 from bark_fast.types import GenerationParams, InputError, Voice
 
+_LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True)
 class Request:
@@ -63,8 +65,10 @@ def _sampling(stage: str, params: GenerationParams, default: Sampling) -> Sampli
         asked = params.for_stage(stage, name)
         return otherwise if asked is None else asked
 
+    temperature = float(pick("temperature", default.temperature))
     return Sampling(
-        temperature=float(pick("temperature", default.temperature)),
+        # The limit of ever lower temperatures is greedy; long before, logits overflow.
+        temperature=temperature if temperature >= _LEAST_TEMPERATURE else 0.0,
         top_k=int(pick("top_k", default.top_k)),
         top_p=float(pick("top_p", default.top_p)),
     )
@@ -76,7 +80,8 @@ def _max_semantic_tokens(params: GenerationParams, config: Config) -> int:
         limit = min(limit, int(params.max_semantic_tokens))
     if params.max_duration_s is not None:
         frame_s = config.codec.hop_length / config.sample_rate_hz
-        max_frames = math.floor(params.max_duration_s / frame_s + 1e-9)
+        longest = min(params.max_duration_s, count_frames(limit, config) * frame_s)
+        max_frames = math.floor(longest / frame_s + 1e-9)
         while limit > 0 and count_frames(limit, config) > max_frames:
             limit -= 1
         if limit == 0:

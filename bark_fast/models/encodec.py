@@ -10,15 +10,23 @@ from torch import Tensor
 from bark_fast import kernels
 from bark_fast.checkpoint.config import CodecConfig
 from bark_fast.checkpoint.weights import build_codec_decoder
+from bark_fast.kernels import Impl
 
 
 class CodecDecoder:
     """Residual vector quantiser and convolutional decoder, float32."""
 
     def __init__(
-        self, config: CodecConfig, tensors: Mapping[str, Tensor], prefix: str, *, n_codebooks: int
+        self,
+        config: CodecConfig,
+        tensors: Mapping[str, Tensor],
+        prefix: str,
+        *,
+        n_codebooks: int,
+        impl: Impl,
     ) -> None:
         self.config = config
+        self._impl = impl
         self.codebooks = torch.stack(
             [tensors[f"{prefix}.quantizer.layers.{k}.codebook.embed"] for k in range(n_codebooks)]
         )
@@ -33,6 +41,6 @@ class CodecDecoder:
 
     def forward(self, codes: Tensor) -> Tensor:
         """Samples float32 [B, F * hop_length] of codes int64 [B, K, F]."""
-        frames = kernels.codebook_sum(codes, self.codebooks)
+        frames = kernels.codebook_sum(codes, self.codebooks, impl=self._impl)
         samples: Tensor = self._decoder(frames)
         return samples[:, 0]

@@ -9,17 +9,24 @@ from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.checkpoint.config import FineGPTConfig
-from bark_fast.models.gpt import Block, Norm
+from bark_fast.kernels import Impl, Norm
+from bark_fast.models.gpt import Block
 
 
 class FineGPT:
     """Predicts one codebook of all frames of a window from the codebooks before it."""
 
-    def __init__(self, config: FineGPTConfig, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    def __init__(
+        self, config: FineGPTConfig, tensors: Mapping[str, Tensor], prefix: str, *, impl: Impl
+    ) -> None:
         self.config = config
-        self.embeddings = [
-            tensors[f"{prefix}.input_embeds_layers.{k}.weight"] for k in range(config.n_codes_total)
-        ]
+        self._impl = impl
+        self.embeddings = torch.stack(
+            [
+                tensors[f"{prefix}.input_embeds_layers.{k}.weight"]
+                for k in range(config.n_codes_total)
+            ]
+        )
         self.positions = tensors[f"{prefix}.position_embeds_layer.weight"]
         self.blocks = [
             Block.from_tensors(tensors, f"{prefix}.layers.{i}") for i in range(config.num_layers)
@@ -35,6 +42,10 @@ class FineGPT:
         ]
 
     @property
+    def impl(self) -> Impl:
+        return self._impl
+
+    @property
     def device(self) -> torch.device:
         return self.positions.device
 
@@ -45,24 +56,26 @@ class FineGPT:
         padding, or what an overlapping window wrote (BarkFineModel sums it too).
 
         Returns:
-            [B, T, C], normalised.
+            [B, T, C], before the final norm.
         """
         b, t = codes.shape[:2]
-        n_streams = codebook + 1
+        n_streams, impl = codebook + 1, self._impl
         x = kernels.embedding_sum(
             codes[..., :n_streams].permute(2, 0, 1).reshape(n_streams, b * t),
             self.embeddings[:n_streams],
             positions=torch.arange(t, device=codes.device).repeat(b),
             position_table=self.positions,
+            impl=impl,
         )
-        heads = (b, t, self.config.num_heads, self.config.head_size)
+        heads = (self.config.num_heads, self.config.head_size)
         for block in self.blocks:
-            q, k, v = block.qkv_heads(x, self.config.num_heads)
-            attended = kernels.attention(q.reshape(heads), k.reshape(heads), v.reshape(heads))
-            x = block.finish(x, attended)
-        return kernels.layer_norm(x, *self.final_norm).view(b, t, -1)
+            qkv = kernels.fused_linear(x, block.qkv, block.qkv_bias, norm=block.norm_1, impl=impl)
+            q, k, v = qkv.view(b, t, 3, *heads).unbind(2)
+            attended = kernels.bidirectional_attention(q, k, v, impl=impl)
+            x = block.finish(x, attended, decode=False, impl=impl)
+        return x.view(b, t, -1)
 
     def logits(self, states: Tensor, codebook: int, n_ids: int) -> Tensor:
-        """Logits of ids 0 .. n_ids - 1 of `codebook` for states [N, C]; float32 [N, n_ids]."""
+        """Logits of ids 0 .. n_ids - 1 of `codebook` for states [N, C]: [N, n_ids]."""
         head = self.heads[codebook - self.config.n_codes_given]
-        return kernels.linear(states, head[:n_ids]).float()
+        return kernels.fused_linear(states, head[:n_ids], norm=self.final_norm, impl=self._impl)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.checkpoint.config import GPTConfig
-
-Norm = tuple[Tensor, Tensor | None]
+from bark_fast.kernels import Impl, Norm
 
 
 @dataclass(frozen=True)
@@ -56,17 +55,22 @@ class Block:
             fc_2_bias=bias("mlp.out_proj"),
         )
 
-    def qkv_heads(self, x: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Layer norm and projection: queries, keys and values, each [N, H, D]."""
-        qkv = kernels.linear(x, self.qkv, self.qkv_bias, norm=self.norm_1)
-        q, k, v = qkv.view(len(x), 3, num_heads, -1).unbind(1)
-        return q, k, v
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+    def finish(self, x: Tensor, attended: Tensor, *, decode: bool, impl: Impl) -> Tensor:
         """What follows attention: output projection, residual, and the MLP with its own."""
-        x = kernels.linear(attended.reshape(x.shape), self.out, self.out_bias, residual=x)
-        hidden = kernels.linear(x, self.fc_1, self.fc_1_bias, norm=self.norm_2, gelu=True)
-        return kernels.linear(hidden, self.fc_2, self.fc_2_bias, residual=x)
+        x = kernels.fused_linear(
+            attended.reshape(x.shape),
+            self.out,
+            self.out_bias,
+            residual=x,
+            decode=decode,
+            impl=impl,
+        )
+        hidden = kernels.fused_linear(
+            x, self.fc_1, self.fc_1_bias, norm=self.norm_2, gelu=True, decode=decode, impl=impl
+        )
+        return kernels.fused_linear(
+            hidden, self.fc_2, self.fc_2_bias, residual=x, decode=decode, impl=impl
+        )
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,16 @@ class PackedBatch:
     positions: Tensor  # int64 [N]
     slots: Tensor  # int64 [N], where each token's keys and values go
     block_tables: Tensor  # int64 [B, max_pages]
-    query_starts: list[int]  # B + 1
-    kv_lengths: list[int]  # B
+    query_starts: Tensor  # int64 [B + 1]
+    kv_lengths: Tensor  # int64 [B]
+    last: Tensor  # int64 [B], the last token of each sequence
+    max_queries: int
+    max_length: int
+
+    @property
+    def decode(self) -> bool:
+        """Whether every sequence has one new token."""
+        return self.max_queries == 1
 
     @classmethod
     def pack(cls, chunks: Sequence[Chunk], page_size: int, device: torch.device) -> PackedBatch:
@@ -147,7 +159,15 @@ class PackedBatch:
             return torch.tensor(values, dtype=torch.int64, device=device)
 
         return cls(
-            tensor(streams), tensor(positions), tensor(slots), tensor(tables), starts, lengths
+            ids=tensor(streams),
+            positions=tensor(positions),
+            slots=tensor(slots),
+            block_tables=tensor(tables),
+            query_starts=tensor(starts),
+            kv_lengths=tensor(lengths),
+            last=tensor([stop - 1 for stop in starts[1:]]),
+            max_queries=max(len(chunk.ids[0]) for chunk in chunks),
+            max_length=max(lengths),
         )
 
 
@@ -160,11 +180,13 @@ class GPT:
         tensors: Mapping[str, Tensor],
         prefix: str,
         *,
-        head_ids: Sequence[int] | None = None,
+        head_ids: Sequence[int],
+        impl: Impl,
     ) -> None:
-        """Take the tensors named `prefix.*`; with `head_ids`, keep these rows of the head alone,
-        in this order."""
+        """Take the tensors named `prefix.*`, and of the head the rows of the ids that can be
+        sampled, in the order of `head_ids`."""
         self.config = config
+        self._impl = impl
         self.embedding = tensors[f"{prefix}.input_embeds_layer.weight"]
         self.positions = tensors[f"{prefix}.position_embeds_layer.weight"]
         self.blocks = [
@@ -175,24 +197,39 @@ class GPT:
             tensors.get(f"{prefix}.layernorm_final.bias"),
         )
         head = tensors[f"{prefix}.lm_head.weight"]
-        self.head = head if head_ids is None else head[torch.tensor(head_ids, device=head.device)]
+        self.head = head[torch.tensor(head_ids, device=head.device)]
+
+    @property
+    def impl(self) -> Impl:
+        return self._impl
 
     @property
     def device(self) -> torch.device:
         return self.embedding.device
 
     def forward(self, batch: PackedBatch, cache: KVPages) -> Tensor:
-        """Run the new tokens, store their keys and values, and return the final state of the last
-        token of each sequence, normalised: [B, C]."""
+        """Run the new tokens, store their keys and values, and return the logits after the last
+        token of each sequence: [B, len(head_ids)]."""
+        impl, decode = self._impl, batch.decode
         x = kernels.embedding_sum(
             batch.ids,
-            [self.embedding] * len(batch.ids),
+            self.embedding.expand(len(batch.ids), -1, -1),
             positions=batch.positions,
             position_table=self.positions,
+            impl=impl,
         )
         for i, block in enumerate(self.blocks):
-            q, k, v = block.qkv_heads(x, self.config.num_heads)
-            kernels.write_pages(k, v, cache.keys[i], cache.values[i], batch.slots)
+            q = kernels.qkv_to_pages(
+                x,
+                block.qkv,
+                block.qkv_bias,
+                norm=block.norm_1,
+                k_pages=cache.keys[i],
+                v_pages=cache.values[i],
+                slots=batch.slots,
+                decode=decode,
+                impl=impl,
+            )
             attended = kernels.paged_attention(
                 q,
                 cache.keys[i],
@@ -200,14 +237,13 @@ class GPT:
                 block_tables=batch.block_tables,
                 query_starts=batch.query_starts,
                 kv_lengths=batch.kv_lengths,
+                max_queries=batch.max_queries,
+                max_length=batch.max_length,
+                decode=decode,
+                impl=impl,
             )
-            x = block.finish(x, attended)
-        last = [stop - 1 for stop in batch.query_starts[1:]]
-        return kernels.layer_norm(x[last], *self.final_norm)
-
-    def logits(self, state: Tensor, first_rows: Tensor, n_rows: int) -> Tensor:
-        """Logits of `n_rows` ids from `first_rows` [B] on, for each of the states [B, C]; float32
-        [B, n_rows], -inf past the last id."""
-        return kernels.linear_rows(
-            state, self.head, first_rows, n_rows=n_rows, last_row=len(self.head)
+            x = block.finish(x, attended, decode=decode, impl=impl)
+        # One row a sequence from here on, whatever came before.
+        return kernels.fused_linear(
+            x[batch.last], self.head, norm=self.final_norm, decode=True, impl=impl
         )

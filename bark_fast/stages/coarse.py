@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.models.gpt import GPT, Chunk, KVPages, PackedBatch
@@ -27,7 +26,7 @@ def count_tokens(n_semantic: int, config: Config) -> int:
     """
     n = config.coarse_rules.n_coarse_codebooks
     frames = np.float32(n_semantic) * np.float32(config.semantic_to_coarse_ratio) / np.float32(n)
-    return math.floor(frames) * n
+    return int(frames) * n
 
 
 def count_frames(n_semantic: int, config: Config) -> int:
@@ -100,18 +99,14 @@ def window_prompt(
     return [*window, *padding, rules.coarse_infer_token, *history]
 
 
-def sampled_range(n_generated: int, config: Config) -> tuple[int, int]:
-    """(first id, one past the last) of the ids that may be sampled next.
+def sampled_ids(config: Config) -> range:
+    """The ids that may be sampled, codebook after codebook: the columns of the stage's logits.
 
-    Codebooks alternate. The last codebook's range runs to the end of the vocabulary, because
-    transformers leaves the ids past it possible (AlternatingCodebooksLogitsProcessor); a trained
-    model gives them no probability.
+    Codebooks alternate: at each step only one of them is possible. That of the last codebook goes
+    to the end of the vocabulary, because transformers leaves the ids past it possible
+    (AlternatingCodebooksLogitsProcessor); a trained model gives them no probability.
     """
-    n = config.coarse_rules.n_coarse_codebooks
-    codebook = n_generated % n
-    first = config.semantic_rules.semantic_vocab_size + codebook * config.codebook_size
-    last = config.coarse.output_vocab_size if codebook == n - 1 else first + config.codebook_size
-    return first, last
+    return range(config.semantic_rules.semantic_vocab_size, config.coarse.output_vocab_size)
 
 
 @dataclass
@@ -196,6 +191,7 @@ class CoarseStage:
     """Runs one step of any number of tasks."""
 
     def __init__(self, model: GPT, config: Config) -> None:
+        """`model` must have been built with `head_ids=sampled_ids(config)`."""
         self.model = model
         self._config = config
 
@@ -205,16 +201,15 @@ class CoarseStage:
         """Add one token to every task."""
         chunks = [task.chunk(own) for task, own in zip(tasks, pages, strict=True)]
         batch = PackedBatch.pack(chunks, cache.page_size, self.model.device)
-        state = self.model.forward(batch, cache)
-        ranges = [sampled_range(len(task.tokens), self._config) for task in tasks]
-        first = torch.tensor([start for start, _ in ranges])
-        logits = self.model.logits(state, first, max(stop - start for start, stop in ranges))
-        for row, (start, stop) in zip(logits, ranges, strict=True):
-            row[stop - start :] = -math.inf
         chosen = draw_tokens(
-            logits, [task.draw for task in tasks], [len(t.tokens) for t in tasks], stage="coarse"
+            self.model.forward(batch, cache),
+            [task.draw for task in tasks],
+            [len(task.tokens) for task in tasks],
+            stage="coarse",
+            impl=self.model.impl,
+            n_ranges=self._config.coarse_rules.n_coarse_codebooks,
+            range_size=self._config.codebook_size,
         )
-        for task, chunk, (start, _), column in zip(
-            tasks, chunks, ranges, chosen.tolist(), strict=True
-        ):
-            task.add(start + column, chunk.start + len(chunk.ids[0]))
+        first_id = self._config.semantic_rules.semantic_vocab_size
+        for task, chunk, column in zip(tasks, chunks, chosen.tolist(), strict=True):
+            task.add(first_id + column, chunk.start + len(chunk.ids[0]))

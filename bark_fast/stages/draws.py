@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.checkpoint.config import Sampling
+from bark_fast.kernels import Impl
 
 STAGE_NUMBER = {"semantic": 0, "coarse": 1, "fine": 2}
 
@@ -26,18 +27,20 @@ class Draw:
 def draw_tokens(
     logits: Tensor,
     draws: Sequence[Draw],
-    positions: Sequence[int] | Tensor,
+    positions: Sequence[int],
     *,
     stage: str,
+    impl: Impl,
     repeats: Sequence[int] | None = None,
     min_eos_p: Sequence[float] | None = None,
+    n_ranges: int = 1,
+    range_size: int = 0,
 ) -> Tensor:
-    """One id for each row of logits [N, V].
+    """One column for each row of logits [N, V]; the options are those of `kernels.sample`.
 
     Args:
         draws: one a row; with `repeats`, one for each run of that many rows.
         positions: N places in the rows' own sequences of draws.
-        min_eos_p: see `kernels.sample`.
 
     Returns:
         int64 [N]
@@ -57,9 +60,12 @@ def draw_tokens(
         top_k=column([min(d.sampling.top_k, logits.shape[1]) for d in draws], torch.int64),
         top_p=column([d.sampling.top_p for d in draws], torch.float32),
         seeds=column([signed_64(d.seed) for d in draws], torch.int64),
-        positions=torch.as_tensor(positions, dtype=torch.int64, device=device),
+        positions=torch.tensor(positions, dtype=torch.int64, device=device),
         stage=STAGE_NUMBER[stage],
         min_eos_p=None if min_eos_p is None else column(list(min_eos_p), torch.float32),
+        n_ranges=n_ranges,
+        range_size=range_size,
+        impl=impl,
     )
 
 

@@ -139,6 +139,7 @@ class FineStage:
             [task.draw for task in tasks],
             [p for own in positions for p in own],
             stage="fine",
+            impl=self.model.impl,
             repeats=[len(own) for own in positions],
         ).cpu()
         for task, column in zip(tasks, chosen.split([len(p) for p in positions]), strict=True):

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from bark_fast.checkpoint.config import SemanticRules
 from bark_fast.models.gpt import GPT, Chunk, KVPages, PackedBatch
 from bark_fast.stages.draws import Draw, draw_tokens
@@ -89,19 +87,17 @@ class SemanticStage:
         """Add one token to every task, or end it."""
         chunks = [task.chunk(own) for task, own in zip(tasks, pages, strict=True)]
         batch = PackedBatch.pack(chunks, cache.page_size, self.model.device)
-        state = self.model.forward(batch, cache)
-        n_ids = self._rules.semantic_vocab_size + 1
-        logits = self.model.logits(state, torch.zeros(len(tasks), dtype=torch.int64), n_ids)
         chosen = draw_tokens(
-            logits,
+            self.model.forward(batch, cache),
             [task.draw for task in tasks],
             [len(task.tokens) for task in tasks],
             stage="semantic",
+            impl=self.model.impl,
             min_eos_p=[task.min_eos_p for task in tasks],
         )
         for task, chunk, token in zip(tasks, chunks, chosen.tolist(), strict=True):
             task.cached = chunk.start + len(chunk.ids[0])
-            if token == n_ids - 1:
+            if token == self._rules.semantic_vocab_size:  # the column of the end token
                 task.finish_reason = "end"
                 continue
             task.tokens.append(token)

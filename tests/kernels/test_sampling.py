@@ -1,143 +1,21 @@
-"""The plain torch operations against float64, transformers' processors and published figures."""
+"""Sampling: the noise's integers, the processed logits, the distribution, and the decode loop."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from bark_fast import kernels
-
-
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def integers(high: int, *shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_embedding_sum() -> None:
-    tables = [randn(11, 6, seed=i) for i in range(3)]
-    position_table = randn(9, 6, seed=5)
-    ids = integers(11, 3, 7)
-    ids[1, 2] = ids[0, 4] = ids[2, 4] = -1
-    positions = integers(9, 7, seed=1)
-    got = kernels.embedding_sum(ids, tables, positions=positions, position_table=position_table)
-    for n in range(7):
-        expected = position_table[positions[n]].double()
-        for k in range(3):
-            if ids[k, n] >= 0:
-                expected = expected + tables[k][ids[k, n]].double()
-        torch.testing.assert_close(got[n].double(), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_layer_norm(bias: bool) -> None:
-    x, weight, shift = randn(5, 48) * 3 + 1, randn(48, seed=1), randn(48, seed=2)
-    got = kernels.layer_norm(x, weight, shift if bias else None)
-    d = x.double()
-    d = (d - d.mean(-1, keepdim=True)) / (d.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-    expected = d * weight.double() + (shift.double() if bias else 0)
-    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5)
-
-
-def test_linear() -> None:
-    x, weight, bias = randn(5, 48), randn(20, 48, seed=1), randn(20, seed=2)
-    norm, residual = (randn(48, seed=3), randn(48, seed=4)), randn(5, 20, seed=5)
-    before = residual.clone()
-    got = kernels.linear(x, weight, bias, norm=norm, gelu=True, residual=residual)
-    y = kernels.layer_norm(x, *norm).double() @ weight.double().T + bias.double()
-    expected = 0.5 * y * (1 + torch.erf(y / math.sqrt(2))) + before.double()
-    torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-5)
-    assert torch.equal(residual, before), "the residual is an input"
-    torch.testing.assert_close(kernels.linear(x, weight), x @ weight.T)
-
-
-def test_linear_rows() -> None:
-    x, weight = randn(4, 16), randn(30, 16, seed=1)
-    got = kernels.linear_rows(x, weight, torch.tensor([20, 5, 20, 0]), n_rows=12, last_row=30)
-    full = x @ weight.T
-    torch.testing.assert_close(got[0, :10], full[0, 20:30])
-    torch.testing.assert_close(got[1], full[1, 5:17])
-    torch.testing.assert_close(got[3], full[3, :12])
-    assert (got[0, 10:] == -math.inf).all()
-    assert (got[2, 10:] == -math.inf).all()
-
-
-class Sequences:
-    """Sequences of given lengths on scattered pages of a cache filled with NaN."""
-
-    def __init__(self, lengths: list[int], page_size: int, heads: int = 2, size: int = 8) -> None:
-        self.lengths = lengths
-        self.keys = [randn(n, heads, size, seed=10 + i) for i, n in enumerate(lengths)]
-        self.values = [randn(n, heads, size, seed=50 + i) for i, n in enumerate(lengths)]
-        counts = [-(-n // page_size) for n in lengths]
-        order = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(3)).tolist()
-        self.k_pages = torch.full((len(order), heads, page_size, size), math.nan)
-        self.v_pages = torch.full_like(self.k_pages, math.nan)
-        self.tables = torch.zeros(len(lengths), max(counts), dtype=torch.int64)
-        for i, count in enumerate(counts):
-            self.tables[i, :count] = torch.tensor(order[:count])
-            order = order[count:]
-            place = torch.arange(lengths[i])
-            slots = self.tables[i, place // page_size] * page_size + place % page_size
-            kernels.write_pages(self.keys[i], self.values[i], self.k_pages, self.v_pages, slots)
-
-    def expected(self, q: torch.Tensor, i: int) -> torch.Tensor:
-        """Causal attention of the last len(q) tokens, in float64."""
-        n, length = len(q), self.lengths[i]
-        k, v = (t[i].double().transpose(0, 1) for t in (self.keys, self.values))
-        scores = q.double().transpose(0, 1) @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-        mask = torch.ones(n, length, dtype=torch.bool).tril(length - n)
-        return (scores.masked_fill(~mask, -math.inf).softmax(-1) @ v).transpose(0, 1)
-
-
-@pytest.mark.parametrize("page_size", [1, 4, 64])
-def test_paged_attention(page_size: int) -> None:
-    """Prompts, extensions and single steps in one batch."""
-    s = Sequences([1, 7, 8, 33, 64, 20], page_size)
-    queries = [1, 7, 1, 5, 64, 0]
-    q = randn(sum(queries), 2, 8, seed=99)
-    starts = [0, *np.cumsum(queries).tolist()]
-    got = kernels.paged_attention(
-        q, s.k_pages, s.v_pages, block_tables=s.tables, query_starts=starts, kv_lengths=s.lengths
-    )
-    for i in range(len(queries)):
-        own = slice(starts[i], starts[i + 1])
-        torch.testing.assert_close(got[own].double(), s.expected(q[own], i), rtol=0, atol=1e-6)
-
-
-def test_write_pages_touches_nothing_else() -> None:
-    pages = torch.full((3, 2, 4, 8), math.nan)
-    k = randn(2, 2, 8)
-    kernels.write_pages(k, k, pages, pages.clone(), torch.tensor([5, 11]))
-    assert torch.equal(pages[1, :, 1], k[0])
-    assert torch.equal(pages[2, :, 3], k[1])
-    assert int(torch.isnan(pages).sum()) == pages.numel() - k.numel()
-
-
-def test_attention() -> None:
-    q, k, v = (randn(2, 9, 3, 8, seed=i) for i in range(3))
-    got = kernels.attention(q, k, v)
-    d = [t.double().transpose(1, 2) for t in (q, k, v)]
-    expected = (d[0] @ d[1].transpose(2, 3) / math.sqrt(8)).softmax(-1) @ d[2]
-    torch.testing.assert_close(got.double(), expected.transpose(1, 2), rtol=0, atol=1e-6)
-
-
-def test_codebook_sum() -> None:
-    codes, tables = integers(10, 2, 3, 5), randn(3, 10, 4)
-    got = kernels.codebook_sum(codes, tables)
-    assert got.shape == (2, 4, 5)
-    expected = sum(tables[k][codes[1, k, 4]] for k in range(3))
-    torch.testing.assert_close(got[1, :, 4], expected)
-
-
-# Sampling.
+from bark_fast.kernels import reference
+from kernel_helpers import DEVICE, integers, randn
 
 
 @pytest.mark.parametrize(
@@ -148,7 +26,7 @@ def test_codebook_sum() -> None:
     ],
 )
 def test_philox_known_answers(counter, key, expected) -> None:
-    words = kernels.philox_uint32(*(torch.tensor([c]) for c in counter), torch.tensor([key]))
+    words = reference.philox_uint32(*(torch.tensor([c]) for c in counter), torch.tensor([key]))
     assert tuple(int(w) for w in words) == expected
 
 
@@ -180,7 +58,7 @@ def test_philox_by_hand() -> None:
         seed = (hi << 32) | lo
         signed = seed - 2**64 if seed >= 2**63 else seed
         args = (torch.tensor([x]) for x in (c0, c1, c2, signed))
-        words = [int(w) for w in kernels.philox_uint32(*args)]
+        words = [int(w) for w in reference.philox_uint32(*args)]
         assert words == philox_by_hand([c0, c1, c2, 0], [lo, hi])
 
 
@@ -194,6 +72,7 @@ def draw(logits: torch.Tensor, **changes: object) -> torch.Tensor:
         "positions": torch.zeros(n, dtype=torch.int64),
         "stage": 0,
     } | changes
+    options = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     return kernels.sample(logits, **options)
 
 
@@ -201,8 +80,9 @@ def draw(logits: torch.Tensor, **changes: object) -> torch.Tensor:
 @pytest.mark.parametrize("top_k", [0, 1, 3, 50, 1000])
 @pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5, 1e-6])
 def test_processed_logits_equal_transformers(temperature: float, top_k: int, top_p: float) -> None:
-    logits = randn(6, 97) * 3
-    logits[0, 5:20] = logits[0, 4]  # ties, at the k-th place too
+    logits = randn(6, 97).cpu() * 3
+    if top_p == 1:
+        logits[0, 5:20] = logits[0, 4]  # ties, at the k-th place too
     logits[1, 40:] = -math.inf
     expected = logits
     if temperature != 1.0:
@@ -316,3 +196,131 @@ def test_min_eos_p() -> None:
     )
     assert (hot.view(50, 4)[:, 1] == 2).all()
     assert not (hot.view(50, 4)[:, 2] == 2).all()
+
+
+def test_equal_logits_are_kept_or_dropped_together() -> None:
+    """Where transformers' result hangs on the order of a sort."""
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
+    p = logits[0].softmax(0)
+    for top_p, kept in (
+        (float(p[0]) - 0.01, 1),
+        (float(p[0] + p[1]), 4),
+        (float(p[:4].sum()) - 0.01, 4),
+        (float(p[:4].sum()) + 0.01, 5),
+    ):
+        got = kernels.process_logits(
+            logits,
+            temperature=torch.ones(1),
+            top_k=torch.zeros(1, dtype=torch.int64),
+            top_p=torch.tensor([top_p]),
+        )
+        assert int(got.isfinite().sum()) == kept
+
+
+# The Triton kernel against the reference.
+
+
+def test_random_words_equal_the_reference(triton_impl) -> None:
+    seeds = torch.tensor([0, 1, -1, 2**62 + 12345, -(2**63), 2**63 - 1], device=DEVICE)
+    positions = torch.tensor([0, 7, 2**32 - 1, 767, 2**31, 1], device=DEVICE)
+    for stage, n_ids in ((0, 101), (2, 4), (1, 1)):
+        options = {"stage": stage, "n_ids": n_ids}
+        got = kernels.random_words(seeds, positions, impl=triton_impl, **options)
+        assert torch.equal(got, kernels.random_words(seeds, positions, impl="torch", **options))
+
+
+def options_of(n: int, seed: int = 0) -> dict:
+    rng = np.random.default_rng(seed)
+    return {
+        "temperature": torch.tensor(rng.choice([0.0, 0.5, 0.7, 1.0, 2.0], n), dtype=torch.float32),
+        "top_k": torch.tensor(rng.choice([0, 1, 5, 50, 10**6], n)),
+        "top_p": torch.tensor(rng.choice([1.0, 0.95, 0.5, 1e-6], n), dtype=torch.float32),
+        "seeds": torch.tensor(rng.integers(-(2**63), 2**63 - 1, n)),
+        "positions": torch.tensor(rng.integers(0, 10_000, n)),
+        "stage": 1,
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    columns=st.integers(1, 300), seed=st.integers(0, 10**6), eos=st.booleans(),
+    ranges=st.integers(1, 3), half=st.booleans(),
+)  # fmt: skip
+def test_draws_equal_the_reference(
+    columns: int, seed: int, eos: bool, ranges: int, half: bool
+) -> None:
+    n = 6
+    logits = randn(n, columns, seed=seed) * 3
+    logits = logits.half() if half else logits  # half precision makes ties
+    options = options_of(n, seed)
+    if ranges > 1 and columns >= ranges:
+        options |= {"n_ranges": ranges, "range_size": columns // ranges}
+    elif eos:
+        options["min_eos_p"] = torch.full((n,), 0.02)
+    assert draw(logits, **options, impl="triton").tolist() == draw(logits, **options).tolist()
+
+
+@pytest.mark.parametrize("columns", [1024, 2096, 10_001])
+def test_draws_at_the_models_sizes(columns: int) -> None:
+    logits = randn(4, columns) * 2
+    options = options_of(4, 3) | {"temperature": torch.tensor([0.7, 1.0, 0.3, 0.0])}
+    assert draw(logits, **options, impl="triton").tolist() == draw(logits, **options).tolist()
+
+
+def test_a_row_draws_the_same_in_any_batch_of_triton() -> None:
+    logits = randn(18, 120)
+    options = options_of(18, 5)
+    together = draw(logits, **options, impl="triton").tolist()
+    for i in (0, 7, 17):
+        alone = {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+        assert draw(logits[i : i + 1], **alone, impl="triton").tolist() == [together[i]]
+
+
+def loop_state(n: int, page_size: int) -> kernels.DecodeState:
+    def full(value: int, *shape: int, of: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.full(shape, value, dtype=of, device=DEVICE)
+
+    positions = torch.arange(n, device=DEVICE) + 5
+    tables = torch.randperm(n * 8, generator=torch.Generator().manual_seed(0)).view(n, 8).to(DEVICE)
+    at = (positions // page_size)[:, None]
+    return kernels.DecodeState(
+        token_ids=full(0, n),
+        positions=positions,
+        kv_lengths=positions + 1,
+        slots=tables.gather(1, at)[:, 0] * page_size + positions % page_size,
+        block_tables=tables,
+        draws=full(0, n),
+        limits=torch.tensor([1, 3, 6, 9][:n], device=DEVICE),
+        finished=full(0, n, of=torch.int32),
+        history=full(-1, n, 9),
+        page_size=page_size,
+    )
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_the_loop_needs_no_host(triton_impl, eos: bool) -> None:
+    """Ten draws in a row: what each leaves for the next step equals the reference's."""
+    n, page_size = 4, 4
+    states = {impl: loop_state(n, page_size) for impl in ("torch", triton_impl)}
+    options = options_of(n) | {"temperature": torch.ones(n), "first_id": 1000}
+    options.pop("positions")
+    if eos:
+        options["min_eos_p"] = torch.tensor([0.0, 0.08, 0.0, 0.03])
+    for step in range(10):
+        logits = randn(n, 30, seed=step) * 1.5
+        for impl, state in states.items():
+            draw(logits, **options, positions=state.draws, state=state, impl=impl)
+        for f in fields(kernels.DecodeState):
+            a, b = (getattr(state, f.name) for state in states.values())
+            assert a == b if isinstance(a, int) else torch.equal(a, b), (step, f.name)
+    state = states["torch"]
+    assert state.finished.all()
+    if not eos:
+        assert state.draws.tolist() == [1, 3, 6, 9]
+        # The last token of a row is never run, so its place is the one before.
+        assert state.positions.tolist() == [5, 8, 12, 16]
+        assert torch.equal(state.kv_lengths, state.positions + 1)
+    for row in range(n):
+        drawn = state.history[row, : int(state.draws[row])]
+        assert (drawn >= 1000).all()
+        assert (state.history[row, int(state.draws[row]) :] == -1).all()

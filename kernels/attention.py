@@ -1,0 +1,286 @@
+"""Attention: one new token against the pages of its sequence, and many queries at once.
+
+Schedules:
+
+* `decode_kernel`: a program takes one head of one sequence and SPLIT keys of it, multiplies and
+  reduces (a padded tensor-core product would waste 15 rows of 16) with a running softmax, and
+  leaves (maximum, sum, weighted values). The program that arrives last at a counter puts the parts
+  together in their order, so the result does not depend on who was last. SPLIT is fixed, so it
+  does not depend on the batch either.
+* `flash_kernel`: BLOCK_Q queries of one head against all their keys in blocks, running softmax
+  (Dao et al. 2022). Keys and values come from pages, causally, or from plain tensors, where every
+  frame sees every frame.
+
+Softmax in float32, by powers of two: the scale holds log2(e).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bark_fast.kernels.launch import ALWAYS, ceil_div, dot_precision, power_of_two
+
+LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class DecodeAttentionLaunch:
+    split: int  # keys a program
+    block_kv: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class FlashLaunch:
+    block_q: int
+    block_kv: int
+    num_warps: int
+    num_stages: int
+
+
+# 1 024 keys make 4 programs a head: 64 for one sequence of bark, half of an H100. Blocks of 64 keys
+# x 64 are 32 float32 registers a thread.
+DECODE = DecodeAttentionLaunch(split=256, block_kv=64, num_warps=4, num_stages=3)
+FLASH = FlashLaunch(block_q=64, block_kv=64, num_warps=4, num_stages=2)
+FLASH_FLOAT32 = FlashLaunch(block_q=32, block_kv=32, num_warps=4, num_stages=1)
+
+
+@triton.jit
+def decode_kernel(
+    q_ptr,
+    k_pages_ptr,
+    v_pages_ptr,
+    tables_ptr,
+    lengths_ptr,
+    out_ptr,
+    part_ptr,
+    part_stats_ptr,
+    arrived_ptr,
+    max_pages,
+    scale,
+    HEADS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
+    b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    n_splits = tl.maximum(tl.cdiv(length, SPLIT), 1)
+    if split >= n_splits:
+        return
+    d = tl.arange(0, HEAD_SIZE)
+    row = (b * HEADS + head).to(tl.int64)
+    q = tl.load(q_ptr + row * HEAD_SIZE + d).to(tl.float32) * scale
+    # A finite start keeps the first correction from being inf - inf.
+    best = -1.0e30
+    total = 0.0
+    acc = tl.zeros((HEAD_SIZE,), tl.float32)
+    for start in range(split * SPLIT, tl.minimum(length, (split + 1) * SPLIT), BLOCK_KV):
+        at = start + tl.arange(0, BLOCK_KV)
+        inside = at < length
+        page = tl.load(
+            tables_ptr + b.to(tl.int64) * max_pages + at // PAGE_SIZE, mask=inside, other=0
+        )
+        place = ((page.to(tl.int64) * HEADS + head) * PAGE_SIZE + at % PAGE_SIZE) * HEAD_SIZE
+        k = tl.load(k_pages_ptr + place[:, None] + d[None, :], mask=inside[:, None], other=0.0)
+        v = tl.load(v_pages_ptr + place[:, None] + d[None, :], mask=inside[:, None], other=0.0)
+        scores = tl.where(inside, tl.sum(q[None, :] * k.to(tl.float32), axis=1), -float("inf"))
+        new_best = tl.maximum(best, tl.max(scores, axis=0))
+        p = tl.exp2(scores - new_best)
+        correction = tl.exp2(best - new_best)
+        total = total * correction + tl.sum(p, axis=0)
+        acc = acc * correction + tl.sum(p[:, None] * v.to(tl.float32), axis=0)
+        best = new_best
+
+    if n_splits == 1:
+        # An empty slot of the batch has no keys; its output is zero.
+        y = acc / tl.where(total > 0.0, total, 1.0)
+        tl.store(out_ptr + row * HEAD_SIZE + d, y.to(out_ptr.dtype.element_ty))
+    else:
+        own = row * MAX_SPLITS + split
+        tl.store(part_ptr + own * HEAD_SIZE + d, acc)
+        tl.store(part_stats_ptr + own * 2, best)
+        tl.store(part_stats_ptr + own * 2 + 1, total)
+        # All of this program's stores come before its arrival, and its arrival before its loads.
+        tl.debug_barrier()
+        before = tl.atomic_add(arrived_ptr + row, 1, sem="acq_rel")
+        tl.debug_barrier()
+        if before == n_splits - 1:
+            s = tl.arange(0, BLOCK_SPLITS)
+            there = s < n_splits
+            part = row * MAX_SPLITS + s
+            bests = tl.load(
+                part_stats_ptr + part * 2, mask=there, other=-1.0e30, cache_modifier=".cg"
+            )
+            totals = tl.load(
+                part_stats_ptr + part * 2 + 1, mask=there, other=0.0, cache_modifier=".cg"
+            )
+            parts = tl.load(
+                part_ptr + part[:, None] * HEAD_SIZE + d[None, :],
+                mask=there[:, None],
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            weights = tl.exp2(bests - tl.max(bests, axis=0))
+            y = tl.sum(parts * weights[:, None], axis=0) / tl.sum(totals * weights, axis=0)
+            tl.store(out_ptr + row * HEAD_SIZE + d, y.to(out_ptr.dtype.element_ty))
+            # The counter is ready for the next launch.
+            tl.store(arrived_ptr + row, 0)
+
+
+@triton.jit
+def flash_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    tables_ptr,
+    query_starts_ptr,
+    lengths_ptr,
+    max_pages,
+    scale,
+    q_stride,
+    kv_stride,
+    T,
+    HEADS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    PAGED: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    block, head, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if PAGED:
+        first = tl.load(query_starts_ptr + b).to(tl.int64)
+        n = (tl.load(query_starts_ptr + b + 1) - first).to(tl.int32)
+        length = tl.load(lengths_ptr + b).to(tl.int32)
+    else:
+        first = b.to(tl.int64) * T
+        n = T
+        length = T
+    if block * BLOCK_Q >= n:
+        return
+    i = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, HEAD_SIZE)
+    q = tl.load(
+        q_ptr + (first + i)[:, None] * q_stride + head * HEAD_SIZE + d[None, :],
+        mask=(i < n)[:, None],
+        other=0.0,
+    )
+    best = tl.full((BLOCK_Q,), -1.0e30, tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    acc = tl.zeros((BLOCK_Q, HEAD_SIZE), tl.float32)
+    # The queries are the last n of the sequence's tokens.
+    position = length - n + i
+    stop = length
+    if PAGED:
+        stop = tl.minimum(length, length - n + (block + 1) * BLOCK_Q)
+    for start in range(0, stop, BLOCK_KV):
+        at = start + tl.arange(0, BLOCK_KV)
+        inside = at < length
+        if PAGED:
+            page = tl.load(
+                tables_ptr + b.to(tl.int64) * max_pages + at // PAGE_SIZE, mask=inside, other=0
+            )
+            place = ((page.to(tl.int64) * HEADS + head) * PAGE_SIZE + at % PAGE_SIZE) * HEAD_SIZE
+        else:
+            place = (first + at) * kv_stride + head * HEAD_SIZE
+        k = tl.load(k_ptr + place[None, :] + d[:, None], mask=inside[None, :], other=0.0)
+        v = tl.load(v_ptr + place[:, None] + d[None, :], mask=inside[:, None], other=0.0)
+        scores = tl.dot(q, k, input_precision=PRECISION, out_dtype=tl.float32) * scale
+        seen = inside[None, :]
+        if PAGED:
+            seen = seen & (at[None, :] <= position[:, None])
+        scores = tl.where(seen, scores, -float("inf"))
+        new_best = tl.maximum(best, tl.max(scores, axis=1))
+        p = tl.exp2(scores - new_best[:, None])
+        correction = tl.exp2(best - new_best)
+        total = total * correction + tl.sum(p, axis=1)
+        acc = acc * correction[:, None]
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        best = new_best
+    y = acc / total[:, None]
+    tl.store(
+        out_ptr + ((first + i)[:, None] * HEADS + head) * HEAD_SIZE + d[None, :],
+        y.to(out_ptr.dtype.element_ty),
+        mask=(i < n)[:, None],
+    )
+
+
+def paged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    *,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    max_queries: int,
+    max_length: int,
+    decode: bool,
+    workspace: Tensor | None = None,
+) -> Tensor:
+    """See `bark_fast.kernels.paged_attention`."""
+    q = q.contiguous()
+    heads, page_size, size = k_pages.shape[1:]
+    batch = len(kv_lengths)
+    out = torch.empty_like(q)
+    scale = LOG2_E * size**-0.5
+    if decode:
+        splits = max(1, ceil_div(max_length, DECODE.split))
+        if workspace is None:
+            workspace = decode_workspace(batch, heads, device=q.device)
+        parts = torch.empty(batch * heads * splits * size, dtype=torch.float32, device=q.device)
+        stats = torch.empty(batch * heads * splits * 2, dtype=torch.float32, device=q.device)
+        decode_kernel[(batch, heads, splits)](
+            q, k_pages, v_pages, block_tables, kv_lengths, out, parts, stats, workspace,
+            block_tables.shape[1], scale,
+            HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, SPLIT=DECODE.split,
+            MAX_SPLITS=splits, BLOCK_KV=DECODE.block_kv, BLOCK_SPLITS=power_of_two(splits),
+            num_warps=DECODE.num_warps, num_stages=DECODE.num_stages, **ALWAYS,
+        )  # fmt: skip
+        return out
+    launch = FLASH_FLOAT32 if q.dtype == torch.float32 else FLASH
+    flash_kernel[(ceil_div(max_queries, launch.block_q), heads, batch)](
+        q, k_pages, v_pages, out, block_tables, query_starts, kv_lengths,
+        block_tables.shape[1], scale, heads * size, 0, 0,
+        HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, PAGED=True, BLOCK_Q=launch.block_q,
+        BLOCK_KV=launch.block_kv, PRECISION=dot_precision(q.dtype),
+        num_warps=launch.num_warps, num_stages=launch.num_stages, **ALWAYS,
+    )  # fmt: skip
+    return out
+
+
+def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """See `bark_fast.kernels.bidirectional_attention`."""
+    batch, length, heads, size = q.shape
+    for tensor in (q, k, v):
+        # Slices of one projection: heads and their elements next to each other, any row stride.
+        assert tensor.stride()[2:] == (size, 1), "the last two dimensions must be contiguous"
+        assert tensor.stride(0) == length * tensor.stride(1), "batches must follow one another"
+    assert k.stride() == v.stride(), "keys and values must be laid out alike"
+    out = torch.empty(batch, length, heads, size, dtype=q.dtype, device=q.device)
+    launch = FLASH_FLOAT32 if q.dtype == torch.float32 else FLASH
+    flash_kernel[(ceil_div(length, launch.block_q), heads, batch)](
+        q, k, v, out, q, q, q, 0, LOG2_E * size**-0.5, q.stride(1), k.stride(1), length,
+        HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=1, PAGED=False, BLOCK_Q=launch.block_q,
+        BLOCK_KV=launch.block_kv, PRECISION=dot_precision(q.dtype),
+        num_warps=launch.num_warps, num_stages=launch.num_stages, **ALWAYS,
+    )  # fmt: skip
+    return out
+
+
+def decode_workspace(batch: int, heads: int, *, device: torch.device) -> Tensor:
+    """The arrival counters of the decode schedule, int32 zeros; every launch leaves them zero, so
+    one serves a whole loop of steps on one stream."""
+    return torch.zeros(batch * heads, dtype=torch.int32, device=device)

@@ -1,0 +1,76 @@
+"""Layer norm alone, and the row statistics with which a tiled product normalises its own input.
+
+Schedule: one program a row, the row in registers; mean first, then the mean square of what is left,
+so that a large mean costs no precision. One read, one write.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bark_fast.kernels.launch import ALWAYS, power_of_two
+
+
+@triton.jit
+def layer_norm_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    eps,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK_C)
+    x = tl.load(x_ptr + row * C + c, mask=c < C, other=0.0).to(tl.float32)
+    centred = tl.where(c < C, x - tl.sum(x, axis=0) / C, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / C + eps)
+    y = centred * rstd * tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * C + c, y.to(out_ptr.dtype.element_ty), mask=c < C)
+
+
+@triton.jit
+def row_moments_kernel(x_ptr, out_ptr, eps, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK_C)
+    x = tl.load(x_ptr + row * C + c, mask=c < C, other=0.0).to(tl.float32)
+    mean = tl.sum(x, axis=0) / C
+    centred = tl.where(c < C, x - mean, 0.0)
+    tl.store(out_ptr + row * 2, mean)
+    tl.store(out_ptr + row * 2 + 1, 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / C + eps))
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
+    """See `bark_fast.kernels.layer_norm`."""
+    x = x.contiguous()
+    width = x.shape[-1]
+    out = torch.empty_like(x)
+    layer_norm_kernel[(x.numel() // width,)](
+        x,
+        weight,
+        weight if bias is None else bias,
+        out,
+        eps,
+        C=width,
+        BLOCK_C=power_of_two(width),
+        HAS_BIAS=bias is not None,
+        num_warps=4,
+        **ALWAYS,
+    )
+    return out
+
+
+def row_moments(x: Tensor, *, eps: float) -> Tensor:
+    """float32 [N, 2]: mean and reciprocal standard deviation of each row of x [N, C]."""
+    out = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
+    row_moments_kernel[(len(x),)](
+        x, out, eps, C=x.shape[1], BLOCK_C=power_of_two(x.shape[1]), num_warps=4, **ALWAYS
+    )
+    return out

@@ -1,0 +1,232 @@
+"""Sampling: from logits to the next token in one launch, with everything that the next step reads.
+
+Schedule: one program a row, all its logits in registers. Top-k and top-p need an order, not a sort:
+the float's bits, made monotone, are a 32-bit key, and a binary search over keys finds the k-th
+largest (by counting) or the smallest whose mass is enough (by summing). 32 rounds each, and none if
+the row does not ask. Noise: Philox-4x32-10, four ids a block, in uint32.
+
+A row's result depends on that row alone: the number of columns fixes every reduction's order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bark_fast.kernels.launch import ALWAYS, power_of_two
+from bark_fast.kernels.state import DecodeState
+
+CHUNK = 4096
+
+
+@triton.jit
+def philox_block(c0, c1, c2, seed_low, seed_high):
+    """Four uint32 words of Philox-4x32-10 (Salmon et al. 2011), counter (c0, c1, c2, 0)."""
+    c3 = tl.zeros_like(c0)
+    k0, k1 = seed_low, seed_high
+    m0 = tl.full((), 0xD2511F53, tl.uint32)
+    m1 = tl.full((), 0xCD9E8D57, tl.uint32)
+    for _ in tl.static_range(10):
+        n0 = tl.umulhi(c2, m1) ^ c1 ^ k0
+        n2 = tl.umulhi(c0, m0) ^ c3 ^ k1
+        c1, c3 = c2 * m1, c0 * m0
+        c0, c2 = n0, n2
+        k0 = k0 + tl.full((), 0x9E3779B9, tl.uint32)
+        k1 = k1 + tl.full((), 0xBB67AE85, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def random_words(seed, position, stage, first, COUNT: tl.constexpr):
+    """One uint32 for each id first .. first + COUNT - 1: word id % 4 of block id // 4."""
+    blocks = (first // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
+    low = tl.zeros_like(blocks) + (seed & 0xFFFFFFFF).to(tl.uint32)
+    high = tl.zeros_like(blocks) + ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    at = tl.zeros_like(blocks) + position.to(tl.uint32)
+    which = tl.zeros_like(blocks) + stage
+    w0, w1, w2, w3 = philox_block(blocks, at, which.to(tl.uint32), low, high)
+    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (COUNT,))
+
+
+@triton.jit
+def order_key(x):
+    """uint32 with the order of the float32 x."""
+    bits = x.to(tl.uint32, bitcast=True)
+    return bits ^ tl.where(bits >> 31 != 0, 0xFFFFFFFF, 0x80000000).to(tl.uint32)
+
+
+@triton.jit
+def random_words_kernel(seeds_ptr, positions_ptr, out_ptr, stage, V, BLOCK_V: tl.constexpr):
+    row = tl.program_id(0)
+    words = random_words(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), stage, 0, BLOCK_V)
+    v = tl.arange(0, BLOCK_V)
+    tl.store(out_ptr + row.to(tl.int64) * V + v, words.to(tl.int64), mask=v < V)
+
+
+@triton.jit
+def sample_kernel(
+    logits_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_eos_p_ptr,
+    seeds_ptr,
+    positions_ptr,
+    out_ptr,
+    token_ptr,
+    model_position_ptr,
+    length_ptr,
+    slot_ptr,
+    tables_ptr,
+    limit_ptr,
+    finished_ptr,
+    history_ptr,
+    stage,
+    V,
+    first_id,
+    range_size,
+    n_ranges,
+    max_pages,
+    history_width,
+    BLOCK_V: tl.constexpr,
+    CHUNK_V: tl.constexpr,
+    HAS_EOS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    if HAS_STATE:
+        if tl.load(finished_ptr + row) != 0:
+            return
+    v = tl.arange(0, BLOCK_V)
+    position = tl.load(positions_ptr + row)
+    turn = position % n_ranges
+    first = turn * range_size
+    last = tl.where(turn == n_ranges - 1, V, first + range_size)
+    logits = tl.load(
+        logits_ptr + row * V + v, mask=(v >= first) & (v < last), other=-float("inf")
+    ).to(tl.float32)
+    end_now = row < 0
+    if HAS_EOS:
+        enough = tl.load(min_eos_p_ptr + row)
+        weights = tl.exp(logits - tl.max(logits, axis=0))
+        p_end = tl.sum(tl.where(v == V - 1, weights, 0.0), axis=0) / tl.sum(weights, axis=0)
+        end_now = (enough > 0.0) & (p_end > enough)
+    temperature = tl.load(temperature_ptr + row)
+    if temperature == 0.0:
+        chosen = tl.argmax(logits, axis=0, tie_break_left=True)
+    else:
+        # Two thresholds are all that top-k and top-p leave behind.
+        scores = logits / temperature
+        key = order_key(scores)
+        high_bit = tl.full((), 0x80000000, tl.uint32)
+        keep = tl.full((), 0, tl.uint32)
+        top_k = tl.load(top_k_ptr + row)
+        if (top_k > 0) & (top_k < last - first):
+            # The largest key that k of them reach is the k-th largest.
+            for bit in range(32):
+                candidate = keep | (high_bit >> bit)
+                count = tl.sum((key >= candidate).to(tl.int32), axis=0)
+                keep = tl.where(count >= top_k, candidate, keep)
+        top_p = tl.load(top_p_ptr + row)
+        if top_p < 1.0:
+            best = tl.max(scores, axis=0)
+            weights = tl.where(key >= keep, tl.exp(scores - best), 0.0)
+            limit = (1.0 - top_p) * tl.sum(weights, axis=0)
+            # The largest key below which the mass is at most 1 - p: what is below it goes.
+            threshold = tl.full((), 0, tl.uint32)
+            for bit in range(32):
+                candidate = threshold | (high_bit >> bit)
+                below = tl.sum(tl.where(key < candidate, weights, 0.0), axis=0)
+                threshold = tl.where(below <= limit, candidate, threshold)
+            keep = tl.maximum(keep, tl.minimum(threshold, tl.max(key, axis=0)))
+        seed = tl.load(seeds_ptr + row)
+        best_noisy = -float("inf")
+        chosen = 0
+        # In chunks, read again: all at once would not leave enough registers for the noise.
+        for start in range(0, BLOCK_V, CHUNK_V):
+            u = start + tl.arange(0, CHUNK_V)
+            part = tl.load(
+                logits_ptr + row * V + u, mask=(u >= first) & (u < last), other=-float("inf")
+            ).to(tl.float32)
+            part = part / temperature
+            words = random_words(seed, position, stage, start, CHUNK_V)
+            uniform = ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+            noisy = tl.where(
+                order_key(part) >= keep, part - tl.log(-tl.log(uniform)), -float("inf")
+            )
+            largest, at = tl.max(noisy, axis=0, return_indices=True)
+            chosen = tl.where(largest > best_noisy, start + at, chosen)
+            best_noisy = tl.maximum(best_noisy, largest)
+    going_on = chosen >= 0
+    if HAS_EOS:
+        chosen = tl.where(end_now, V - 1, chosen)
+        going_on = chosen != V - 1
+    tl.store(out_ptr + row, chosen.to(tl.int64))
+    if HAS_STATE:
+        token = chosen.to(tl.int64) + first_id
+        more = going_on & (position + 1 < tl.load(limit_ptr + row))
+        tl.store(history_ptr + row * history_width + position, token, mask=going_on)
+        tl.store(positions_ptr + row, position + 1, mask=going_on)
+        tl.store(finished_ptr + row, 1, mask=more == 0)
+        # A row that has ended runs its last token again, in the same place: harmless.
+        at = tl.load(model_position_ptr + row) + 1
+        page = tl.load(tables_ptr + row * max_pages + at // PAGE_SIZE, mask=more, other=0)
+        tl.store(token_ptr + row, token, mask=more)
+        tl.store(model_position_ptr + row, at, mask=more)
+        tl.store(length_ptr + row, at + 1, mask=more)
+        tl.store(slot_ptr + row, page * PAGE_SIZE + at % PAGE_SIZE, mask=more)
+
+
+def sample(
+    logits: Tensor,
+    *,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    stage: int,
+    min_eos_p: Tensor | None,
+    n_ranges: int,
+    range_size: int,
+    first_id: int,
+    state: DecodeState | None,
+) -> Tensor:
+    """See `bark_fast.kernels.sample`."""
+    logits = logits.contiguous()
+    rows, columns = logits.shape
+    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    # Pointers that a launch does not use still have to be something.
+    fields = (
+        (out,) * 7
+        if state is None
+        else (
+            state.token_ids, state.positions, state.kv_lengths, state.slots, state.block_tables,
+            state.limits, state.finished,
+        )
+    )  # fmt: skip
+    block = max(16, power_of_two(columns))
+    sample_kernel[(rows,)](
+        logits, temperature, top_k, top_p, temperature if min_eos_p is None else min_eos_p, seeds,
+        positions, out, *fields, out if state is None else state.history,
+        stage, columns, first_id, range_size, n_ranges,
+        0 if state is None else state.block_tables.shape[1],
+        0 if state is None else state.history.shape[1],
+        BLOCK_V=block, CHUNK_V=min(block, CHUNK), HAS_EOS=min_eos_p is not None,
+        PAGE_SIZE=1 if state is None else state.page_size, HAS_STATE=state is not None,
+        # 16 logits a thread.
+        num_warps=min(32, max(1, block // 512)), **ALWAYS,
+    )  # fmt: skip
+    return out
+
+
+def random_words_of(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
+    """The integers behind the noise, int64 [B, n_ids], to be held against the reference's."""
+    out = torch.empty(len(seeds), n_ids, dtype=torch.int64, device=seeds.device)
+    random_words_kernel[(len(seeds),)](
+        seeds, positions, out, stage, n_ids, BLOCK_V=max(16, power_of_two(n_ids)), **ALWAYS
+    )
+    return out

@@ -1,0 +1,185 @@
+"""Checkpoints of random weights: reproducible, and good for transformers too."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from bark_fast import Bark, BarkFastWarning, CheckpointError
+from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.random import (
+    PRESET_NAMES,
+    SIZES,
+    _settings,
+    _stored_shapes,
+    create_checkpoint,
+    demo_folder,
+)
+from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.weights import load_weights
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return create_checkpoint(tmp_path_factory.mktemp("random") / "tiny")
+
+
+def test_same_seed_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    again = digests(create_checkpoint(tmp_path / "tiny", seed=0))
+    assert again == digests(tiny)
+    other = digests(create_checkpoint(tmp_path / "other" / "tiny", seed=1))
+    assert other.keys() == again.keys()
+    changed = {file for file in again if again[file] != other[file]}
+    assert changed == {"model.safetensors", *(f for f in again if f.endswith(".npy"))}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dtype(tiny: Path, tmp_path: Path, dtype: str) -> None:
+    low = load_file(create_checkpoint(tmp_path / "tiny", dtype=dtype) / "model.safetensors")
+    full = load_file(tiny / "model.safetensors")
+    assert low.keys() == full.keys()
+    for name, tensor in low.items():
+        if full[name].is_floating_point():
+            assert tensor.dtype == getattr(torch, dtype)
+            torch.testing.assert_close(tensor.float(), full[name], rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "n_parameters"), [("tiny", 1.4e6), ("small", 411e6), ("large", 1.06e9)]
+)
+def test_sizes(size: str, n_parameters: float) -> None:
+    """The config of every size is consistent; its tensors are as many as suno's."""
+    config, generation = _settings(size)
+    read = Config.from_dicts(config, generation)
+    assert read.sample_rate_hz == 24_000
+    # Masks and the codec's encoder are not what makes a size.
+    total = sum(
+        torch.Size(shape).numel()
+        for name, shape in _stored_shapes(config).items()
+        if not name.startswith("codec_model") and not name.endswith("attn.bias")
+    )
+    assert total == pytest.approx(n_parameters, rel=0.1)
+    assert size in SIZES
+
+
+def test_ids_of_the_large_sizes_are_sunos() -> None:
+    small, large = (Config.from_dicts(*_settings(size)) for size in ("small", "large"))
+    assert small.semantic_rules == large.semantic_rules
+    assert small.coarse_rules == large.coarse_rules
+    rules = small.semantic_rules
+    assert (rules.text_encoding_offset, rules.text_pad_token) == (10_048, 129_595)
+    assert (rules.semantic_infer_token, rules.eos_token_id) == (129_599, 10_000)
+    assert (small.coarse_rules.coarse_infer_token, small.coarse.input_vocab_size) == (
+        12_050,
+        12_096,
+    )
+
+
+def test_transformers_loads_it(tiny: Path) -> None:
+    model, info = transformers.BarkModel.from_pretrained(tiny, output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    # Tied heads are stored once.
+    assert all(key.startswith("fine_acoustics.lm_heads.") for key in info["missing_keys"])
+    source = Source.open(tiny)
+    ours = load_weights(
+        source, Config.read(source), dtype=torch.float32, device=torch.device("cpu")
+    )
+    theirs = model.state_dict()
+    same = [name for name in ours if name in theirs]
+    assert len(same) > 50
+    for name in same:
+        assert torch.equal(ours[name], theirs[name]), name
+    for k, head in enumerate(model.fine_acoustics.lm_heads):
+        embedding = model.fine_acoustics.input_embeds_layers[k + 1]
+        assert torch.equal(head.weight, embedding.weight)
+
+
+def test_transformers_processor_reads_it(tiny: Path) -> None:
+    processor = transformers.AutoProcessor.from_pretrained(tiny)
+    assert isinstance(processor, transformers.BarkProcessor)
+    inputs = processor("Hi é!", voice_preset=PRESET_NAMES[0])
+    bark = Bark.from_pretrained(tiny, device="cpu")
+    ids = inputs["input_ids"][0][inputs["attention_mask"][0] > 0].tolist()
+    assert ids == bark._tokenizer.encode("Hi é!")
+    unknown = bark._tokenizer.encode("今")[0]
+    assert unknown not in ids
+    voice = bark.load_voice(PRESET_NAMES[0])
+    for key, array in voice.arrays().items():
+        assert (inputs["history_prompt"][key] == array).all()
+
+
+def test_every_character_is_known(tiny: Path) -> None:
+    bark = Bark.from_pretrained(tiny, device="cpu")
+    text = "The quick brown fox jumps over the lazy dog 0123456789 .,;:!?'\"()[]-+*/ äöüßéñ"
+    (unknown,) = bark._tokenizer.encode("今")
+    ids = bark._tokenizer.encode(text)
+    assert unknown not in ids
+    assert len(ids) == len(text.replace(" ", ""))
+
+
+def test_demo_is_made_once_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.warns(BarkFastWarning, match="random weights"):
+        folder = demo_folder()
+    assert folder.parent == tmp_path / "bark-fast"
+    made = (folder / "model.safetensors").stat()
+    with pytest.warns(BarkFastWarning, match="random weights"):
+        assert demo_folder() == folder
+    again = (folder / "model.safetensors").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+    assert os.listdir(folder.parent) == [folder.name]  # no unfinished folder is left
+    with pytest.warns(BarkFastWarning, match="random weights"):
+        bark = Bark.from_pretrained("demo", device="cpu")
+    assert bark.voices == list(PRESET_NAMES)
+
+
+def test_demo_made_by_another_process_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        target.mkdir()
+        (target / "first").touch()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with pytest.warns(BarkFastWarning):
+        folder = demo_folder()
+    assert os.listdir(folder) == ["first"]
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_the_folder_stays_when_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo that is half made must never be taken for a whole one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bark_fast.checkpoint.random._write_presets", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo_folder()
+    assert os.listdir(tmp_path / "bark-fast") == []
+
+
+def test_messages_name_the_folder(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
+        Config.read(Source.open(tmp_path))

@@ -1,0 +1,79 @@
+"""Random tensors, guarded outputs, and the measure of error that all kernel tests share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# The interpreter is silently wrong for bfloat16, so it joins only on a GPU.
+DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "cuda" else [])
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype).to(DEVICE)
+
+
+def integers(high: int, *shape: int, seed: int = 0, low: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(low, high, shape, generator=generator).to(DEVICE)
+
+
+def assert_accurate(got: Tensor, plain: Tensor, exact: Tensor, *, factor: float = 2.0) -> None:
+    """The contract for low precision: the error against float64 is within `factor` of the error of
+    plain torch in the same precision. Rounding the exact result is the least that either can have,
+    so that much is allowed on top."""
+    assert got.shape == exact.shape
+    assert got.dtype == plain.dtype
+    assert torch.isfinite(got).all(), "an output was not written, or overflowed"
+    error = (got.double() - exact).abs().max().item()
+    plain_error = (plain.double() - exact).abs().max().item()
+    rounding = torch.finfo(got.dtype).eps * exact.abs().max().item()
+    assert error <= factor * plain_error + rounding, (error, plain_error)
+
+
+@contextmanager
+def guarded_outputs(monkeypatch) -> Iterator[list[Tensor]]:
+    """torch.empty and empty_like give memory full of NaN, with guard elements before and after that
+    must be untouched at the end: unwritten outputs show, and so do writes outside."""
+    guard = 64
+    made: list[Tensor] = []
+    real_empty = torch.empty
+
+    def sentinel(dtype: torch.dtype) -> float:
+        return math.nan if dtype.is_floating_point else -77
+
+    def empty(*size: object, dtype: torch.dtype | None = None, device: object = None) -> Tensor:
+        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        dtype = dtype or torch.get_default_dtype()
+        count = math.prod(shape)  # type: ignore[arg-type]
+        whole = real_empty(count + 2 * guard, dtype=dtype, device=device).fill_(sentinel(dtype))
+        made.append(whole)
+        return whole[guard : guard + count].view(shape)  # type: ignore[arg-type]
+
+    def empty_like(other: Tensor) -> Tensor:
+        return empty(*other.shape, dtype=other.dtype, device=other.device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        patch.setattr(torch, "empty_like", empty_like)
+        yield made
+    for whole in made:
+        edges = torch.cat([whole[:guard], whole[-guard:]])
+        intact = edges.isnan() if edges.is_floating_point() else edges == -77
+        assert intact.all(), "a write outside the output"
+
+
+def assert_rows_independent(run: Callable[[list[int]], Tensor], n: int) -> None:
+    """Row for row bit-equal: alone, in front, at the end, and among n - 1 others."""
+    together = run(list(range(n)))
+    for row in (0, n // 2, n - 1):
+        assert torch.equal(run([row])[0], together[row]), "alone"
+        others = [i for i in range(n) if i != row]
+        assert torch.equal(run([row, *others])[0], together[row]), "first"
+        assert torch.equal(run([*others, row])[-1], together[row]), "last"

@@ -1,0 +1,41 @@
+"""One fixture runs a test on plain torch, on Triton as it is launched, and on Triton with small
+tiles, so that small inputs cross the tiles' edges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bark_fast.kernels import attention, codebook, linear
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least that tl.dot takes is 16 each way."""
+    monkeypatch.setattr(linear, "DECODE", replace(linear.DECODE, block_k=32, num_warps=2))
+    tile = linear.TileLaunch(block_m=16, block_n=16, block_k=16, num_warps=4, num_stages=1)
+    monkeypatch.setattr(linear, "TILE", tile)
+    monkeypatch.setattr(linear, "TILE_FLOAT32", tile)
+    flash = attention.FlashLaunch(block_q=16, block_kv=16, num_warps=4, num_stages=1)
+    monkeypatch.setattr(attention, "FLASH", flash)
+    monkeypatch.setattr(attention, "FLASH_FLOAT32", flash)
+    monkeypatch.setattr(attention, "DECODE", replace(attention.DECODE, split=32, block_kv=16))
+    monkeypatch.setattr(codebook, "BLOCK_F", 16)
+
+
+@pytest.fixture(params=["torch", "triton", "triton-small"])
+def impl(request: pytest.FixtureRequest) -> str:
+    if request.param == "triton-small":
+        request.getfixturevalue("small_tiles")
+    return request.param.split("-")[0]
+
+
+@pytest.fixture(params=["triton", "triton-small"])
+def triton_impl(request: pytest.FixtureRequest) -> str:
+    if request.param == "triton-small":
+        request.getfixturevalue("small_tiles")
+    return "triton"

@@ -1,0 +1,176 @@
+"""Attention against float64: paged, one step or many queries, and over whole windows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bark_fast import kernels
+from bark_fast.kernels.attention import decode_workspace
+from kernel_helpers import DEVICE, DTYPES, assert_accurate, guarded_outputs, randn
+
+
+class Sequences:
+    """Sequences on scattered pages of a cache that is NaN everywhere else; with `shared`, the
+    first pages of all sequences are the same ones."""
+
+    def __init__(
+        self, lengths: list[int], page_size: int, *, heads: int = 2, size: int = 16,
+        dtype: torch.dtype = torch.float32, shared: int = 0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        counts = [-(-n // page_size) for n in lengths]
+        n_pages = sum(counts) + 3
+        order = torch.randperm(n_pages, generator=torch.Generator().manual_seed(seed)).tolist()
+        self.lengths = lengths
+        self.k_pages = torch.full(
+            (n_pages, heads, page_size, size), math.nan, dtype=dtype, device=DEVICE
+        )
+        self.v_pages = self.k_pages.clone()
+        self.tables = torch.zeros(len(lengths), max(1, *counts), dtype=torch.int64, device=DEVICE)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        first_pages = order[:shared]
+        order = order[shared:]
+        for i, (n, count) in enumerate(zip(lengths, counts, strict=True)):
+            own = [*first_pages[:count], *order[: max(0, count - shared)]]
+            order = order[max(0, count - shared) :]
+            self.tables[i, :count] = torch.tensor(own, dtype=torch.int64)
+            for p, page in enumerate(own):
+                filled = min(page_size, n - p * page_size)
+                if p >= shared or self.k_pages[page].isnan().all():
+                    k = randn(heads, page_size, size, seed=seed + 1000 + page, dtype=dtype)
+                    self.k_pages[page, :, :filled] = k[:, :filled]
+                    self.v_pages[page, :, :filled] = (k * 0.5 + 1)[:, :filled]
+            gathered = [self.k_pages[own], self.v_pages[own]]
+            k, v = (g.transpose(1, 2).reshape(-1, heads, size)[:n] for g in gathered)
+            self.keys.append(k)
+            self.values.append(v)
+
+    def exact(self, q: Tensor, i: int) -> Tensor:
+        """Causal attention of sequence i's last len(q) tokens, in float64."""
+        n, length = len(q), self.lengths[i]
+        k, v = self.keys[i].double().transpose(0, 1), self.values[i].double().transpose(0, 1)
+        scores = q.double().transpose(0, 1) @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
+        mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
+        return (scores.masked_fill(~mask, -math.inf).softmax(-1) @ v).transpose(0, 1)
+
+    def run(self, q: Tensor, queries: list[int], impl: str, **options: object) -> Tensor:
+        starts = torch.tensor([0, *queries], device=DEVICE).cumsum(0)
+        return kernels.paged_attention(
+            q, self.k_pages, self.v_pages, block_tables=self.tables, query_starts=starts,
+            kv_lengths=torch.tensor(self.lengths, device=DEVICE), max_queries=max(queries),
+            max_length=max(1, *self.lengths), impl=impl, **options,
+        )  # fmt: skip
+
+    def check(self, q: Tensor, queries: list[int], impl: str, **options: object) -> None:
+        got = self.run(q, queries, impl, **options)
+        plain = self.run(q, queries, "torch")
+        start = 0
+        for i, n in enumerate(queries):
+            own = slice(start, start + n)
+            if self.lengths[i] == 0:
+                assert (got[own] == 0).all(), "no keys: zeros"
+            elif n:
+                assert_accurate(got[own], plain[own], self.exact(q[own], i))
+            start += n
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_decode(impl, monkeypatch, dtype, page_size: int, size: int) -> None:
+    """One query each: one key, a page exactly full, one more, an empty slot, several splits."""
+    lengths = [1, 16, 17, 0, 300, 33]
+    s = Sequences(lengths, page_size, size=size, dtype=dtype)
+    with guarded_outputs(monkeypatch):
+        s.check(randn(6, 2, size, seed=9, dtype=dtype), [1] * 6, impl, decode=True)
+
+
+@pytest.mark.slow
+def test_decode_long(triton_impl) -> None:
+    s = Sequences([1023, 1024, 1025, 2000], 16)
+    s.check(randn(4, 2, 16, seed=9), [1] * 4, triton_impl, decode=True)
+
+
+def test_decode_workspace_is_left_as_it_was(triton_impl) -> None:
+    s = Sequences([300, 40, 0], 16)
+    q = randn(3, 2, 16, seed=9)
+    workspace = decode_workspace(3, 2, device=DEVICE)
+    for _ in range(3):
+        s.check(q, [1] * 3, triton_impl, decode=True, workspace=workspace)
+        assert not workspace.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_prefill_and_extend(impl, monkeypatch, dtype, page_size: int) -> None:
+    """Whole prompts, extensions of what is in the pages, single steps and nothing, packed."""
+    lengths, queries = [1, 7, 64, 33, 90, 20], [1, 7, 64, 5, 1, 0]
+    s = Sequences(lengths, page_size, dtype=dtype)
+    with guarded_outputs(monkeypatch):
+        s.check(randn(sum(queries), 2, 16, seed=9, dtype=dtype), queries, impl)
+
+
+def test_shared_pages(impl) -> None:
+    """A prefix that is stored once serves all."""
+    s = Sequences([40, 33, 64, 32], 16, shared=2)
+    assert (s.tables[:, :2] == s.tables[0, :2]).all()
+    s.check(randn(4, 2, 16, seed=9), [1] * 4, impl, decode=True)
+    queries = [8, 1, 30, 2]
+    s.check(randn(sum(queries), 2, 16, seed=8), queries, impl)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_sequence_does_not_depend_on_its_neighbours(triton_impl, dtype, decode: bool) -> None:
+    lengths = [5, 70, 33, 1, 128, 64, 99]
+    queries = [1] * 7 if decode else [5, 20, 1, 1, 30, 64, 3]
+    s = Sequences(lengths, 16, dtype=dtype)
+    q = randn(sum(queries), 2, 16, seed=9, dtype=dtype)
+    together = s.run(q, queries, triton_impl, decode=decode).split(queries)
+    parts = q.split(queries)
+    for i in range(7):
+        alone = kernels.paged_attention(
+            parts[i], s.k_pages, s.v_pages, block_tables=s.tables[i : i + 1],
+            query_starts=torch.tensor([0, queries[i]], device=DEVICE),
+            kv_lengths=torch.tensor([lengths[i]], device=DEVICE), max_queries=queries[i],
+            max_length=lengths[i], decode=decode, impl=triton_impl,
+        )  # fmt: skip
+        assert torch.equal(alone, together[i])
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), page_size=st.sampled_from([1, 2, 8, 16]), decode=st.booleans())
+def test_any_lengths(data: st.DataObject, page_size: int, decode: bool) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 80), min_size=1, max_size=5))
+    queries = [1 if decode else data.draw(st.integers(0, n)) for n in lengths]
+    if sum(queries) == 0:
+        queries[0] = 1
+    s = Sequences(lengths, page_size, seed=data.draw(st.integers(0, 99)))
+    s.check(randn(sum(queries), 2, 16, seed=9), queries, "triton", decode=decode)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("length", "size"), [(1, 16), (37, 32), (64, 64)])
+def test_bidirectional(impl, monkeypatch, dtype, length: int, size: int) -> None:
+    qkv = randn(2, length, 3, 3, size, dtype=dtype)
+    q, k, v = qkv.unbind(2)
+    with guarded_outputs(monkeypatch):
+        got = kernels.bidirectional_attention(q, k, v, impl=impl)
+    d = [t.double().transpose(1, 2) for t in (q, k, v)]
+    exact = (d[0] @ d[1].transpose(2, 3) / math.sqrt(size)).softmax(-1) @ d[2]
+    plain = kernels.bidirectional_attention(q, k, v, impl="torch")
+    assert_accurate(got, plain, exact.transpose(1, 2))
+
+
+@pytest.mark.slow
+def test_bidirectional_over_a_whole_window() -> None:
+    q, k, v = randn(1, 1024, 3, 1, 64).unbind(2)
+    got = kernels.bidirectional_attention(q, k, v, impl="triton")
+    plain = kernels.bidirectional_attention(q, k, v, impl="torch")
+    torch.testing.assert_close(got, plain, rtol=0, atol=1e-5)

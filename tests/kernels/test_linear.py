@@ -1,0 +1,148 @@
+"""Products and norms against float64, with every prologue and epilogue, in both schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bark_fast import kernels
+from kernel_helpers import DTYPES, assert_accurate, assert_rows_independent, guarded_outputs, randn
+
+
+def exact_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x = x.double()
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    return x * weight.double() + (0 if bias is None else bias.double())
+
+
+def exact_linear(
+    x: Tensor, weight: Tensor, bias=None, *, norm=None, gelu=False, residual=None
+) -> Tensor:
+    y = (x.double() if norm is None else exact_norm(x, *norm)) @ weight.double().T
+    y = y if bias is None else y + bias.double()
+    y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2))) if gelu else y
+    return y if residual is None else y + residual.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("n", "width"), [(1, 48), (5, 64), (3, 768), (2, 1000)])
+def test_layer_norm(impl, monkeypatch, dtype, bias, n: int, width: int) -> None:
+    # A mean far from zero, which a sum of squares would drown in.
+    x, weight = randn(n, width, dtype=dtype) + 3, randn(width, seed=1, dtype=dtype)
+    shift = randn(width, seed=2, dtype=dtype) if bias else None
+    with guarded_outputs(monkeypatch):
+        got = kernels.layer_norm(x, weight, shift, impl=impl)
+    plain = torch.nn.functional.layer_norm(x, (width,), weight, shift)
+    assert_accurate(got, plain, exact_norm(x, weight, shift))
+
+
+EXTRAS = [
+    {},
+    {"bias": True},
+    {"norm": "weight"},
+    {"norm": "both", "bias": True, "gelu": True},
+    {"residual": True},
+    {"norm": "weight", "gelu": True},
+    {"norm": "both", "residual": True, "bias": True},
+]
+
+
+def extras_of(spec: dict, n: int, m: int, k: int, dtype: torch.dtype) -> dict:
+    made: dict = {"gelu": spec.get("gelu", False)}
+    if "norm" in spec:
+        bias = randn(k, seed=4, dtype=dtype) if spec["norm"] == "both" else None
+        made["norm"] = (randn(k, seed=3, dtype=dtype), bias)
+    if spec.get("residual"):
+        made["residual"] = randn(n, m, seed=5, dtype=dtype)
+    if spec.get("bias"):
+        made["bias"] = randn(m, seed=6, dtype=dtype)
+    return made
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("spec", EXTRAS, ids=lambda s: "+".join(s) or "plain")
+@pytest.mark.parametrize(("n", "m", "k"), [(1, 33, 48), (19, 40, 100)])
+def test_fused_linear(impl, monkeypatch, dtype, decode, spec, n: int, m: int, k: int) -> None:
+    x = randn(n, k, dtype=dtype)
+    weight = randn(m, k, seed=1, dtype=dtype) / math.sqrt(k)
+    extras = extras_of(spec, n, m, k, dtype)
+    before = {name: t.clone() for name, t in extras.items() if isinstance(t, Tensor)}
+    with guarded_outputs(monkeypatch):
+        got = kernels.fused_linear(x, weight, decode=decode, impl=impl, **extras)
+    plain = kernels.fused_linear(x, weight, impl="torch", **extras)
+    assert_accurate(got, plain, exact_linear(x, weight, **extras))
+    for name, tensor in before.items():
+        assert torch.equal(extras[name], tensor), f"{name} is an input"
+
+
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("k", [768, 1024, 3072])
+def test_the_models_widths(triton_impl, decode: bool, k: int) -> None:
+    """Widths that are no power of two, and longer than one chunk of the decode schedule."""
+    x, weight = randn(2, k), randn(20, k, seed=1) / math.sqrt(k)
+    norm = (randn(k, seed=2), None) if k < 2000 else None
+    got = kernels.fused_linear(x, weight, norm=norm, decode=decode, impl=triton_impl)
+    plain = kernels.fused_linear(x, weight, norm=norm, impl="torch")
+    assert_accurate(got, plain, exact_linear(x, weight, norm=norm))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_row_does_not_depend_on_its_neighbours(triton_impl, dtype, decode, norm) -> None:
+    x, weight = randn(18, 80, dtype=dtype), randn(40, 80, seed=1, dtype=dtype)
+    weights = (randn(80, seed=2, dtype=dtype), None) if norm else None
+    assert_rows_independent(
+        lambda rows: kernels.fused_linear(
+            x[rows], weight, norm=weights, gelu=True, decode=decode, impl=triton_impl
+        ),
+        18,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 40), m=st.integers(1, 70), k=st.integers(1, 90), decode=st.booleans(),
+    spec=st.sampled_from(EXTRAS),
+)  # fmt: skip
+def test_any_shape(n: int, m: int, k: int, decode: bool, spec: dict) -> None:
+    x, weight = randn(n, k), randn(m, k, seed=1) / math.sqrt(k)
+    extras = extras_of(spec, n, m, k, torch.float32)
+    got = kernels.fused_linear(x, weight, decode=decode, impl="triton", **extras)
+    exact = exact_linear(x, weight, **extras)
+    torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize(("heads", "size"), [(3, 16), (2, 32), (1, 64), (1, 128)])
+def test_qkv_to_pages(impl, monkeypatch, dtype, decode, heads: int, size: int) -> None:
+    n, width, page_size = 5, heads * size, 4
+    x, weight = randn(n, width, dtype=dtype), randn(3 * width, width, seed=1, dtype=dtype)
+    weight = weight / math.sqrt(width)
+    norm = (randn(width, seed=2, dtype=dtype), None)
+    bias = randn(3 * width, seed=3, dtype=dtype)
+    slots = torch.tensor([3, 8, 9, 27, 12], device=x.device)
+    k_pages = torch.full((7, heads, page_size, size), math.nan, dtype=dtype, device=x.device)
+    v_pages = k_pages.clone()
+    with guarded_outputs(monkeypatch):
+        q = kernels.qkv_to_pages(
+            x, weight, bias, norm=norm, k_pages=k_pages, v_pages=v_pages, slots=slots,
+            decode=decode, impl=impl,
+        )  # fmt: skip
+    exact = exact_linear(x, weight, bias, norm=norm).view(n, 3, heads, size).unbind(1)
+    plain = kernels.fused_linear(x, weight, bias, norm=norm).view(n, 3, heads, size).unbind(1)
+    pages, offsets = slots // page_size, slots % page_size
+    for got, p, e in zip(
+        (q, k_pages[pages, :, offsets], v_pages[pages, :, offsets]), plain, exact, strict=True
+    ):
+        assert_accurate(got, p, e)
+    for stored in (k_pages, v_pages):
+        assert int(stored.isnan().sum()) == stored.numel() - n * width, "a write outside the slots"

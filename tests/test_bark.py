@@ -1,0 +1,363 @@
+"""The front door: one text or many, seeds, streams, progress, and what is left behind."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bark_fast import Bark, BarkFastWarning, GenerationParams, InputError, Speech
+from bark_fast.bark import resolve_device, resolve_dtype
+from checkpoints import Checkpoint
+
+SAMPLED = GenerationParams(temperature=1.0, max_semantic_tokens=20, min_eos_p=0, seed=11)
+GREEDY = replace(SAMPLED, temperature=0)
+
+
+def same(a: Speech, b: Speech) -> bool:
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for name in ("semantic_tokens", "coarse_tokens", "fine_tokens", "samples")
+    )
+
+
+def test_one_text(small: Checkpoint) -> None:
+    speech = small.bark.generate("  Hello,\n you ", params=SAMPLED)
+    assert isinstance(speech, Speech)
+    assert speech.text == "Hello, you"
+    assert speech.seed == 11
+    assert speech.sample_rate_hz == small.bark.sample_rate_hz == 8000
+    n_frames = speech.fine_tokens.shape[1]
+    assert speech.semantic_tokens.shape == (20,)
+    assert speech.coarse_tokens.shape == (2, n_frames)
+    assert speech.fine_tokens.shape == (5, n_frames)
+    assert speech.samples.shape == (8 * n_frames,)
+    assert speech.samples.dtype == np.float32
+    assert speech.semantic_tokens.dtype == speech.fine_tokens.dtype == np.int64
+    assert speech.duration_s == len(speech.samples) / 8000
+    assert np.isfinite(speech.samples).all()
+    assert speech.finish_reason == "length"
+    assert list(speech.timings) == ["semantic", "coarse", "fine", "codec"]
+    assert all(seconds > 0 for seconds in speech.timings.values())
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_lists(small: Checkpoint, kind: type) -> None:
+    texts = ["One", "Two two", "Three"]
+    spoken = small.bark.generate(kind(texts), params=SAMPLED)
+    assert isinstance(spoken, list)
+    assert [speech.text for speech in spoken] == texts
+    assert not same(spoken[0], spoken[1])
+    assert small.bark.generate(kind(texts[:1]), params=SAMPLED)[0].text == "One"
+    assert small.bark.generate(kind()) == []
+
+
+def test_one_each(small: Checkpoint) -> None:
+    """Each is what its own arguments give alone, whatever else is in the list."""
+    texts = ["One", "Two two", "One", "One"]
+    voices = [None, small.voice(20), small.bark.load_voice(small.voice(9)), None]
+    params = [SAMPLED, None, GREEDY, replace(SAMPLED, seed=12)]
+    params[1] = GenerationParams(seed=4, max_semantic_tokens=7)
+    spoken = small.bark.generate(texts, voice=voices, params=params)
+    for text, voice, own, speech in zip(texts, voices, params, spoken, strict=True):
+        assert same(speech, small.bark.generate(text, voice=voice, params=own))
+    assert not same(spoken[0], spoken[3])  # the seed
+    assert not same(spoken[0], spoken[2])
+
+
+def test_one_for_all(small: Checkpoint) -> None:
+    voice = small.voice(20)
+    spoken = small.bark.generate(["One", "Two"], voice=voice, params=SAMPLED)
+    for text, speech in zip(["One", "Two"], spoken, strict=True):
+        assert same(speech, small.bark.generate(text, voice=voice, params=SAMPLED))
+        assert not same(speech, small.bark.generate(text, params=SAMPLED))
+
+
+def test_seeds(small: Checkpoint) -> None:
+    unseeded = replace(SAMPLED, seed=None)
+    first, second = small.bark.generate(["One", "One"], params=unseeded)
+    assert first.seed != second.seed
+    assert not same(first, second)
+    assert same(first, small.bark.generate("One", params=replace(SAMPLED, seed=first.seed)))
+    largest = small.bark.generate("One", params=replace(SAMPLED, seed=2**64 - 1))
+    assert largest.seed == 2**64 - 1
+    assert not same(largest, small.bark.generate("One", params=replace(SAMPLED, seed=0)))
+
+
+def test_defaults_are_the_checkpoints(small: Checkpoint) -> None:
+    """None and the value that it stands for give the same tokens."""
+    limit = GenerationParams(max_semantic_tokens=20, seed=3)
+    spelled_out = replace(
+        limit, temperature=0.7, fine_temperature=0.5, top_k=0, top_p=1.0, min_eos_p=0.2
+    )
+    expected = small.bark.generate("One", params=spelled_out)
+    assert same(small.bark.generate("One", params=limit), expected)
+    assert not same(small.bark.generate("One", params=replace(limit, temperature=3.0)), expected)
+
+
+@pytest.mark.parametrize("seconds", [0.06, 0.5, 1.0])
+def test_limits(small: Checkpoint, seconds: float) -> None:
+    """A second has 1 000 frames of 8 samples, but 8.5 frames of codes: the codec's clock counts."""
+    speech = small.bark.generate("One", params=replace(GREEDY, max_duration_s=seconds))
+    assert 0 < speech.duration_s <= seconds
+    assert speech.finish_reason == "length"
+
+
+def test_top_k_of_one_is_greedy(small: Checkpoint) -> None:
+    params = replace(SAMPLED, temperature=1.0, top_k=1)
+    assert same(
+        small.bark.generate("One", params=params), small.bark.generate("One", params=GREEDY)
+    )
+
+
+# Streams
+
+LONG = "One two three. Four five six. Seven eight."
+
+
+def test_stream(small: Checkpoint) -> None:
+    """Sentence i has seed + i; all have the first one's voice."""
+    parts = list(small.bark.stream(LONG, params=SAMPLED))
+    assert [part.text for part in parts] == small.bark.split(LONG, max_tokens=20)
+    assert [part.text for part in parts] == ["One two three.", "Four five six.", "Seven eight."]
+    assert [part.seed for part in parts] == [11, 12, 13]
+    assert same(parts[0], small.bark.generate(parts[0].text, params=SAMPLED))
+    for i in (1, 2):
+        own = replace(SAMPLED, seed=11 + i)
+        voice = parts[0].to_voice()
+        assert same(parts[i], small.bark.generate(parts[i].text, voice=voice, params=own))
+        assert not same(parts[i], small.bark.generate(parts[i].text, params=own))
+
+
+def test_stream_with_a_voice(small: Checkpoint) -> None:
+    voice = small.voice(20)
+    for i, part in enumerate(small.bark.stream(LONG, voice=voice, params=SAMPLED)):
+        own = replace(SAMPLED, seed=11 + i)
+        assert same(part, small.bark.generate(part.text, voice=voice, params=own))
+
+
+def test_stream_seeds(small: Checkpoint) -> None:
+    first, second, _ = small.bark.stream(LONG, params=replace(SAMPLED, seed=2**64 - 1))
+    assert (first.seed, second.seed) == (2**64 - 1, 0)
+    drawn = list(small.bark.stream(LONG, params=replace(SAMPLED, seed=None)))
+    assert [part.seed - drawn[0].seed for part in drawn] == [0, 1, 2]
+    again = small.bark.stream(LONG, params=replace(SAMPLED, seed=drawn[0].seed))
+    assert all(same(a, b) for a, b in zip(drawn, again, strict=True))
+
+
+def test_stream_whose_first_sentence_is_no_voice(small: Checkpoint) -> None:
+    """Too short to be a history; the next one is asked."""
+    parts = list(small.bark.stream("ab cd", params=replace(SAMPLED, max_semantic_tokens=1)))
+    assert len(parts) > 1
+    for i, part in enumerate(parts):
+        own = replace(SAMPLED, max_semantic_tokens=1, seed=11 + i)
+        assert same(part, small.bark.generate(part.text, params=own))
+
+
+def test_stream_skips_what_cannot_be_said(small: Checkpoint) -> None:
+    parts = list(small.bark.stream("Yes. \u200b\u200b. No.", params=GREEDY))
+    assert "".join(part.text for part in parts).count("Yes") == 1
+    assert parts[-1].text.endswith("No.")
+
+
+def test_stream_is_lazy(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch, small.bark)
+    stream = small.bark.stream(LONG, params=GREEDY)
+    assert inspect.isgenerator(stream)
+    assert calls == []
+    next(stream)
+    assert len(calls) == 1
+    stream.close()
+    assert len(calls) == 1
+    assert small.bark._engine.used_pages == 0
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, bark: Bark) -> list[Any]:
+    calls: list[Any] = []
+    generate = bark._engine.generate
+
+    def spy(request: Any, *arguments: Any, **options: Any) -> Speech:
+        calls.append(request)
+        return generate(request, *arguments, **options)
+
+    monkeypatch.setattr(bark._engine, "generate", spy)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"text": ["One", "Two", ""]},
+        {"text": ["One", None]},
+        {"text": ["One", "Two"], "voice": [None, "nobody"]},
+        {"text": ["One", "Two"], "params": [GREEDY, 3]},
+        {"text": ["One", "Two"], "params": [GREEDY]},
+    ],
+    ids=str,
+)
+def test_nothing_is_done_before_all_is_checked(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
+) -> None:
+    calls = count_calls(monkeypatch, small.bark)
+    with pytest.raises(InputError):
+        small.bark.generate(**arguments)
+    assert calls == []
+    small.bark.generate("One", params=GREEDY)
+    assert len(calls) == 1
+
+
+# Progress
+
+
+def test_progress(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["One", "Two"]
+    quiet = small.bark.generate(texts, params=SAMPLED)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+    shown = small.bark.generate(texts, params=SAMPLED, progress=True)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    for stage in ("1/2 semantic", "1/2 coarse", "1/2 fine", "2/2 semantic", "2/2 fine"):
+        assert stage in printed.err
+    assert all(same(a, b) for a, b in zip(quiet, shown, strict=True))
+
+
+def test_progress_of_a_stream(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = list(small.bark.stream(LONG, params=SAMPLED))
+    shown = list(small.bark.stream(LONG, params=SAMPLED, progress=True))
+    assert "3/3 semantic" in capsys.readouterr().err
+    assert all(same(a, b) for a, b in zip(quiet, shown, strict=True))
+
+
+def test_progress_of_nothing(small: Checkpoint) -> None:
+    assert small.bark.generate([], progress=True) == []
+
+
+# What is left behind
+
+
+def test_pages(small: Checkpoint) -> None:
+    engine = small.bark._engine
+    small.bark.generate(["One", "Two"], params=SAMPLED)
+    assert engine.used_pages == 0
+    stream = small.bark.stream(LONG, params=SAMPLED)
+    next(stream)
+    assert engine.used_pages == 0
+
+
+@pytest.mark.parametrize("stage", ["semantic", "coarse", "fine", "codec"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_pages_after_a_failure(
+    small: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    error: type[BaseException],
+) -> None:
+    """One utterance's failure is its own."""
+    bark = small.bark
+    expected = bark.generate("One", params=SAMPLED)
+    own = getattr(bark._engine._stages, stage)
+    steps = 0
+
+    def fail_at_second(run: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == 2 or stage == "codec":
+                raise error("on purpose")
+            return run(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "run", fail_at_second(own.run))
+        with pytest.raises(error, match="on purpose"):
+            bark.generate(["One", "Two"], params=SAMPLED, progress=True)
+    assert steps == (1 if stage == "codec" else 2)
+    assert bark._engine.used_pages == 0
+    assert same(bark.generate("One", params=SAMPLED), expected)
+
+
+# Devices and precision
+
+
+def test_device_and_dtype(small: Checkpoint) -> None:
+    assert resolve_device("cpu") == resolve_device(torch.device("cpu")) == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert resolve_dtype("auto", cpu) == torch.float32
+    assert resolve_dtype("auto", cuda) == torch.bfloat16
+    assert resolve_dtype("float16", cuda) == torch.float16
+    assert resolve_dtype("bfloat16", cpu) == resolve_dtype(torch.bfloat16, cpu) == torch.bfloat16
+    bark = Bark.from_pretrained(small.folder, device="cpu", dtype="bfloat16")
+    assert (bark.device, bark.dtype) == (cpu, torch.bfloat16)
+    speech = bark.generate("One", params=SAMPLED)
+    assert np.isfinite(speech.samples).all()
+    assert speech.samples.dtype == np.float32
+
+
+def test_half_precision_on_a_cpu(small: Checkpoint) -> None:
+    with pytest.warns(BarkFastWarning, match="float16 is slower than float32 on CPUs"):
+        bark = Bark.from_pretrained(small.folder, device="cpu", dtype="float16")
+    assert bark.dtype == torch.float32
+    assert same(bark.generate("One", params=GREEDY), small.bark.generate("One", params=GREEDY))
+
+
+# Imports
+
+_IMPORT = """
+import sys, time
+import torch
+start = time.process_time()
+import bark_fast
+{then}
+print(time.process_time() - start, "transformers" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("then", ["", "bark_fast.Bark"])
+def test_import_is_quick(then: str) -> None:
+    """Beside torch; the processor's time, so that a busy machine does not matter."""
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORT.format(then=then)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds, transformers_imported = done.stdout.split()
+    assert float(seconds) < 0.3
+    assert transformers_imported == "False"
+
+
+def test_plain_data_needs_no_torch() -> None:
+    code = "import sys, bark_fast; bark_fast.GenerationParams(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_unknown_names() -> None:
+    import bark_fast
+
+    with pytest.raises(AttributeError, match="no attribute 'Barque'"):
+        _ = bark_fast.Barque  # type: ignore[attr-defined]
+    assert set(bark_fast.__all__) <= {*dir(bark_fast), "Bark"}
+
+
+def test_a_tiny_temperature_is_greedy(small: Checkpoint) -> None:
+    """Not logits that overflow."""
+    cold = {"min_eos_p": 0, "max_semantic_tokens": 8, "seed": 1}
+    greedy = small.bark.generate("Hello", params=GenerationParams(temperature=0, **cold))
+    tiny = small.bark.generate("Hello", params=GenerationParams(temperature=1e-40, **cold))
+    np.testing.assert_array_equal(tiny.fine_tokens, greedy.fine_tokens)
+
+
+def test_no_duration_is_too_long_to_ask_for(small: Checkpoint) -> None:
+    params = GenerationParams(max_duration_s=1e308, max_semantic_tokens=3, min_eos_p=0, seed=1)
+    assert len(small.bark.generate("Hello", params=params).semantic_tokens) == 3
