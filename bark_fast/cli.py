@@ -140,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
         "info", help="versions, device, kernels, what is missing", allow_abbrev=False
     )
     info.set_defaults(run=_info)
+    info.add_argument(
+        "--kernels",
+        action="store_true",
+        help="compile the kernels for a GPU, which this machine need not have, and show what each "
+        "takes: registers, shared memory, spills, instructions",
+    )
+    info.add_argument("--target", type=int, default=90, help="80, 90 or 100 (default: 90)")
 
     new = commands.add_parser(
         "new-checkpoint", help="write a checkpoint of random weights", allow_abbrev=False
@@ -243,8 +250,12 @@ def _voices(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _info(_: argparse.Namespace) -> int:
+def _info(arguments: argparse.Namespace) -> int:
+    if arguments.kernels:
+        return _info_kernels(arguments.target)
     import torch
+
+    from bark_fast.kernels import choose_impl
 
     print(f"bark-fast     {__version__}")
     print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -264,8 +275,17 @@ def _info(_: argparse.Namespace) -> int:
         f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
     ]
     print(f"cuda          {', '.join(devices) or 'no device seen'}")
-    print("kernels       torch (bark_fast.kernels.reference) on every device")
+    for device in ("cpu", "cuda"):
+        print(f"kernels       {choose_impl(torch.device(device))} on {device}")
     return 0
+
+
+def _info_kernels(target: int) -> int:
+    from bark_fast.kernels import aot
+
+    if target not in aot.SHARED_LIMIT:
+        raise InputError(f"--target must be one of {list(aot.SHARED_LIMIT)}, got {target}")
+    return aot.main(["--targets", str(target), "--dtypes", "bfloat16"])
 
 
 def _version(package: str) -> str | None:

@@ -1,6 +1,6 @@
 """One request, text to samples, side by side with transformers' BarkModel in the same run.
 
-    python bench/end_to_end.py --size small --semantic-tokens 100
+    python -m bench.end_to_end --size small --semantic-tokens 100
 
 Random weights, greedy, the same checkpoint, dtype and threads; outputs are checked equal (float32)
 before anything is timed. Runs alternate, and the ratio is taken pair by pair, because the speed of

@@ -202,6 +202,7 @@ def paged_attention(
     max_length: int,
     decode: bool = False,
     workspace: Tensor | None = None,
+    pdl: bool = False,
     impl: Impl = "torch",
 ) -> Tensor:
     """Causal attention of packed queries to the pages of their own sequences.
@@ -219,6 +220,7 @@ def paged_attention(
         max_queries, max_length: at least the most queries and keys of any sequence.
         decode: every sequence has one query (then `query_starts` is not read by "triton").
         workspace: `attention.decode_workspace`, to spare its allocation at every step.
+        pdl: as in `fused_linear`, with `decode`.
 
     Returns:
         [N, H, D]
@@ -245,6 +247,7 @@ def paged_attention(
         max_length=max_length,
         decode=decode,
         workspace=workspace,
+        pdl=pdl,
     )
 
 

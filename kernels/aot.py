@@ -14,7 +14,7 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,12 +174,12 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
     norm, norm_bias = (new(c), None), (new(c), new(c))
     impl: kernels.Impl = "triton"
 
-    def attend(rows: int, *, decode: bool) -> Callable[[], object]:
+    def attend(rows: int, *, decode: bool, pdl: bool = False) -> Callable[[], object]:
         return lambda: kernels.paged_attention(
             new(rows, h, d), pages, pages,
             block_tables=new(4, 64, of=i64), query_starts=new(5, of=i64),
             kv_lengths=new(4, of=i64), max_queries=1 if decode else 300, max_length=1024,
-            decode=decode, impl=impl,
+            decode=decode, pdl=pdl, impl=impl,
         )  # fmt: skip
 
     def embed(streams: int, table: Tensor) -> Callable[[], object]:
@@ -225,19 +225,18 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
                         x, new(ids, c), norm=norm, **options
                     ),
                 )
-    if _has_pdl():
-        yield (
-            "fc1 + gelu M=1 pdl",
-            lambda: kernels.fused_linear(
-                new(1, c), new(4 * c, c), norm=norm, gelu=True, decode=True, pdl=True, impl=impl
-            ),
-        )
-        yield (
-            "fc2 + residual M=1 pdl",
-            lambda: kernels.fused_linear(
-                new(1, 4 * c), new(c, 4 * c), residual=new(1, c), decode=True, pdl=True, impl=impl
-            ),
-        )
+    yield (
+        "fc1 + gelu M=1 pdl",
+        lambda: kernels.fused_linear(
+            new(1, c), new(4 * c, c), norm=norm, gelu=True, decode=True, pdl=True, impl=impl
+        ),
+    )
+    yield (
+        "fc2 + residual M=1 pdl",
+        lambda: kernels.fused_linear(
+            new(1, 4 * c), new(c, 4 * c), residual=new(1, c), decode=True, pdl=True, impl=impl
+        ),
+    )
     fine = new(2 * 1024, c)
     yield "fine qkv", lambda: kernels.fused_linear(fine, new(3 * c, c), norm=norm_bias, impl=impl)
     yield (
@@ -249,6 +248,7 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
         lambda: kernels.fused_linear(fine, new(shape.codebook_size, c), norm=norm_bias, impl=impl),
     )
     yield "attention (decode)", attend(4, decode=True)
+    yield "attention (decode) pdl", attend(4, decode=True, pdl=True)
     yield "attention (prefill)", attend(1200, decode=False)
     window = new(2, 1024, 3, h, d)
     yield (
@@ -266,10 +266,6 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
             impl=impl,
         ),
     )
-
-
-def _has_pdl() -> bool:
-    return True
 
 
 def _sample(
@@ -368,13 +364,13 @@ def compile_all(
                             yield compile_launch(launch, f"{size} {name}", target, dtype)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 1 if something is wrong with a kernel."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--targets", nargs="+", type=int, default=list(SHARED_LIMIT))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(HEADER)
     faults = count = 0
     for report in compile_all(arguments.sizes, arguments.dtypes, arguments.targets):

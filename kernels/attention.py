@@ -22,8 +22,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bark_fast.kernels.launch import ALWAYS, ceil_div, dot_precision, power_of_two
+from bark_fast.kernels.launch import ALWAYS, ceil_div, dot_precision, pdl_option, power_of_two
 
 LOG2_E = 1.4426950408889634
 
@@ -71,7 +72,12 @@ def decode_kernel(
     MAX_SPLITS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        # Nothing here is independent of the kernel before, but the launch itself is.
+        gdc_wait()
+        gdc_launch_dependents()
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths_ptr + b).to(tl.int32)
     n_splits = tl.maximum(tl.cdiv(length, SPLIT), 1)
@@ -229,6 +235,7 @@ def paged_attention(
     max_length: int,
     decode: bool,
     workspace: Tensor | None = None,
+    pdl: bool = False,
 ) -> Tensor:
     """See `bark_fast.kernels.paged_attention`."""
     q = q.contiguous()
@@ -246,8 +253,8 @@ def paged_attention(
             q, k_pages, v_pages, block_tables, kv_lengths, out, parts, stats, workspace,
             block_tables.shape[1], scale,
             HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, SPLIT=DECODE.split,
-            MAX_SPLITS=splits, BLOCK_KV=DECODE.block_kv, BLOCK_SPLITS=power_of_two(splits),
-            num_warps=DECODE.num_warps, num_stages=DECODE.num_stages, **ALWAYS,
+            MAX_SPLITS=splits, BLOCK_KV=DECODE.block_kv, BLOCK_SPLITS=power_of_two(splits), PDL=pdl,
+            num_warps=DECODE.num_warps, num_stages=DECODE.num_stages, **pdl_option(pdl), **ALWAYS,
         )  # fmt: skip
         return out
     launch = FLASH_FLOAT32 if q.dtype == torch.float32 else FLASH

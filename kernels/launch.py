@@ -10,6 +10,11 @@ import torch
 ALWAYS: dict[str, Any] = {"enable_fp_fusion": True}
 
 
+def pdl_option(pdl: bool) -> dict[str, Any]:
+    """The launch option for programmatic dependent launch, which older targets do not know."""
+    return {"launch_pdl": True} if pdl else {}
+
+
 def dot_precision(dtype: torch.dtype) -> str:
     """How a product of this dtype runs on tensor cores: float32 must not be cut to tf32."""
     return "ieee" if dtype == torch.float32 else "tf32"

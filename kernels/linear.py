@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bark_fast.kernels.launch import ALWAYS, ceil_div, dot_precision, power_of_two
+from bark_fast.kernels.launch import ALWAYS, ceil_div, dot_precision, pdl_option, power_of_two
 from bark_fast.kernels.norm import row_moments
 
 
@@ -302,7 +302,7 @@ def fused_linear(
             x, weight, own_bias, *norms, *ends, eps,
             BLOCK_N=DECODE.block_n, BLOCK_M=DECODE.block_m, BLOCK_K=block_k,
             SLICES=DECODE.num_warps, PDL=pdl, num_warps=DECODE.num_warps, num_stages=2,
-            **({"launch_pdl": True} if pdl else {}), **common,
+            **pdl_option(pdl), **common,
         )  # fmt: skip
     else:
         tile = TILE_FLOAT32 if x.dtype == torch.float32 else TILE
