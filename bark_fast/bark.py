@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -14,12 +13,11 @@ import torch
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import demo_folder
 from bark_fast.checkpoint.source import Source
+from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
 from bark_fast.engine.engine import Engine, Progress, Stages
 from bark_fast.engine.request import Request
-from bark_fast.kernels import Impl, can_run_triton, choose_impl
 from bark_fast.text import Tokenizer, normalise, split_text
 from bark_fast.types import (
-    BarkFastWarning,
     GenerationParams,
     InputError,
     Speech,
@@ -27,12 +25,6 @@ from bark_fast.types import (
     check_integer,
 )
 from bark_fast.voices import VoiceLibrary, VoiceLike, long_enough
-
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 
 class Bark:
@@ -77,8 +69,8 @@ class Bark:
             device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
             dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "float32", "bfloat16",
                 "float16", or the torch dtype. float16 on a CPU runs as float32, with a warning.
-            impl: who computes: "auto" (triton's kernels on CUDA, plain torch elsewhere), "triton"
-                or "torch".
+            impl: who computes: "auto" (triton's kernels on CUDA, the CPU's fast path there),
+                "triton", "cpu" or "torch" (the plain reference).
             revision: of a hub repository; the newest if None.
             local_files_only: ask nothing of the network.
 
@@ -287,72 +279,6 @@ def _open(
     folder: str | os.PathLike[str] = demo_folder() if model == "demo" else model
     source = Source.open(folder, revision=revision, local_files_only=local_files_only)
     return source, Config.read(source)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The torch device that `device` means.
-
-    Raises:
-        InputError: it is no device, or this machine has none such.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    requirement = 'device must be "auto", "cpu", "cuda" or "cuda:N"'
-    if not isinstance(device, (str, torch.device)):
-        raise InputError(f"{requirement}, got {device!r}")
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"{requirement}, got {device!r}") from error
-    if resolved.type not in ("cpu", "cuda"):
-        raise InputError(f"{requirement}, got {str(device)!r}")
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device must be one that this machine has ({torch.cuda.device_count()} CUDA devices "
-            f"seen), got {str(device)!r}"
-        )
-    return resolved
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The torch dtype that `dtype` means on `device`.
-
-    Raises:
-        InputError: it is none that Bark runs in.
-    """
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    resolved = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved not in _DTYPES.values():
-        raise InputError(f'dtype must be "auto", {", ".join(map(repr, _DTYPES))}, got {dtype!r}')
-    if resolved == torch.float16 and device.type == "cpu":
-        warnings.warn(
-            "float16 is slower than float32 on CPUs, which compute it by converting; running in "
-            "float32 instead (bfloat16 is the fast half precision there)",
-            BarkFastWarning,
-            stacklevel=3,
-        )
-        return torch.float32
-    assert resolved is not None
-    return resolved
-
-
-def resolve_impl(impl: str, device: torch.device) -> Impl:
-    """The kernels that `impl` means on `device`.
-
-    Raises:
-        InputError: it is none, or triton cannot run there.
-    """
-    if impl == "auto":
-        return choose_impl(device)
-    if impl not in ("torch", "triton"):
-        raise InputError(f'impl must be "auto", "torch" or "triton", got {impl!r}')
-    if impl == "triton" and not can_run_triton(device):
-        raise InputError(
-            f'impl must be "torch" or "auto" on {device.type} (triton needs a CUDA device, or its '
-            f"interpreter: TRITON_INTERPRET=1), got {impl!r}"
-        )
-    return "torch" if impl == "torch" else "triton"
 
 
 def _as_list(name: str, values: Any) -> list[Any]:

@@ -1,8 +1,9 @@
 """The operations that Bark's networks are made of; models call these and nothing else.
 
 A name means a mathematical result; `impl` picks who computes it: "torch" (`reference.py`, plain
-torch, any device) or "triton" (the other files; CUDA devices, or any under triton's interpreter).
-`choose_impl` says which serves a device; a model asks once, when it is built.
+torch, any device: the oracle), "cpu" (the same, but for what `cpu.py` does faster) or "triton" (the
+other files; CUDA devices, or any under triton's interpreter). `choose_impl` says which serves a
+device; a model asks once, when it is built.
 
 Shapes use one vocabulary: B batch, T tokens, N packed tokens of several sequences, H heads, D head
 size, C width, F frames, V vocabulary, K streams or codebooks, P pages.
@@ -19,15 +20,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bark_fast.kernels import reference
+from bark_fast.kernels import cpu, reference
 from bark_fast.kernels.reference import process_logits
 from bark_fast.kernels.state import DecodeState
 
-Impl = Literal["torch", "triton"]
+Impl = Literal["torch", "cpu", "triton"]
 Norm = tuple[Tensor, Tensor | None]
 """Weight and bias of a layer norm; the bias may be None."""
 
 LAYER_NORM_EPS = 1e-5
+
+_PRODUCTS: dict[str, reference.Product] = {"torch": torch.nn.functional.linear, "cpu": cpu.product}
 
 __all__ = [
     "DecodeState",
@@ -49,8 +52,8 @@ __all__ = [
 
 
 def choose_impl(device: torch.device) -> Impl:
-    """The implementation that serves `device`: triton on CUDA, torch elsewhere."""
-    return "triton" if device.type == "cuda" else "torch"
+    """The implementation that serves `device`."""
+    return "triton" if device.type == "cuda" else "cpu"
 
 
 def can_run_triton(device: torch.device) -> bool:
@@ -82,7 +85,7 @@ def embedding_sum(
     Returns:
         [N, C]
     """
-    if impl == "torch":
+    if impl != "triton":
         return reference.embedding_sum(
             ids, tables, positions=positions, position_table=position_table
         )
@@ -100,7 +103,7 @@ def layer_norm(
     impl: Impl = "torch",
 ) -> Tensor:
     """Layer norm over the last dimension of x [N, C] (Ba et al. 2016); statistics in float32."""
-    if impl == "torch":
+    if impl != "triton":
         return reference.layer_norm(x, weight, bias, eps=eps)
     from bark_fast.kernels import norm
 
@@ -133,9 +136,16 @@ def fused_linear(
     Returns:
         [N, M]
     """
-    if impl == "torch":
+    if impl != "triton":
         return reference.fused_linear(
-            x, weight, bias, norm=norm, gelu=gelu, residual=residual, eps=eps
+            x,
+            weight,
+            bias,
+            norm=norm,
+            gelu=gelu,
+            residual=residual,
+            eps=eps,
+            product=_PRODUCTS[impl],
         )
     from bark_fast.kernels import linear as kernel
 
@@ -169,9 +179,17 @@ def qkv_to_pages(
     Returns:
         The queries, [N, H, D].
     """
-    if impl == "torch":
+    if impl != "triton":
         return reference.qkv_to_pages(
-            x, weight, bias, norm=norm, k_pages=k_pages, v_pages=v_pages, slots=slots, eps=eps
+            x,
+            weight,
+            bias,
+            norm=norm,
+            k_pages=k_pages,
+            v_pages=v_pages,
+            slots=slots,
+            eps=eps,
+            product=_PRODUCTS[impl],
         )
     from bark_fast.kernels import linear as kernel
 
@@ -225,7 +243,7 @@ def paged_attention(
     Returns:
         [N, H, D]
     """
-    if impl == "torch":
+    if impl != "triton":
         return reference.paged_attention(
             q,
             k_pages,
@@ -256,7 +274,7 @@ def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor, *, impl: Impl = "to
 
     q, k and v may be slices of one projection: the last two dimensions contiguous.
     """
-    if impl == "torch":
+    if impl != "triton":
         return reference.bidirectional_attention(q, k, v)
     from bark_fast.kernels import attention as kernel
 
@@ -272,7 +290,7 @@ def codebook_sum(codes: Tensor, tables: Tensor, *, impl: Impl = "torch") -> Tens
     Returns:
         [B, C, F], contiguous: the layout that the decoder's first convolution reads.
     """
-    if impl == "torch":
+    if impl != "triton":
         return reference.codebook_sum(codes, tables)
     from bark_fast.kernels import codebook
 
@@ -335,7 +353,7 @@ def sample(
         "first_id": first_id,
         "state": state,
     }
-    if impl == "torch":
+    if impl != "triton":
         return reference.sample(logits, **options)
     from bark_fast.kernels import sampling
 
@@ -351,7 +369,7 @@ def random_words(
     (i // 4, position, stage, 0) and the seed as its key. The noise is -log(-log(u)), where u in
     (0, 1) is the word's upper 23 bits, centred, and so exact in float32.
     """
-    if impl == "torch":
+    if impl != "triton":
         return reference.random_words(seeds, positions, stage=stage, n_ids=n_ids)
     from bark_fast.kernels import sampling
 

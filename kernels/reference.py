@@ -4,6 +4,7 @@ any device. What each takes and gives is said once, in `bark_fast.kernels`."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -11,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bark_fast.kernels.state import DecodeState
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""x [N, K], weight [M, K] and bias [M] or None to x @ weight.T + bias."""
 
 
 def embedding_sum(
@@ -40,11 +44,12 @@ def fused_linear(
     gelu: bool,
     residual: Tensor | None,
     eps: float,
+    product: Product = F.linear,
 ) -> Tensor:
     """See `bark_fast.kernels.fused_linear`."""
     if norm is not None:
         x = layer_norm(x, *norm, eps=eps)
-    y = F.linear(x, weight, bias)
+    y = product(x, weight, bias)
     if gelu:
         y = F.gelu(y)
     return y if residual is None else y.add_(residual)
@@ -60,9 +65,12 @@ def qkv_to_pages(
     v_pages: Tensor,
     slots: Tensor,
     eps: float,
+    product: Product = F.linear,
 ) -> Tensor:
     """See `bark_fast.kernels.qkv_to_pages`."""
-    qkv = fused_linear(x, weight, bias, norm=norm, gelu=False, residual=None, eps=eps)
+    qkv = fused_linear(
+        x, weight, bias, norm=norm, gelu=False, residual=None, eps=eps, product=product
+    )
     q, k, v = qkv.view(len(x), 3, *k_pages.shape[1::2]).unbind(1)
     write_pages(k, v, k_pages, v_pages, slots)
     return q.contiguous()

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from bark_fast import Bark, BarkFastWarning, GenerationParams, InputError, Speech
-from bark_fast.bark import resolve_device, resolve_dtype
+from bark_fast import Bark, BarkFastWarning, GenerationParams, InputError, Speech, devices
+from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
 from checkpoints import Checkpoint
 
 SAMPLED = GenerationParams(temperature=1.0, max_semantic_tokens=20, min_eos_p=0, seed=11)
@@ -361,3 +361,22 @@ def test_a_tiny_temperature_is_greedy(small: Checkpoint) -> None:
 def test_no_duration_is_too_long_to_ask_for(small: Checkpoint) -> None:
     params = GenerationParams(max_duration_s=1e308, max_semantic_tokens=3, min_eos_p=0, seed=1)
     assert len(small.bark.generate("Hello", params=params).semantic_tokens) == 3
+
+
+def test_impl_is_named_and_can_run_here() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_impl("auto", cpu) == resolve_impl("cpu", cpu) == "cpu"
+    assert resolve_impl("torch", cpu) == "torch"
+    assert resolve_impl("auto", torch.device("cuda")) == "triton"
+    with pytest.raises(InputError, match='impl must be "auto", "torch", "cpu" or "triton"'):
+        resolve_impl("cuda", cpu)
+    with pytest.raises(InputError, match="got 'cpu'"):
+        resolve_impl("cpu", torch.device("cuda"))
+
+
+def test_triton_without_a_gpu_or_its_interpreter_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "can_run_triton", lambda device: False)
+    with pytest.raises(InputError, match="needs a CUDA device"):
+        resolve_impl("triton", torch.device("cpu"))

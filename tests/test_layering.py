@@ -16,6 +16,7 @@ ORDER = [
     "cli",
     "bark",
     "engine",
+    "devices",
     "text",
     "voices",
     "stages",

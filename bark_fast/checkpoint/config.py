@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bark_fast.checkpoint.consistency import check_consistency
+from bark_fast.checkpoint.section import Section
 from bark_fast.checkpoint.source import Source
-from bark_fast.types import CheckpointError, is_finite
+from bark_fast.types import CheckpointError
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -158,8 +160,8 @@ class Config:
         from transformers import BarkCoarseConfig, BarkFineConfig, BarkSemanticConfig
         from transformers.models.bark import generation_configuration_bark as g
 
-        model = _Section(config, f"{where}: {CONFIG_FILE}")
-        rules = _Section(generation, f"{where}: {GENERATION_FILE}")
+        model = Section(config, f"{where}: {CONFIG_FILE}")
+        rules = Section(generation, f"{where}: {GENERATION_FILE}")
         if model.raw.get("model_type", "bark") != "bark":
             model.fail("model_type", 'must be "bark"', model.raw["model_type"])
 
@@ -181,71 +183,11 @@ class Config:
             codebook_size=codebook_size,
             sample_rate_hz=rules.integer("sample_rate", 1, default=g.BarkGenerationConfig()),
         )
-        _check_consistency(result, where)
+        check_consistency(result, where)
         return result
 
 
-class _Section:
-    """One JSON object: typed look-ups whose errors name the file and the key."""
-
-    def __init__(self, raw: Mapping[str, Any], where: str, defaults: object = None) -> None:
-        self.raw = raw
-        self.where = where
-        self.defaults = defaults
-
-    def fail(self, key: str, requirement: str, value: object) -> None:
-        raise CheckpointError(f"{self.where}: {key} {requirement}, got {value!r}")
-
-    def section(self, key: str, defaults: object) -> _Section:
-        value = self.raw.get(key)
-        if not isinstance(value, Mapping):
-            self.fail(key, "must be a JSON object", value)
-        return _Section(value, f"{self.where}: {key}", defaults)  # type: ignore[arg-type]
-
-    def value(self, key: str, default: object = None) -> Any:
-        # JSON null is "not said", as in transformers' own files.
-        value = self.raw.get(key)
-        return getattr(default or self.defaults, key, None) if value is None else value
-
-    def integer(self, key: str, low: int, *, default: object = None) -> int:
-        value = self.value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            self.fail(key, f"must be an integer >= {low}", value)
-        return int(value)
-
-    def number(
-        self,
-        key: str,
-        low: float,
-        high: float = math.inf,
-        *,
-        low_open: bool = False,
-        default: float | None = None,
-    ) -> float:
-        value: Any = self.raw.get(key) if default is not None else self.value(key)
-        if value is None:
-            value = default
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if (
-            not number
-            or not is_finite(value)
-            or not (low < value if low_open else low <= value)
-            or not value <= high
-        ):
-            bound = f"{'above' if low_open else 'at least'} {low:g}"
-            if math.isfinite(high):
-                bound += f" and at most {high:g}"
-            self.fail(key, f"must be a number {bound}", value)
-        return float(value)
-
-    def boolean(self, key: str) -> bool:
-        value = self.value(key)
-        if not isinstance(value, bool):
-            self.fail(key, "must be true or false", value)
-        return bool(value)
-
-
-def _gpt_fields(section: _Section) -> dict[str, Any]:
+def _gpt_fields(section: Section) -> dict[str, Any]:
     found: dict[str, Any] = {
         key: section.integer(key, 1)
         for key in (
@@ -267,11 +209,11 @@ def _gpt_fields(section: _Section) -> dict[str, Any]:
     return found
 
 
-def _gpt(section: _Section) -> GPTConfig:
+def _gpt(section: Section) -> GPTConfig:
     return GPTConfig(**_gpt_fields(section))
 
 
-def _fine_gpt(section: _Section) -> FineGPTConfig:
+def _fine_gpt(section: Section) -> FineGPTConfig:
     return FineGPTConfig(
         **_gpt_fields(section),
         n_codes_total=section.integer("n_codes_total", 2),
@@ -280,7 +222,7 @@ def _fine_gpt(section: _Section) -> FineGPTConfig:
     )
 
 
-def _codec(section: _Section) -> CodecConfig:
+def _codec(section: Section) -> CodecConfig:
     from transformers import EncodecConfig
 
     settings = {k: v for k, v in section.raw.items() if k not in ("model_type", "dtype")}
@@ -331,7 +273,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 
 
-def _sampling(section: _Section, temperature: float) -> Sampling:
+def _sampling(section: Section, temperature: float) -> Sampling:
     for key, neutral in _NEUTRAL.items():
         value = section.raw.get(key)
         if value is not None and value not in neutral:
@@ -347,7 +289,7 @@ def _sampling(section: _Section, temperature: float) -> Sampling:
     )
 
 
-def _semantic_rules(section: _Section) -> SemanticRules:
+def _semantic_rules(section: Section) -> SemanticRules:
     return SemanticRules(
         text_encoding_offset=section.integer("text_encoding_offset", 0),
         text_pad_token=section.integer("text_pad_token", 0),
@@ -362,7 +304,7 @@ def _semantic_rules(section: _Section) -> SemanticRules:
     )
 
 
-def _coarse_rules(section: _Section) -> CoarseRules:
+def _coarse_rules(section: Section) -> CoarseRules:
     return CoarseRules(
         coarse_semantic_pad_token=section.integer("coarse_semantic_pad_token", 0),
         coarse_infer_token=section.integer("coarse_infer_token", 0),
@@ -375,7 +317,7 @@ def _coarse_rules(section: _Section) -> CoarseRules:
     )
 
 
-def _fine_rules(section: _Section) -> FineRules:
+def _fine_rules(section: Section) -> FineRules:
     # transformers takes the most likely code if the temperature is null or 1, and looks at
     # nothing else (BarkFineModel.generate).
     if "temperature" in section.raw and section.raw["temperature"] in (None, 1.0):
@@ -387,130 +329,4 @@ def _fine_rules(section: _Section) -> FineRules:
         max_fine_history_length=section.integer("max_fine_history_length", 1),
         max_fine_input_length=section.integer("max_fine_input_length", 2),
         sampling=Sampling(temperature),
-    )
-
-
-def _check_consistency(c: Config, where: str) -> None:
-    """Raise CheckpointError for the first rule that the two files break between them."""
-    s, k, f = c.semantic_rules, c.coarse_rules, c.fine_rules
-    coarse_ids = s.semantic_vocab_size + k.n_coarse_codebooks * c.codebook_size
-
-    def below(name: str, value: int, limit_name: str, limit: int) -> None:
-        if value >= limit:
-            raise CheckpointError(
-                f"{where}: {name} must be below {limit_name} ({limit}), got {value}"
-            )
-
-    def at_most(name: str, value: float, limit_name: str, limit: float) -> None:
-        if value > limit:
-            raise CheckpointError(
-                f"{where}: {name} must be at most {limit_name} ({limit}), got {value}"
-            )
-
-    semantic_vocab = "semantic_config.input_vocab_size"
-    below(
-        "text_encoding_offset", s.text_encoding_offset, semantic_vocab, c.semantic.input_vocab_size
-    )
-    below("text_pad_token", s.text_pad_token, semantic_vocab, c.semantic.input_vocab_size)
-    below(
-        "semantic_infer_token", s.semantic_infer_token, semantic_vocab, c.semantic.input_vocab_size
-    )
-    below("eos_token_id", s.eos_token_id, semantic_vocab, c.semantic.input_vocab_size)
-    below(
-        "eos_token_id",
-        s.eos_token_id,
-        "semantic_config.output_vocab_size",
-        c.semantic.output_vocab_size,
-    )
-    at_most("semantic_vocab_size", s.semantic_vocab_size, "eos_token_id", s.eos_token_id)
-    at_most(
-        # The last token is never fed back, so prompt + infer token + the others need positions.
-        "max_input_semantic_length + max_new_tokens",
-        s.max_input_semantic_length + s.max_new_tokens,
-        "semantic_config.block_size",
-        c.semantic.block_size,
-    )
-    coarse_vocab = "coarse_acoustics_config.input_vocab_size"
-    below("coarse_infer_token", k.coarse_infer_token, coarse_vocab, c.coarse.input_vocab_size)
-    below(
-        "coarse_semantic_pad_token",
-        k.coarse_semantic_pad_token,
-        coarse_vocab,
-        c.coarse.input_vocab_size,
-    )
-    coarse_span = "semantic_vocab_size + n_coarse_codebooks * codebook_size"
-    at_most(coarse_span, coarse_ids, coarse_vocab, c.coarse.input_vocab_size)
-    at_most(
-        coarse_span,
-        coarse_ids,
-        "coarse_acoustics_config.output_vocab_size",
-        c.coarse.output_vocab_size,
-    )
-    at_most(
-        "coarse_acoustics_config.output_vocab_size",
-        c.coarse.output_vocab_size,
-        coarse_vocab,
-        c.coarse.input_vocab_size,
-    )
-    at_most(
-        "max_coarse_input_length + max_coarse_history + sliding_window_len",
-        k.max_coarse_input_length + k.max_coarse_history + k.sliding_window_len,
-        "coarse_acoustics_config.block_size",
-        c.coarse.block_size,
-    )
-    if k.sliding_window_len % k.n_coarse_codebooks:
-        raise CheckpointError(
-            f"{where}: sliding_window_len must be a multiple of n_coarse_codebooks "
-            f"({k.n_coarse_codebooks}), got {k.sliding_window_len}"
-        )
-    at_most(
-        "semantic_to_coarse_ratio (coarse_rate_hz / semantic_rate_hz * n_coarse_codebooks)",
-        c.semantic_to_coarse_ratio,
-        "max_coarse_history",
-        k.max_coarse_history,
-    )
-    below("n_coarse_codebooks", k.n_coarse_codebooks, "n_fine_codebooks", f.n_fine_codebooks)
-    at_most(
-        "n_fine_codebooks",
-        f.n_fine_codebooks,
-        "fine_acoustics_config.n_codes_total",
-        c.fine.n_codes_total,
-    )
-    at_most("n_codes_given", c.fine.n_codes_given, "n_coarse_codebooks", k.n_coarse_codebooks)
-    # The id after the last code pads frames and codebooks that are not known yet.
-    below(
-        "codebook_size",
-        c.codebook_size,
-        "fine_acoustics_config.input_vocab_size",
-        c.fine.input_vocab_size,
-    )
-    at_most(
-        "codebook_size",
-        c.codebook_size,
-        "fine_acoustics_config.output_vocab_size",
-        c.fine.output_vocab_size,
-    )
-    if c.fine.tie_word_embeddings and c.fine.input_vocab_size != c.fine.output_vocab_size:
-        raise CheckpointError(
-            f"{where}: fine_acoustics_config: output_vocab_size must equal input_vocab_size "
-            f"({c.fine.input_vocab_size}) with tie_word_embeddings, got {c.fine.output_vocab_size}"
-        )
-    at_most(
-        "max_fine_input_length",
-        f.max_fine_input_length,
-        "fine_acoustics_config.block_size",
-        c.fine.block_size,
-    )
-    below(
-        "max_fine_history_length",
-        f.max_fine_history_length,
-        "max_fine_input_length",
-        f.max_fine_input_length,
-    )
-    at_most("codebook_size", c.codebook_size, "codec_config.codebook_size", c.codec.codebook_size)
-    at_most(
-        "n_fine_codebooks",
-        f.n_fine_codebooks,
-        "the codec's number of codebooks",
-        c.codec.num_quantizers,
     )

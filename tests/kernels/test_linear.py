@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bark_fast import kernels
-from kernel_helpers import DTYPES, assert_accurate, assert_rows_independent, guarded_outputs, randn
+from kernel_helpers import (
+    DEVICE,
+    DTYPES,
+    assert_accurate,
+    assert_rows_independent,
+    guarded_outputs,
+    randn,
+)
 
 
 def exact_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -146,3 +153,25 @@ def test_qkv_to_pages(impl, monkeypatch, dtype, decode, heads: int, size: int) -
         assert_accurate(got, p, e)
     for stored in (k_pages, v_pages):
         assert int(stored.isnan().sum()) == stored.numel() - n * width, "a write outside the slots"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the CPU's path")
+def test_the_cpu_path(threads: int, bias: bool, dtype) -> None:
+    """One row on several threads, also where the rows of W do not divide among them."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for m in (1, 2, 47, 96):
+            for n in (1, 2):
+                x, weight = randn(n, 64, dtype=dtype), randn(m, 64, seed=1, dtype=dtype) / 8
+                extras = extras_of({"norm": "both", "bias": bias}, n, m, 64, dtype)
+                got = kernels.fused_linear(x, weight, impl="cpu", **extras)
+                # Too few numbers to compare two maxima of rounding errors.
+                tolerance = 8 * torch.finfo(dtype).eps
+                exact = exact_linear(x, weight, **extras)
+                torch.testing.assert_close(got.double(), exact, rtol=tolerance, atol=4 * tolerance)
+    finally:
+        torch.set_num_threads(before)

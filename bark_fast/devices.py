@@ -1,0 +1,85 @@
+"""What "auto" and other names of devices, dtypes and kernels mean on this machine."""
+
+from __future__ import annotations
+
+import warnings
+from typing import cast
+
+import torch
+
+from bark_fast.kernels import Impl, can_run_triton, choose_impl
+from bark_fast.types import BarkFastWarning, InputError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device that `device` means.
+
+    Raises:
+        InputError: it is no device, or this machine has none such.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    requirement = 'device must be "auto", "cpu", "cuda" or "cuda:N"'
+    if not isinstance(device, (str, torch.device)):
+        raise InputError(f"{requirement}, got {device!r}")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{requirement}, got {device!r}") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise InputError(f"{requirement}, got {str(device)!r}")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device must be one that this machine has ({torch.cuda.device_count()} CUDA devices "
+            f"seen), got {str(device)!r}"
+        )
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The torch dtype that `dtype` means on `device`.
+
+    Raises:
+        InputError: it is none that Bark runs in.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    resolved = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if resolved not in _DTYPES.values():
+        raise InputError(f'dtype must be "auto", {", ".join(map(repr, _DTYPES))}, got {dtype!r}')
+    if resolved == torch.float16 and device.type == "cpu":
+        warnings.warn(
+            "float16 is slower than float32 on CPUs, which compute it by converting; running in "
+            "float32 instead (bfloat16 is the fast half precision there)",
+            BarkFastWarning,
+            stacklevel=3,
+        )
+        return torch.float32
+    assert resolved is not None
+    return resolved
+
+
+def resolve_impl(impl: str, device: torch.device) -> Impl:
+    """The kernels that `impl` means on `device`.
+
+    Raises:
+        InputError: it is none, or triton cannot run there.
+    """
+    if impl == "auto":
+        return choose_impl(device)
+    if impl not in ("torch", "cpu", "triton"):
+        raise InputError(f'impl must be "auto", "torch", "cpu" or "triton", got {impl!r}')
+    if impl == "cpu" and device.type != "cpu":
+        raise InputError(f'impl must be "triton", "torch" or "auto" on {device.type}, got {impl!r}')
+    if impl == "triton" and not can_run_triton(device):
+        raise InputError(
+            f'impl must be "cpu", "torch" or "auto" on {device.type} (triton needs a CUDA device, '
+            f"or its interpreter: TRITON_INTERPRET=1), got {impl!r}"
+        )
+    return cast(Impl, impl)
