@@ -67,10 +67,11 @@ class Bark:
         Args:
             model: a folder in transformers' layout, a hub id ("suno/bark-small") or "demo".
             device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
-            dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "float32", "bfloat16",
-                "float16", or the torch dtype. float16 on a CPU runs as float32, with a warning.
-            impl: who computes: "auto" (triton's kernels on CUDA, the CPU's fast path there),
-                "triton", "cpu" or "torch" (the plain reference).
+            dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, or float16 before sm_80),
+                "float32", "bfloat16", "float16", or the torch dtype. float16 on a CPU runs as
+                float32, with a warning.
+            impl: who computes: "auto" ("triton" on CUDA, "cpu" on a CPU), "triton", "cpu" or
+                "torch" (the plain reference, which runs anywhere).
             revision: of a hub repository; the newest if None.
             local_files_only: ask nothing of the network.
 

@@ -49,7 +49,11 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         InputError: it is none that Bark runs in.
     """
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        if device.type != "cuda":
+            return torch.float32
+        # Before sm_80 there is no bfloat16 in hardware.
+        old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
+        return torch.float16 if old else torch.bfloat16
     resolved = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if resolved not in _DTYPES.values():
         raise InputError(f'dtype must be "auto", {", ".join(map(repr, _DTYPES))}, got {dtype!r}')

@@ -2,9 +2,9 @@
 
     python -m bench.end_to_end --size small --semantic-tokens 100
 
-Random weights, greedy, the same checkpoint, dtype and threads; outputs are checked equal (float32)
-before anything is timed. Runs alternate, and the ratio is taken pair by pair, because the speed of
-a machine drifts.
+Random weights, greedy, the same checkpoint, dtype and threads (but that bark-fast's codec is always
+float32); outputs are checked equal (float32) before anything is timed. Runs alternate, and the
+ratio is taken pair by pair, because the speed of a machine drifts.
 """
 
 from __future__ import annotations

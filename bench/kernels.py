@@ -2,9 +2,9 @@
 
     python -m bench.kernels --size large --dtype bfloat16 --json bench/results/DEVICE-kernels.json
 
-On a GPU the Triton kernel is timed with triton's do_bench, against torch's own way (cuBLAS,
-scaled_dot_product_attention, F.layer_norm; for what torch has no call for, the plain reference).
-On a CPU, where Triton does not run, torch alone is timed. The floor of a case is the larger of its
+On a GPU the Triton kernel is timed with triton's do_bench_cudagraph, against torch's own way
+(cuBLAS, scaled_dot_product_attention, F.layer_norm; for what torch has no call for, the plain
+reference). On a CPU it is the CPU's path that is timed. The floor of a case is the larger of its
 bytes over the measured copy bandwidth and its FLOPs over the measured matrix rate; both are
 measured at the start and printed before any timing.
 
@@ -49,17 +49,18 @@ class Case:
     flops: int = 0
 
 
-def linear_cost(m: int, n: int, k: int, size: int) -> tuple[int, int]:
-    """(bytes, FLOPs) of an [m, k] x [k, n] product with a residual's worth of reading."""
-    return (n * k + m * k + m * n) * size, 2 * m * n * k
+def linear_cost(m: int, n: int, k: int, size: int, *, residual: bool = False) -> tuple[int, int]:
+    """(bytes, FLOPs) of an [m, k] x [k, n] product, with the reading of a residual if asked."""
+    return (n * k + m * k + m * n * (1 + residual)) * size, 2 * m * n * k
 
 
 def attention_cost(
-    queries: int, keys: float, heads: int, head_size: int, size: int
+    queries: int, keys: int, width: int, size: int, *, seen: float | None = None
 ) -> tuple[int, int]:
-    """(bytes, FLOPs) of `queries` queries, each of `keys` keys on average, all keys read once."""
-    width = heads * head_size
-    return int((2 * queries + 2 * keys) * width * size), int(4 * queries * keys * width)
+    """(bytes, FLOPs) of `queries` queries of which each sees `seen` keys on average (None: all);
+    every key and value is read once."""
+    seen = keys if seen is None else seen
+    return (2 * queries + 2 * keys) * width * size, int(4 * queries * seen * width)
 
 
 def cases(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
@@ -110,7 +111,7 @@ def cases(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> Iterat
             f"out + residual {tail}",
             lambda impl: kernels.fused_linear(x, w["out"], residual=x, decode=decode, impl=impl),
             lambda: F.linear(x, w["out"]) + x,
-            *linear_cost(rows, c, c, size),
+            *linear_cost(rows, c, c, size, residual=True),
         )
         yield Case(
             f"norm + fc1 + gelu {tail}",
@@ -124,7 +125,7 @@ def cases(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> Iterat
             f"fc2 + residual {tail}",
             lambda impl: kernels.fused_linear(wide, w["fc2"], residual=x, decode=decode, impl=impl),
             lambda: F.linear(wide, w["fc2"]) + x,
-            *linear_cost(rows, c, 4 * c, size),
+            *linear_cost(rows, c, 4 * c, size, residual=True),
         )
 
     def paged(batch: int, queries: int, length: int, *, decode: bool, tail: str) -> Case:
@@ -136,14 +137,15 @@ def cases(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> Iterat
         starts = torch.arange(batch + 1, device=device) * queries
         lengths = torch.full((batch,), length, device=device)
         dense = randn(3, batch, h, length, d)
-        average = length if decode else (length + 1) / 2
-        n_bytes, flops = attention_cost(queries, average, h, d, size)
+        seen = length if decode else (length + 1) / 2
+        n_bytes, flops = attention_cost(queries, length, c, size, seen=seen)
+        workspace = torch.zeros(batch * h, dtype=torch.int32, device=device)
         return Case(
             f"attention {tail}",
             lambda impl: kernels.paged_attention(
                 q, pages[0], pages[1], block_tables=tables, query_starts=starts,
                 kv_lengths=lengths, max_queries=queries, max_length=length, decode=decode,
-                impl=impl,
+                workspace=workspace, impl=impl,
             ),
             # torch has no pages: it is given the same keys and values side by side.
             lambda: F.scaled_dot_product_attention(
@@ -161,7 +163,7 @@ def cases(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> Iterat
     yield paged(8, 257, 257, decode=False, tail="prefill B=8 T=257")
     yield from products(8 * 1024, decode=False, tail="fine M=8192")
     q, k, v = randn(8, 1024, 3, h, d).unbind(2)
-    n_bytes, flops = attention_cost(1024, 1024, h, d, size)
+    n_bytes, flops = attention_cost(1024, 1024, c, size)
     yield Case(
         "attention fine B=8 T=1024",
         lambda impl: kernels.bidirectional_attention(q, k, v, impl=impl),
@@ -236,9 +238,11 @@ class Limits:
 def median_s(run: Callable[[], object], device: torch.device) -> float:
     """Median seconds of one call."""
     if device.type == "cuda":
-        from triton.testing import do_bench
+        from triton.testing import do_bench_cudagraph
 
-        return float(do_bench(run, warmup=10, rep=50, return_mode="median")) * 1e-3
+        # In a graph, as an engine runs them: else the launches of a few us are what is timed.
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return float(do_bench_cudagraph(run, rep=50, return_mode="median")) * 1e-3
     run()
     times = []
     deadline = time.perf_counter() + 0.3

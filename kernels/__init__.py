@@ -53,18 +53,18 @@ __all__ = [
 
 def choose_impl(device: torch.device) -> Impl:
     """The implementation that serves `device`."""
-    return "triton" if device.type == "cuda" else "cpu"
+    if device.type != "cuda":
+        return "cpu"
+    return "triton" if can_run_triton(device) else "torch"
 
 
 def can_run_triton(device: torch.device) -> bool:
     """Whether triton's kernels run on `device`: on CUDA, or anywhere in triton's interpreter."""
-    if device.type == "cuda":
-        return True
     try:
         from triton.knobs import runtime
     except ImportError:
         return False
-    return bool(runtime.interpret)
+    return device.type == "cuda" or bool(runtime.interpret)
 
 
 def embedding_sum(
@@ -126,15 +126,15 @@ def fused_linear(
     """x @ weight.T with what stands before and after it in a transformer block.
 
     Args:
-        x: [N, K]; weight: [M, K] as torch stores it; bias: [M].
+        x: [N, K]; weight: [O, K] as torch stores it; bias: [O].
         norm: of a layer norm applied to x first, weight and bias [K].
         gelu: apply the exact GELU (erf) to the product.
-        residual: [N, M], added last.
+        residual: [N, O], added last.
         decode: see the module's docstring.
         pdl: programmatic dependent launch of a decode kernel (sm_90 and newer).
 
     Returns:
-        [N, M]
+        [N, O]
     """
     if impl != "triton":
         return reference.fused_linear(
@@ -173,7 +173,7 @@ def qkv_to_pages(
     Args:
         x: [N, C]; weight: [3 C, C], queries, keys, values; bias: [3 C].
         k_pages, v_pages: [P, H, page_size, D], contiguous, H D = C; written in place.
-        slots: int64 [N], page * page_size + offset of each token.
+        slots: int64 [N], page * page_size + offset of each token; -1 writes nothing.
         norm, decode, pdl: as in `fused_linear`.
 
     Returns:
@@ -235,7 +235,8 @@ def paged_attention(
         block_tables: int64 [B, max_pages], the pages of each sequence in order.
         query_starts: int64 [B + 1], offsets into q.
         kv_lengths: int64 [B], the queries' own tokens included.
-        max_queries, max_length: at least the most queries and keys of any sequence.
+        max_queries, max_length: at least the most queries and keys of any sequence. Where lengths
+            grow on the device, max_pages * page_size is a safe max_length.
         decode: every sequence has one query (then `query_starts` is not read by "triton").
         workspace: `attention.decode_workspace`, to spare its allocation at every step.
         pdl: as in `fused_linear`, with `decode`.
@@ -304,8 +305,8 @@ def sample(
     top_k: Tensor,
     top_p: Tensor,
     seeds: Tensor,
-    positions: Tensor,
     stage: int,
+    positions: Tensor | None = None,
     min_eos_p: Tensor | None = None,
     n_ranges: int = 1,
     range_size: int = 0,
@@ -325,8 +326,9 @@ def sample(
         temperature: float32 [B]; 0 takes the first largest logit and draws nothing.
         top_k: int64 [B], 0 keeps all. top_p: float32 [B], 1 keeps all.
         seeds: int64 [B], the 64 bits of each row's seed.
-        positions: int64 [B], 0 .. 2**32 - 1, the row's place in its own sequence of draws.
         stage: a number that keeps the stages' draws apart.
+        positions: int64 [B], 0 .. 2**32 - 1, the row's place in its own sequence of draws; left out
+            with `state`, which counts them.
         min_eos_p: float32 [B], or None where there is no end token. The end token is taken at once
             if its probability, before temperature, exceeds this (transformers'
             BarkEosPrioritizerLogitsProcessor); 0 never.
@@ -334,8 +336,7 @@ def sample(
             (p % n_ranges) * range_size on are possible, range_size of them, but for the last range,
             which goes to the end of the row.
         first_id: the id of column 0, for `state`.
-        state: written for the next step; rows that are finished change nothing and draw nothing
-            meaningful. `positions` is then `state.draws`.
+        state: read and written for the next step; rows that are finished draw nothing meaningful.
 
     Returns:
         int64 [B], columns.
@@ -345,7 +346,7 @@ def sample(
         "top_k": top_k,
         "top_p": top_p,
         "seeds": seeds,
-        "positions": positions,
+        "positions": positions if state is None else state.draws,
         "stage": stage,
         "min_eos_p": min_eos_p,
         "n_ranges": n_ranges,

@@ -3,9 +3,10 @@
     python -m bark_fast.kernels.aot --targets 80 90 100 --dtypes float16 bfloat16
 
 The launches are recorded from the operations themselves, run on tensors without memory at the
-shapes of Bark's two sizes, so what is compiled is what would be launched. Each must not spill, must
-fit the target's shared memory, must load its weights 16 bytes at a time, and must use tensor cores
-where it is a product. The table and the checks are printed; the exit status is 1 if one fails.
+shapes of Bark's two sizes, so what is compiled is what would be launched. Each must not spill and
+must fit the target's shared memory; those that read rows of weights, keys or values must have
+16-byte loads, and products in half precision must use tensor cores. The table and the checks are
+printed; the exit status is 1 if one fails.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ from bark_fast import kernels
 # Shared memory that one program may have, in bytes (CUDA C++ Programming Guide, table of compute
 # capabilities).
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+HALF = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,6 @@ class ModelShape:
     codebook_size: int = 1_024
     codebooks: int = 8
     codec_channels: int = 128
-    page_size: int = 16
 
 
 SHAPES = {"small": ModelShape(768, 12), "large": ModelShape(1024, 16)}
@@ -98,7 +100,7 @@ class Report:
             self.faults.append(f"spills {self.spilled} bytes")
         if self.shared > SHARED_LIMIT[self.target]:
             self.faults.append(f"{self.shared} bytes of shared memory")
-        if self.launch.name in _PRODUCTS and not self.tensor_core:
+        if self.launch.name in _PRODUCTS and self.dtype in HALF and not self.tensor_core:
             self.faults.append("no tensor cores")
         if self.launch.name in _WIDE and not self.wide_loads:
             self.faults.append("no 16-byte loads")
@@ -170,35 +172,43 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
     c, h = shape.width, shape.heads
     d = c // h
     i64 = torch.int64
-    pages = new(1000, h, shape.page_size, d)
+    # Small pages for many sequences, and one page a sequence.
+    page_sizes = (16, 1024)
     norm, norm_bias = (new(c), None), (new(c), new(c))
     impl: kernels.Impl = "triton"
 
-    def attend(rows: int, *, decode: bool, pdl: bool = False) -> Callable[[], object]:
+    def attend(
+        rows: int, page_size: int, *, decode: bool, pdl: bool = False
+    ) -> Callable[[], object]:
+        pages, table = new(64, h, page_size, d), new(4, 1024 // page_size, of=i64)
         return lambda: kernels.paged_attention(
             new(rows, h, d), pages, pages,
-            block_tables=new(4, 64, of=i64), query_starts=new(5, of=i64),
+            block_tables=table, query_starts=new(5, of=i64),
             kv_lengths=new(4, of=i64), max_queries=1 if decode else 300, max_length=1024,
             decode=decode, pdl=pdl, impl=impl,
         )  # fmt: skip
 
-    def embed(streams: int, table: Tensor) -> Callable[[], object]:
+    def embed(streams: int, table: Tensor, tokens: int = 300) -> Callable[[], object]:
         return lambda: kernels.embedding_sum(
-            new(streams, 300, of=i64), table, positions=new(300, of=i64),
+            new(streams, tokens, of=i64), table, positions=new(tokens, of=i64),
             position_table=new(1024, c), impl=impl,
         )  # fmt: skip
 
     yield "embedding (prompt)", embed(2, new(1, shape.text_ids, c).expand(2, -1, -1))
-    yield "embedding (decode)", embed(1, new(1, shape.text_ids, c))
+    yield "embedding (decode)", embed(1, new(1, shape.text_ids, c), tokens=4)
+    yield "embedding (one token)", embed(1, new(1, shape.text_ids, c), tokens=1)
     yield "embedding (fine)", embed(7, new(shape.codebooks, 1056, c))
     yield "layer norm", lambda: kernels.layer_norm(new(300, c), new(c), None, impl=impl)
-    for rows in (1, 17, 300):
+    for rows in (1, 16, 17, 300):
         decode = rows < 300
         tail = f" M={rows}" if decode else " prefill"
         options: dict[str, Any] = {"decode": decode, "impl": impl}
         x = new(rows, c)
 
-        def qkv(x: Tensor = x, rows: int = rows, options: dict[str, Any] = options) -> object:
+        def qkv(
+            page_size: int, x: Tensor = x, rows: int = rows, options: dict[str, Any] = options
+        ) -> object:
+            pages = new(64, h, page_size, d)
             return kernels.qkv_to_pages(
                 x, new(3 * c, c), None, norm=norm, k_pages=pages, v_pages=pages,
                 slots=new(rows, of=i64), **options,
@@ -213,7 +223,8 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
         def fc_2(x: Tensor = x, options: dict[str, Any] = options) -> object:
             return kernels.fused_linear(new(len(x), 4 * c), new(c, 4 * c), residual=x, **options)
 
-        yield "qkv to pages" + tail, qkv
+        for page_size in page_sizes:
+            yield f"qkv to pages of {page_size}{tail}", partial(qkv, page_size)
         yield "out + residual" + tail, out
         yield "fc1 + gelu" + tail, fc_1
         yield "fc2 + residual" + tail, fc_2
@@ -247,9 +258,11 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
         "fine head",
         lambda: kernels.fused_linear(fine, new(shape.codebook_size, c), norm=norm_bias, impl=impl),
     )
-    yield "attention (decode)", attend(4, decode=True)
-    yield "attention (decode) pdl", attend(4, decode=True, pdl=True)
-    yield "attention (prefill)", attend(1200, decode=False)
+    for page_size in page_sizes:
+        tail = f", pages of {page_size}"
+        yield f"attention (decode{tail})", attend(4, page_size, decode=True)
+        yield f"attention (prefill{tail})", attend(1200, page_size, decode=False)
+    yield "attention (decode) pdl", attend(4, 16, decode=True, pdl=True)
     window = new(2, 1024, 3, h, d)
     yield (
         "attention (fine)",
@@ -283,9 +296,9 @@ def _sample(
     )  # fmt: skip
     return lambda: kernels.sample(
         new(rows, ids, of=dtype), temperature=vector(f32), top_k=vector(), top_p=vector(f32),
-        seeds=vector(), positions=vector(), stage=0, min_eos_p=vector(f32) if eos else None,
-        n_ranges=1 if eos else 2, range_size=1024, first_id=10_000,
-        state=loop if state else None, impl="triton",
+        seeds=vector(), positions=vector(), stage=0 if eos else 1,
+        min_eos_p=vector(f32) if eos else None, n_ranges=1 if eos else 2,
+        range_size=1024, first_id=10_000, state=loop if state else None, impl="triton",
     )  # fmt: skip
 
 
@@ -368,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 1 if something is wrong with a kernel."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", default=list(HALF), choices=list(DTYPES))
     parser.add_argument("--targets", nargs="+", type=int, default=list(SHARED_LIMIT))
     arguments = parser.parse_args(argv)
     print(HEADER)

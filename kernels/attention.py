@@ -24,7 +24,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bark_fast.kernels.launch import ALWAYS, ceil_div, dot_precision, pdl_option, power_of_two
+from bark_fast.kernels.launch import (
+    ALWAYS,
+    can_launch_dependent,
+    ceil_div,
+    dot_precision,
+    pdl_option,
+)
 
 LOG2_E = 1.4426950408889634
 
@@ -69,9 +75,8 @@ def decode_kernel(
     HEAD_SIZE: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     SPLIT: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
+    STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -80,7 +85,9 @@ def decode_kernel(
         gdc_launch_dependents()
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths_ptr + b).to(tl.int32)
-    n_splits = tl.maximum(tl.cdiv(length, SPLIT), 1)
+    # Never more than were launched: a wrong max_length must not leave the counter waiting.
+    max_splits = tl.num_programs(2)
+    n_splits = tl.minimum(tl.maximum(tl.cdiv(length, SPLIT), 1), max_splits)
     if split >= n_splits:
         return
     d = tl.arange(0, HEAD_SIZE)
@@ -90,7 +97,9 @@ def decode_kernel(
     best = -1.0e30
     total = 0.0
     acc = tl.zeros((HEAD_SIZE,), tl.float32)
-    for start in range(split * SPLIT, tl.minimum(length, (split + 1) * SPLIT), BLOCK_KV):
+    stop = tl.minimum(length, (split + 1) * SPLIT)
+    # Without a product in it, a loop is pipelined only when told so here.
+    for start in tl.range(split * SPLIT, stop, BLOCK_KV, num_stages=STAGES):
         at = start + tl.arange(0, BLOCK_KV)
         inside = at < length
         page = tl.load(
@@ -112,7 +121,7 @@ def decode_kernel(
         y = acc / tl.where(total > 0.0, total, 1.0)
         tl.store(out_ptr + row * HEAD_SIZE + d, y.to(out_ptr.dtype.element_ty))
     else:
-        own = row * MAX_SPLITS + split
+        own = row * max_splits + split
         tl.store(part_ptr + own * HEAD_SIZE + d, acc)
         tl.store(part_stats_ptr + own * 2, best)
         tl.store(part_stats_ptr + own * 2 + 1, total)
@@ -121,24 +130,21 @@ def decode_kernel(
         before = tl.atomic_add(arrived_ptr + row, 1, sem="acq_rel")
         tl.debug_barrier()
         if before == n_splits - 1:
-            s = tl.arange(0, BLOCK_SPLITS)
-            there = s < n_splits
-            part = row * MAX_SPLITS + s
-            bests = tl.load(
-                part_stats_ptr + part * 2, mask=there, other=-1.0e30, cache_modifier=".cg"
-            )
-            totals = tl.load(
-                part_stats_ptr + part * 2 + 1, mask=there, other=0.0, cache_modifier=".cg"
-            )
-            parts = tl.load(
-                part_ptr + part[:, None] * HEAD_SIZE + d[None, :],
-                mask=there[:, None],
-                other=0.0,
-                cache_modifier=".cg",
-            )
-            weights = tl.exp2(bests - tl.max(bests, axis=0))
-            y = tl.sum(parts * weights[:, None], axis=0) / tl.sum(totals * weights, axis=0)
-            tl.store(out_ptr + row * HEAD_SIZE + d, y.to(out_ptr.dtype.element_ty))
+            # One after another, so that the order of the sum is that of the keys.
+            best = -1.0e30
+            total = 0.0
+            acc = tl.zeros((HEAD_SIZE,), tl.float32)
+            for s in range(n_splits):
+                part = row * max_splits + s
+                part_best = tl.load(part_stats_ptr + part * 2, cache_modifier=".cg")
+                part_total = tl.load(part_stats_ptr + part * 2 + 1, cache_modifier=".cg")
+                part_acc = tl.load(part_ptr + part * HEAD_SIZE + d, cache_modifier=".cg")
+                new_best = tl.maximum(best, part_best)
+                correction, weight = tl.exp2(best - new_best), tl.exp2(part_best - new_best)
+                total = total * correction + part_total * weight
+                acc = acc * correction + part_acc * weight
+                best = new_best
+            tl.store(out_ptr + row * HEAD_SIZE + d, (acc / total).to(out_ptr.dtype.element_ty))
             # The counter is ready for the next launch.
             tl.store(arrived_ptr + row, 0)
 
@@ -215,7 +221,8 @@ def flash_kernel(
         acc = acc * correction[:, None]
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         best = new_best
-    y = acc / total[:, None]
+    # A sequence without keys gives zeros.
+    y = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(
         out_ptr + ((first + i)[:, None] * HEADS + head) * HEAD_SIZE + d[None, :],
         y.to(out_ptr.dtype.element_ty),
@@ -247,14 +254,16 @@ def paged_attention(
         splits = max(1, ceil_div(max_length, DECODE.split))
         if workspace is None:
             workspace = decode_workspace(batch, heads, device=q.device)
+        assert workspace.numel() >= batch * heads, "the workspace is for a smaller batch"
+        pdl = pdl and can_launch_dependent(q)
         parts = torch.empty(batch * heads * splits * size, dtype=torch.float32, device=q.device)
         stats = torch.empty(batch * heads * splits * 2, dtype=torch.float32, device=q.device)
         decode_kernel[(batch, heads, splits)](
             q, k_pages, v_pages, block_tables, kv_lengths, out, parts, stats, workspace,
             block_tables.shape[1], scale,
             HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, SPLIT=DECODE.split,
-            MAX_SPLITS=splits, BLOCK_KV=DECODE.block_kv, BLOCK_SPLITS=power_of_two(splits), PDL=pdl,
-            num_warps=DECODE.num_warps, num_stages=DECODE.num_stages, **pdl_option(pdl), **ALWAYS,
+            BLOCK_KV=DECODE.block_kv, STAGES=DECODE.num_stages, PDL=pdl,
+            num_warps=DECODE.num_warps, **pdl_option(pdl), **ALWAYS,
         )  # fmt: skip
         return out
     launch = FLASH_FLOAT32 if q.dtype == torch.float32 else FLASH

@@ -10,6 +10,11 @@ import torch
 ALWAYS: dict[str, Any] = {"enable_fp_fusion": True}
 
 
+def can_launch_dependent(x: torch.Tensor) -> bool:
+    """Whether programmatic dependent launch means anything where x is: not in the interpreter."""
+    return x.device.type != "cpu"
+
+
 def pdl_option(pdl: bool) -> dict[str, Any]:
     """The launch option for programmatic dependent launch, which older targets do not know."""
     return {"launch_pdl": True} if pdl else {}

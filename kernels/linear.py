@@ -7,8 +7,9 @@ row's bits do not depend on its neighbours.
   of W at once, usually all of them, so that nothing waits in a loop; each warp takes its own slice
   of them, as one batch of a batched product, and the slices are added at the end in one fixed
   order. The product is W @ x^T: the few rows of x are the short side of the tensor-core
-  instruction. With the whole row of x at hand the layer norm needs no second read. More than 16
-  rows of x read W again, from L2.
+  instruction. With the whole row of x at hand the layer norm needs no second read (in float32 it
+  is not at hand: there the row's statistics come from a launch of their own). More than 16 rows of
+  x read W again, from L2.
 * `tile_kernel` (prefill and fine): tensor-core tiles of x @ W^T; layer norm by row statistics
   computed before, applied as the tile of x passes through registers.
 
@@ -29,7 +30,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bark_fast.kernels.launch import ALWAYS, ceil_div, dot_precision, pdl_option, power_of_two
+from bark_fast.kernels.launch import (
+    ALWAYS,
+    can_launch_dependent,
+    ceil_div,
+    dot_precision,
+    pdl_option,
+)
 from bark_fast.kernels.norm import row_moments
 
 
@@ -39,7 +46,7 @@ class DecodeLaunch:
 
     block_n: int
     block_m: int
-    block_k: int  # of products without layer norm; with it, all of K is taken at once
+    block_k: int
     num_warps: int  # slices of K too
 
 
@@ -59,6 +66,8 @@ class TileLaunch:
 # are 32 KiB of half precision a program, a few MiB on the whole chip, which is what its memory
 # latency asks for, and 32 registers a thread with 8 warps.
 DECODE = DecodeLaunch(block_n=16, block_m=16, block_k=1024, num_warps=8)
+# Without tensor cores the operands of a product live in registers: a quarter of the columns.
+DECODE_FLOAT32 = DecodeLaunch(block_n=16, block_m=16, block_k=128, num_warps=8)
 # The usual tile of compute-bound half-precision products; the stages fit sm_80's 163 KiB too.
 TILE = TileLaunch(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
 # float32 runs without tensor cores; smaller tiles keep it within registers and shared memory.
@@ -104,14 +113,34 @@ def finish(
         section = n // WIDTH
         column = n % WIDTH
         # [P, H, page_size, D]: what the row adds to the address, and what the column adds.
-        slot = tl.load(slots_ptr + m, mask=m < M, other=0)
+        slot = tl.load(slots_ptr + m, mask=m < M, other=-1)
         row = ((slot // PAGE_SIZE) * (HEADS * PAGE_SIZE) + slot % PAGE_SIZE) * HEAD_SIZE
         place = row + ((column // HEAD_SIZE) * (PAGE_SIZE * HEAD_SIZE) + column % HEAD_SIZE)
         tl.store(out_ptr + m * WIDTH + column, y, mask=mask & (section == 0))
-        tl.store(k_pages_ptr + place, y, mask=mask & (section == 1))
-        tl.store(v_pages_ptr + place, y, mask=mask & (section == 2))
+        # A row without a place (an empty slot of the batch) writes none.
+        tl.store(k_pages_ptr + place, y, mask=mask & (section == 1) & (slot >= 0))
+        tl.store(v_pages_ptr + place, y, mask=mask & (section == 2) & (slot >= 0))
     else:
         tl.store(out_ptr + m * N + n, y, mask=mask)
+
+
+@triton.jit
+def normalise(
+    x,
+    mean,
+    rstd,
+    k,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    K: tl.constexpr,
+    HAS_NORM_BIAS: tl.constexpr,
+):
+    """Layer norm of the columns k of x [SLICES, BLOCK_M, SLICE]: float32, then x's type again."""
+    gamma = tl.load(norm_weight_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+    y = (x.to(tl.float32) - mean[None, :, None]) * rstd[None, :, None] * gamma
+    if HAS_NORM_BIAS:
+        y += tl.load(norm_bias_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+    return y.to(x.dtype)
 
 
 @triton.jit
@@ -119,6 +148,7 @@ def decode_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
+    moments_ptr,
     norm_weight_ptr,
     norm_bias_ptr,
     residual_ptr,
@@ -160,21 +190,22 @@ def decode_kernel(
         gdc_launch_dependents()
     x = tl.load(x_ptrs, mask=m_mask & (k < K), other=0.0)
     if HAS_NORM:
-        # One chunk holds the whole row.
-        x = x.to(tl.float32)
-        mean = tl.sum(tl.sum(x, axis=2), axis=0) / K
-        x = tl.where(k < K, x - mean[None, :, None], 0.0)
-        rstd = 1.0 / tl.sqrt(tl.sum(tl.sum(x * x, axis=2), axis=0) / K + eps)
-        gamma = tl.load(norm_weight_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-        x = x * rstd[None, :, None] * gamma
-        if HAS_NORM_BIAS:
-            x += tl.load(norm_bias_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-        x = x.to(w.dtype)
+        if K <= BLOCK_K:
+            whole = x.to(tl.float32)
+            mean = tl.sum(tl.sum(whole, axis=2), axis=0) / K
+            centred = tl.where(k < K, whole - mean[None, :, None], 0.0)
+            rstd = 1.0 / tl.sqrt(tl.sum(tl.sum(centred * centred, axis=2), axis=0) / K + eps)
+        else:
+            mean = tl.load(moments_ptr + m * 2, mask=m < M, other=0.0)
+            rstd = tl.load(moments_ptr + m * 2 + 1, mask=m < M, other=0.0)
+        x = normalise(x, mean, rstd, k, norm_weight_ptr, norm_bias_ptr, K, HAS_NORM_BIAS)
     acc = tl.dot(w, tl.permute(x, (0, 2, 1)), input_precision=PRECISION, out_dtype=tl.float32)
     for start in range(BLOCK_K, K, BLOCK_K):
-        inside = start + k < K
-        w = tl.load(w_ptrs + start, mask=n_mask & inside, other=0.0)
-        x = tl.load(x_ptrs + start, mask=m_mask & inside, other=0.0)
+        at = start + k
+        w = tl.load(w_ptrs + start, mask=n_mask & (at < K), other=0.0)
+        x = tl.load(x_ptrs + start, mask=m_mask & (at < K), other=0.0)
+        if HAS_NORM:
+            x = normalise(x, mean, rstd, at, norm_weight_ptr, norm_bias_ptr, K, HAS_NORM_BIAS)
         acc = tl.dot(w, tl.permute(x, (0, 2, 1)), acc, input_precision=PRECISION)
     mask = (n < N)[:, None] & (m < M)[None, :]
     finish(
@@ -296,12 +327,13 @@ def fused_linear(
     norms = (x if gamma is None else gamma, x if beta is None else beta)
     own_bias = x if bias is None else bias
     if decode:
-        block_k = DECODE.block_k if gamma is None else power_of_two(k)
-        block_k = max(16 * DECODE.num_warps, block_k)  # 16 columns a slice at least
-        decode_kernel[(ceil_div(n, DECODE.block_n), ceil_div(m, DECODE.block_m))](
-            x, weight, own_bias, *norms, *ends, eps,
-            BLOCK_N=DECODE.block_n, BLOCK_M=DECODE.block_m, BLOCK_K=block_k,
-            SLICES=DECODE.num_warps, PDL=pdl, num_warps=DECODE.num_warps, num_stages=2,
+        launch = DECODE_FLOAT32 if x.dtype == torch.float32 else DECODE
+        whole_row = gamma is None or k <= launch.block_k
+        pdl = pdl and can_launch_dependent(x)
+        decode_kernel[(ceil_div(n, launch.block_n), ceil_div(m, launch.block_m))](
+            x, weight, own_bias, x if whole_row else row_moments(x, eps=eps), *norms, *ends, eps,
+            BLOCK_N=launch.block_n, BLOCK_M=launch.block_m, BLOCK_K=launch.block_k,
+            SLICES=launch.num_warps, PDL=pdl, num_warps=launch.num_warps, num_stages=2,
             **pdl_option(pdl), **common,
         )  # fmt: skip
     else:

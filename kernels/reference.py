@@ -86,6 +86,8 @@ def write_pages(
         slots: int64 [N], page * page_size + offset of each token.
     """
     page_size = k_pages.shape[2]
+    if (slots < 0).any():  # rows without a place
+        keys, values, slots = keys[slots >= 0], values[slots >= 0], slots[slots >= 0]
     pages, offsets = slots // page_size, slots % page_size
     k_pages[pages, :, offsets] = keys
     v_pages[pages, :, offsets] = values
@@ -233,7 +235,10 @@ def _advance(state: DecodeState, tokens: Tensor, ended: Tensor) -> None:
     state.history[rows, state.draws[rows]] = tokens[rows]
     state.draws[rows] += 1
     more = going_on & (state.draws < state.limits)
-    state.finished[running & ~more] = 1
+    done = running & ~more
+    state.finished[done] = 1
+    state.slots[done] = -1
+    state.kv_lengths[done] = 0
     rows = more.nonzero()[:, 0]
     at = state.positions[rows] + 1
     page = state.block_tables[rows, at // state.page_size]

@@ -99,6 +99,7 @@ def sample_kernel(
     row = tl.program_id(0).to(tl.int64)
     if HAS_STATE:
         if tl.load(finished_ptr + row) != 0:
+            tl.store(out_ptr + row, tl.full((), 0, tl.int64))
             return
     v = tl.arange(0, BLOCK_V)
     position = tl.load(positions_ptr + row)
@@ -170,8 +171,10 @@ def sample_kernel(
         more = going_on & (position + 1 < tl.load(limit_ptr + row))
         tl.store(history_ptr + row * history_width + position, token, mask=going_on)
         tl.store(positions_ptr + row, position + 1, mask=going_on)
+        # A row that has ended is an empty one: its pages may be another's by the next step.
         tl.store(finished_ptr + row, 1, mask=more == 0)
-        # A row that has ended runs its last token again, in the same place: harmless.
+        tl.store(length_ptr + row, tl.full((), 0, tl.int64), mask=more == 0)
+        tl.store(slot_ptr + row, tl.full((), -1, tl.int64), mask=more == 0)
         at = tl.load(model_position_ptr + row) + 1
         page = tl.load(tables_ptr + row * max_pages + at // PAGE_SIZE, mask=more, other=0)
         tl.store(token_ptr + row, token, mask=more)
@@ -197,6 +200,7 @@ def sample(
 ) -> Tensor:
     """See `bark_fast.kernels.sample`."""
     logits = logits.contiguous()
+    temperature, top_k, top_p, seeds = (t.contiguous() for t in (temperature, top_k, top_p, seeds))
     rows, columns = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     # Pointers that a launch does not use still have to be something.

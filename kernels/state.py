@@ -15,13 +15,13 @@ class DecodeState:
     Attributes:
         token_ids: int64 [B], the tokens to run next.
         positions: int64 [B], their positions in the model's sequence.
-        kv_lengths: int64 [B], keys that they see, their own included.
-        slots: int64 [B], where their keys and values go.
+        kv_lengths: int64 [B], keys that they see, their own included; 0 for an empty row.
+        slots: int64 [B], where their keys and values go; -1 nowhere.
         block_tables: int64 [B, max_pages].
         draws: int64 [B], tokens drawn so far: the position of the next draw's noise.
         limits: int64 [B], a row ends when it has drawn so many.
-        finished: int32 [B], 1 once a row has ended. It then runs its last token again and again, in
-            the same place, which changes nothing.
+        finished: int32 [B], 1 once a row has ended: it is then an empty row, which reads no page
+            and writes none.
         history: int64 [B, max draws], the ids drawn.
         page_size: positions a page.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,7 @@ class Engine:
     ) -> None:
         self.config = config
         self._stages = stages
+        self._device = device
         # With a page as long as the model's positions a sequence has one page, which the plain
         # attention reads without gathering.
         self._semantic_cache, self._coarse_cache = (
@@ -94,6 +95,11 @@ class Engine:
     @torch.inference_mode()
     def generate(self, request: Request, progress: Progress | None = None) -> Speech:
         """Turn one request into speech."""
+        # Triton launches on the current device, whatever device its tensors are on.
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            return self._generate(request, progress)
+
+    def _generate(self, request: Request, progress: Progress | None) -> Speech:
         report = progress or (lambda stage, done, total: None)
         timings: dict[str, float] = {}
 

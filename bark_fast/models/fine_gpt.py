@@ -10,7 +10,7 @@ from torch import Tensor
 from bark_fast import kernels
 from bark_fast.checkpoint.config import FineGPTConfig
 from bark_fast.kernels import Impl, Norm
-from bark_fast.models.gpt import Block
+from bark_fast.models.gpt import Block, check_head_size
 
 
 class FineGPT:
@@ -19,6 +19,7 @@ class FineGPT:
     def __init__(
         self, config: FineGPTConfig, tensors: Mapping[str, Tensor], prefix: str, *, impl: Impl
     ) -> None:
+        check_head_size(config, impl)
         self.config = config
         self._impl = impl
         self.embeddings = torch.stack(

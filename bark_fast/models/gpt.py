@@ -1,7 +1,9 @@
 """The causal transformer of the semantic and coarse stages: GPT-2's blocks without dropout.
 
 It runs on packed tokens: a batch is the new tokens of several sequences one after another, each
-attending to its own pages of the cache, so that prompts and single decode steps mix freely.
+attending to its own pages of the cache. Prompts and single decode steps run in batches of their
+own, because the kernels have a schedule for each: a sequence then takes the same one whoever else
+is there.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor
 from bark_fast import kernels
 from bark_fast.checkpoint.config import GPTConfig
 from bark_fast.kernels import Impl, Norm
+from bark_fast.types import InputError
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,20 @@ class Block:
         )
 
 
+def check_head_size(config: GPTConfig, impl: Impl) -> None:
+    """Triton's blocks are powers of two, and 16 is the least that its products take.
+
+    Raises:
+        InputError: this model's heads are of another size.
+    """
+    size = config.head_size
+    if impl == "triton" and (size < 16 or size & (size - 1)):
+        raise InputError(
+            'impl must be "torch" for a model whose hidden_size / num_heads is not a power of two '
+            f"from 16 on, got impl='triton' and {config.hidden_size} / {config.num_heads} = {size}"
+        )
+
+
 @dataclass(frozen=True)
 class KVPages:
     """The paged keys and values of one model: two tensors [layers, P, H, page_size, D]."""
@@ -115,10 +132,14 @@ class Chunk:
     start: int
     pages: Sequence[int]
 
+    @property
+    def is_step(self) -> bool:
+        return len(self.ids[0]) == 1
+
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Chunks as the tensors that the kernels read."""
+    """Chunks as the tensors that the kernels read: all of one token, or all of several."""
 
     ids: Tensor  # int64 [K, N]
     positions: Tensor  # int64 [N]
@@ -132,11 +153,12 @@ class PackedBatch:
 
     @property
     def decode(self) -> bool:
-        """Whether every sequence has one new token."""
+        """Whether these are single steps."""
         return self.max_queries == 1
 
     @classmethod
     def pack(cls, chunks: Sequence[Chunk], page_size: int, device: torch.device) -> PackedBatch:
+        assert len({chunk.is_step for chunk in chunks}) == 1, "prompts and steps do not mix"
         streams: list[list[int]] = [[] for _ in chunks[0].ids]
         positions: list[int] = []
         slots: list[int] = []
@@ -185,6 +207,7 @@ class GPT:
     ) -> None:
         """Take the tensors named `prefix.*`, and of the head the rows of the ids that can be
         sampled, in the order of `head_ids`."""
+        check_head_size(config, impl)
         self.config = config
         self._impl = impl
         self.embedding = tensors[f"{prefix}.input_embeds_layer.weight"]
@@ -206,6 +229,24 @@ class GPT:
     @property
     def device(self) -> torch.device:
         return self.embedding.device
+
+    def run(self, chunks: Sequence[Chunk], cache: KVPages) -> Tensor:
+        """Logits after the last token of each chunk, [B, len(head_ids)]; prompts and steps in any
+        order."""
+        logits = None
+        for is_step in (False, True):
+            rows = [i for i, chunk in enumerate(chunks) if chunk.is_step == is_step]
+            if not rows:
+                continue
+            batch = PackedBatch.pack([chunks[i] for i in rows], cache.page_size, self.device)
+            part = self.forward(batch, cache)
+            if len(rows) == len(chunks):
+                return part
+            if logits is None:
+                logits = part.new_empty(len(chunks), part.shape[1])
+            logits[rows] = part
+        assert logits is not None, "there must be a chunk"
+        return logits
 
     def forward(self, batch: PackedBatch, cache: KVPages) -> Tensor:
         """Run the new tokens, store their keys and values, and return the logits after the last

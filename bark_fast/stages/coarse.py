@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.models.gpt import GPT, Chunk, KVPages, PackedBatch
+from bark_fast.models.gpt import GPT, Chunk, KVPages
 from bark_fast.stages.draws import Draw, draw_tokens
 from bark_fast.types import IntArray, Voice
 
@@ -200,9 +200,8 @@ class CoarseStage:
     ) -> None:
         """Add one token to every task."""
         chunks = [task.chunk(own) for task, own in zip(tasks, pages, strict=True)]
-        batch = PackedBatch.pack(chunks, cache.page_size, self.model.device)
         chosen = draw_tokens(
-            self.model.forward(batch, cache),
+            self.model.run(chunks, cache),
             [task.draw for task in tasks],
             [len(task.tokens) for task in tasks],
             stage="coarse",

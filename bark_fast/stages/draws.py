@@ -50,7 +50,9 @@ def draw_tokens(
     def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
         tensor = torch.tensor(values, dtype=dtype, device=device)
         if repeats is not None:
-            tensor = tensor.repeat_interleave(torch.tensor(repeats, device=device))
+            counts = torch.tensor(repeats, device=device)
+            # Said here, the size need not be asked of the device.
+            tensor = tensor.repeat_interleave(counts, output_size=len(logits))
         return tensor
 
     return kernels.sample(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bark_fast.checkpoint.config import SemanticRules
-from bark_fast.models.gpt import GPT, Chunk, KVPages, PackedBatch
+from bark_fast.models.gpt import GPT, Chunk, KVPages
 from bark_fast.stages.draws import Draw, draw_tokens
 
 SILENT = -1  # a stream that adds nothing at a position
@@ -86,9 +86,8 @@ class SemanticStage:
     ) -> None:
         """Add one token to every task, or end it."""
         chunks = [task.chunk(own) for task, own in zip(tasks, pages, strict=True)]
-        batch = PackedBatch.pack(chunks, cache.page_size, self.model.device)
         chosen = draw_tokens(
-            self.model.forward(batch, cache),
+            self.model.run(chunks, cache),
             [task.draw for task in tasks],
             [len(task.tokens) for task in tasks],
             stage="semantic",

@@ -16,7 +16,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least that tl.dot takes is 16 each way."""
-    monkeypatch.setattr(linear, "DECODE", replace(linear.DECODE, block_k=32, num_warps=2))
+    decode = replace(linear.DECODE, block_k=32, num_warps=2)
+    monkeypatch.setattr(linear, "DECODE", decode)
+    monkeypatch.setattr(linear, "DECODE_FLOAT32", decode)
     tile = linear.TileLaunch(block_m=16, block_n=16, block_k=16, num_warps=4, num_stages=1)
     monkeypatch.setattr(linear, "TILE", tile)
     monkeypatch.setattr(linear, "TILE_FLOAT32", tile)

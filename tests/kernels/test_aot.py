@@ -28,9 +28,10 @@ def test_kernels_compile_well() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for kernel in (
-        "embedding (fine)", "layer norm", "qkv to pages M=1", "fc2 + residual M=17",
-        "fc1 + gelu prefill", "fc2 + residual M=1 pdl", "fine head", "attention (decode)",
-        "attention (prefill)", "sample (semantic)", "codebook sum",
+        "embedding (fine)", "layer norm", "qkv to pages of 16 M=1", "fc2 + residual M=17",
+        "fc1 + gelu prefill", "fc2 + residual M=1 pdl", "fine head",
+        "attention (decode, pages of 16)", "attention (prefill, pages of 1024)",
+        "sample (semantic)", "codebook sum",
     ):  # fmt: skip
         assert f"large {kernel}" in done.stdout
     assert "wgmma" in done.stdout

@@ -110,7 +110,7 @@ def test_decode_workspace_is_left_as_it_was(triton_impl) -> None:
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 def test_prefill_and_extend(impl, monkeypatch, dtype, page_size: int) -> None:
     """Whole prompts, extensions of what is in the pages, single steps and nothing, packed."""
-    lengths, queries = [1, 7, 64, 33, 90, 20], [1, 7, 64, 5, 1, 0]
+    lengths, queries = [1, 7, 64, 33, 90, 20, 0], [1, 7, 64, 5, 1, 0, 2]
     s = Sequences(lengths, page_size, dtype=dtype)
     with guarded_outputs(monkeypatch):
         s.check(randn(sum(queries), 2, 16, seed=9, dtype=dtype), queries, impl)

@@ -155,6 +155,39 @@ def test_qkv_to_pages(impl, monkeypatch, dtype, decode, heads: int, size: int) -
         assert int(stored.isnan().sum()) == stored.numel() - n * width, "a write outside the slots"
 
 
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_row_without_a_place_writes_nothing(impl, decode: bool) -> None:
+    x, weight, norm = randn(3, 32), randn(96, 32, seed=1), (randn(32, seed=2), None)
+    k_pages = torch.full((2, 2, 4, 16), math.nan, device=x.device)
+    v_pages = k_pages.clone()
+    slots = torch.tensor([-1, 5, -1], device=x.device)
+    q = kernels.qkv_to_pages(
+        x, weight, None, norm=norm, k_pages=k_pages, v_pages=v_pages, slots=slots, decode=decode,
+        impl=impl,
+    )  # fmt: skip
+    assert q.isfinite().all()
+    for pages in (k_pages, v_pages):
+        assert pages[1, :, 1].isfinite().all()
+        assert int(pages.isfinite().sum()) == 32
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_qkv_rows_do_not_depend_on_their_neighbours(triton_impl, decode: bool) -> None:
+    x, weight, norm = randn(18, 32), randn(96, 32, seed=1), (randn(32, seed=2), None)
+
+    def run(rows: list[int]) -> torch.Tensor:
+        pages = torch.zeros(2, 5, 2, 4, 16, device=x.device)
+        slots = torch.arange(len(rows), device=x.device)
+        q = kernels.qkv_to_pages(
+            x[rows], weight, None, norm=norm, k_pages=pages[0], v_pages=pages[1], slots=slots,
+            decode=decode, impl=triton_impl,
+        )  # fmt: skip
+        written = pages[:, slots // 4, :, slots % 4]  # [N, 2, H, D]
+        return torch.cat([q[:, None], written], dim=1)
+
+    assert_rows_independent(run, 18)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,104 @@
+"""What only a GPU can show: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from bark_fast import Bark, GenerationParams, kernels
+from checkpoints import Checkpoint
+from kernel_helpers import randn
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def decode_attention(lengths: list[int]) -> torch.Tensor:
+    batch, heads, size, page_size = len(lengths), 4, 64, 16
+    per_sequence = -(-max(lengths) // page_size)
+    pages = randn(2, batch * per_sequence, heads, page_size, size, dtype=torch.bfloat16)
+    return kernels.paged_attention(
+        randn(batch, heads, size, seed=1, dtype=torch.bfloat16), pages[0], pages[1],
+        block_tables=torch.arange(batch * per_sequence, device="cuda").view(batch, -1),
+        query_starts=torch.arange(batch + 1, device="cuda"),
+        kv_lengths=torch.tensor(lengths, device="cuda"), max_queries=1, max_length=max(lengths),
+        decode=True, impl="triton",
+    )  # fmt: skip
+
+
+def test_split_attention_does_not_depend_on_who_arrives_last() -> None:
+    lengths = [1024, 700, 257, 1, 999, 512, 300, 640] * 8
+    first = decode_attention(lengths)
+    for _ in range(300):
+        assert torch.equal(decode_attention(lengths), first)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_dependent_launch_changes_no_bit(norm: bool) -> None:
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("programmatic dependent launch starts with sm_90")
+    x, weight = (randn(n, 1024, seed=n, dtype=torch.bfloat16) for n in (4, 4096))
+    weights = (randn(1024, seed=2, dtype=torch.bfloat16), None) if norm else None
+    plain, dependent = (
+        [
+            kernels.fused_linear(
+                x, weight, norm=weights, gelu=True, decode=True, pdl=pdl, impl="triton"
+            )
+            for _ in range(50)
+        ]
+        for pdl in (False, True)
+    )
+    assert all(torch.equal(y, plain[0]) for y in (*plain, *dependent))
+
+
+def test_the_sampling_step_replays_in_a_graph() -> None:
+    n, page_size, draws = 8, 16, 20
+
+    def state() -> kernels.DecodeState:
+        def full(value: int, *shape: int, of: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.full(shape, value, dtype=of, device="cuda")
+
+        return kernels.DecodeState(
+            token_ids=full(0, n), positions=full(0, n), kv_lengths=full(1, n), slots=full(0, n),
+            block_tables=torch.arange(n * 4, device="cuda").view(n, 4), draws=full(0, n),
+            limits=torch.arange(n, device="cuda") + 10, finished=full(0, n, of=torch.int32),
+            history=full(-1, n, draws), page_size=page_size,
+        )  # fmt: skip
+
+    logits = randn(n, 1000)
+    options = {
+        "temperature": torch.full((n,), 0.7, device="cuda"),
+        "top_k": torch.full((n,), 50, device="cuda"),
+        "top_p": torch.full((n,), 0.9, device="cuda"),
+        "seeds": torch.arange(n, device="cuda"),
+        "stage": 0,
+    }
+    eager, replayed = state(), state()
+    for _ in range(draws):
+        kernels.sample(logits, state=eager, impl="triton", **options)
+    warm = state()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        kernels.sample(logits, state=warm, impl="triton", **options)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernels.sample(logits, state=replayed, impl="triton", **options)
+    for _ in range(draws):
+        graph.replay()
+    for f in fields(kernels.DecodeState):
+        a, b = getattr(eager, f.name), getattr(replayed, f.name)
+        assert a == b if isinstance(a, int) else torch.equal(a, b), f.name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_speaks_and_repeats(narrow: Checkpoint, dtype: str) -> None:
+    bark = Bark.from_pretrained(narrow.folder, device="cuda", dtype=dtype)
+    params = GenerationParams(seed=3, min_eos_p=0, max_semantic_tokens=40)
+    first, second = (bark.generate("Hello", params=params) for _ in range(2))
+    assert (first.fine_tokens == second.fine_tokens).all()
+    assert abs(first.samples).max() > 0
