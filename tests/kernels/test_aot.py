@@ -28,7 +28,7 @@ def test_kernels_compile_well() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for kernel in (
-        "embedding (fine)", "layer norm", "qkv to pages of 16 M=1", "fc2 + residual M=17",
+        "embedding (prompt)", "layer norm", "qkv to pages of 16 M=1", "fc2 + residual M=17",
         "fc1 + gelu prefill", "fc2 + residual M=1 pdl", "fine head",
         "attention (decode, pages of 16)", "attention (prefill, pages of 1024)",
         "sample (semantic)", "codebook sum",
