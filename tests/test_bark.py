@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -380,3 +381,15 @@ def test_triton_without_a_gpu_or_its_interpreter_is_an_error(
     monkeypatch.setattr(devices, "can_run_triton", lambda device: False)
     with pytest.raises(InputError, match="needs a CUDA device"):
         resolve_impl("triton", torch.device("cpu"))
+
+
+def test_threads_take_turns(small: Checkpoint) -> None:
+    """Each gets what its own seed gives, as if alone."""
+
+    def speak(seed: int) -> list[int]:
+        params = GenerationParams(seed=seed, min_eos_p=0, max_semantic_tokens=6)
+        return small.bark.generate("Hello", params=params).fine_tokens.tolist()
+
+    alone = [speak(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(speak, range(8))) == alone

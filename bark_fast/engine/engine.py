@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -80,6 +81,7 @@ class Engine:
         self.config = config
         self._stages = stages
         self._device = device
+        self._one_at_a_time = threading.Lock()  # threads that share a Bark take turns
         # With a page as long as the model's positions a sequence has one page, which the plain
         # attention reads without gathering.
         self._semantic_cache, self._coarse_cache = (
@@ -96,7 +98,8 @@ class Engine:
     def generate(self, request: Request, progress: Progress | None = None) -> Speech:
         """Turn one request into speech."""
         # Triton launches on the current device, whatever device its tensors are on.
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+        device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        with self._one_at_a_time, device:
             return self._generate(request, progress)
 
     def _generate(self, request: Request, progress: Progress | None) -> Speech:
