@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ import transformers
 
 from bark_fast import Bark, GenerationParams
 from bark_fast.checkpoint.random import create_checkpoint
+from bench.machine import device_name
 
 TEXT = "Hello, my dog is cute"
 
@@ -96,16 +96,6 @@ def build(
         return samples[0].float().cpu().numpy()
 
     return ours, theirs
-
-
-def device_name(device: str) -> str:
-    """What the figures were measured on."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":
