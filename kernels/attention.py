@@ -52,8 +52,8 @@ class FlashLaunch:
 
 
 # 1 024 keys make 4 programs a head: 64 for one sequence of bark, half of an H100. Blocks of 64 keys
-# x 64 are 32 float32 registers a thread.
-DECODE = DecodeAttentionLaunch(split=256, block_kv=64, num_warps=4, num_stages=3)
+# x 64 are 32 float32 registers a thread; with four stages a whole split is asked for at once.
+DECODE = DecodeAttentionLaunch(split=256, block_kv=64, num_warps=4, num_stages=4)
 FLASH = FlashLaunch(block_q=64, block_kv=64, num_warps=4, num_stages=2)
 FLASH_FLOAT32 = FlashLaunch(block_q=32, block_kv=32, num_warps=4, num_stages=1)
 
