@@ -66,7 +66,7 @@ class TileLaunch:
 # are 32 KiB of half precision a program, a few MiB on the whole chip, which is what its memory
 # latency asks for, and 32 registers a thread with 8 warps.
 DECODE = DecodeLaunch(block_n=16, block_m=16, block_k=1024, num_warps=8)
-# Without tensor cores the operands of a product live in registers: a quarter of the columns.
+# Without tensor cores the operands of a product live in registers: fewer columns at a time.
 DECODE_FLOAT32 = DecodeLaunch(block_n=16, block_m=16, block_k=128, num_warps=8)
 # The usual tile of compute-bound half-precision products; the stages fit sm_80's 163 KiB too.
 TILE = TileLaunch(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)

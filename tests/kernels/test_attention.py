@@ -128,13 +128,13 @@ def test_shared_pages(impl) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("decode", [True, False])
 def test_a_sequence_does_not_depend_on_its_neighbours(triton_impl, dtype, decode: bool) -> None:
-    lengths = [5, 70, 33, 1, 128, 64, 99]
-    queries = [1] * 7 if decode else [5, 20, 1, 1, 30, 64, 3]
+    lengths = [5, 70, 33, 1, 128, 64, 99, 16, 17, 48, 2, 32, 31, 80, 7, 12, 65, 40]
+    queries = [1] * 18 if decode else [5, 20, 1, 1, 30, 64, 3, 16, 2, 9, 1, 32, 4, 8, 7, 1, 65, 5]
     s = Sequences(lengths, 16, dtype=dtype)
     q = randn(sum(queries), 2, 16, seed=9, dtype=dtype)
     together = s.run(q, queries, triton_impl, decode=decode).split(queries)
     parts = q.split(queries)
-    for i in range(7):
+    for i in range(18):
         alone = kernels.paged_attention(
             parts[i], s.k_pages, s.v_pages, block_tables=s.tables[i : i + 1],
             query_starts=torch.tensor([0, queries[i]], device=DEVICE),

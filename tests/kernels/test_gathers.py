@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from bark_fast import kernels
-from kernel_helpers import DTYPES, assert_accurate, guarded_outputs, integers, randn
+from kernel_helpers import (
+    DTYPES,
+    assert_accurate,
+    assert_rows_independent,
+    guarded_outputs,
+    integers,
+    randn,
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -28,6 +35,22 @@ def test_embedding_sum(impl, monkeypatch, dtype, streams, n, width, share) -> No
         ids, tables, positions=positions, position_table=position_table, impl="torch"
     )
     assert_accurate(got, plain, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_does_not_depend_on_its_neighbours(triton_impl, dtype) -> None:
+    tables, position_table = randn(3, 11, 48, dtype=dtype), randn(18, 48, seed=5, dtype=dtype)
+    ids, positions = integers(11, 3, 18, low=-1), integers(18, 18, seed=1)
+    assert_rows_independent(
+        lambda rows: kernels.embedding_sum(
+            ids[:, rows],
+            tables,
+            positions=positions[rows],
+            position_table=position_table,
+            impl=triton_impl,
+        ),
+        18,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

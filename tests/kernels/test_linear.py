@@ -49,6 +49,14 @@ def test_layer_norm(impl, monkeypatch, dtype, bias, n: int, width: int) -> None:
     assert_accurate(got, plain, exact_norm(x, weight, shift))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_norm_does_not_depend_on_its_neighbours(triton_impl, dtype) -> None:
+    x, weight = randn(18, 100, dtype=dtype), randn(100, seed=1, dtype=dtype)
+    assert_rows_independent(
+        lambda rows: kernels.layer_norm(x[rows], weight, None, impl=triton_impl), 18
+    )
+
+
 EXTRAS = [
     {},
     {"bias": True},
