@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 
@@ -14,10 +16,16 @@ from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import demo_folder
 from bark_fast.checkpoint.source import Source
 from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
-from bark_fast.engine.engine import Engine, Progress, Stages
+from bark_fast.engine.build import load_engine
+from bark_fast.engine.driver import Driver
+from bark_fast.engine.engine import Engine
+from bark_fast.engine.options import EngineOptions
 from bark_fast.engine.request import Request
+from bark_fast.engine.stats import EngineStats
+from bark_fast.engine.utterance import Progress
 from bark_fast.text import Tokenizer, normalise, split_text
 from bark_fast.types import (
+    GenerationError,
     GenerationParams,
     InputError,
     Speech,
@@ -47,7 +55,7 @@ class Bark:
         self.config: Config = engine.config
         self.device = device
         self.dtype = dtype
-        self._engine = engine
+        self._driver = Driver(engine)
         self._tokenizer = tokenizer
         self._voices = voices
 
@@ -59,6 +67,7 @@ class Bark:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         impl: str = "auto",
+        engine: EngineOptions | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> Bark:
@@ -72,6 +81,7 @@ class Bark:
                 float32, with a warning.
             impl: who computes: "auto" ("triton" on CUDA, "cpu" on a CPU), "triton", "cpu" or
                 "torch" (the plain reference, which runs anywhere).
+            engine: how utterances share the machine; see `EngineOptions`.
             revision: of a hub repository; the newest if None.
             local_files_only: ask nothing of the network.
 
@@ -82,6 +92,8 @@ class Bark:
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype, chosen_device)
         chosen_impl = resolve_impl(impl, chosen_device)
+        if engine is not None and not isinstance(engine, EngineOptions):
+            raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
         source, config = _open(model, revision, local_files_only)
         # Small and quick to fail first: the weights are the slow part.
         tokenizer = Tokenizer(
@@ -90,11 +102,15 @@ class Bark:
             max_tokens=config.max_text_tokens,
         )
         voices = VoiceLibrary(source, config)
-        stages = Stages.load(
-            source, config, dtype=chosen_dtype, device=chosen_device, impl=chosen_impl
+        loaded = load_engine(
+            source,
+            config,
+            dtype=chosen_dtype,
+            device=chosen_device,
+            impl=chosen_impl,
+            options=engine or EngineOptions(),
         )
-        engine = Engine(stages, config, dtype=chosen_dtype, device=chosen_device)
-        return cls(engine, tokenizer, voices, device=chosen_device, dtype=chosen_dtype)
+        return cls(loaded, tokenizer, voices, device=chosen_device, dtype=chosen_dtype)
 
     @property
     def sample_rate_hz(self) -> int:
@@ -104,6 +120,32 @@ class Bark:
     def voices(self) -> list[str]:
         """The names of the checkpoint's own voices."""
         return self._voices.names
+
+    @property
+    def engine(self) -> Engine:
+        """The engine underneath, for those who bring their own loop: requests from `request`."""
+        return self._driver.engine
+
+    def stats(self) -> EngineStats:
+        """What the engine has done so far and what waits; cheap, from any thread."""
+        return self.engine.stats()
+
+    def warm_up(self, *, progress: bool = False) -> None:
+        """Record the CUDA graphs of all batch sizes now, which otherwise happens when each is first
+        met. Nothing to do where there are none.
+
+        Args:
+            progress: show a progress bar on standard error.
+        """
+        from tqdm.auto import tqdm
+
+        with tqdm(desc="recording", leave=False, disable=not progress) as bar:
+
+            def report(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            self.engine.warm_up(report)
 
     def load_voice(self, voice: VoiceLike) -> Voice:
         """A preset, file or mapping as a checked Voice; `generate` takes the same things."""
@@ -156,6 +198,7 @@ class Bark:
 
         Raises:
             InputError: an argument is wrong; nothing has been generated then.
+            GenerationError: some texts of a list failed; it holds what the others gave.
         """
         single = isinstance(text, str)
         texts = [text] if isinstance(text, str) else _as_list("text", text)
@@ -168,14 +211,18 @@ class Bark:
             [params] if single else _one_each("params", params, len(texts), (GenerationParams,))
         )
         requests = [
-            self._request(*arguments) for arguments in zip(texts, voices, all_params, strict=True)
+            self.request(*arguments) for arguments in zip(texts, voices, all_params, strict=True)
         ]
-        results = []
         with _ProgressBar(len(requests), enabled=progress) as bar:
-            for request in requests:
-                results.append(self._engine.generate(request, bar.report))
-                bar.next_utterance()
-        return results[0] if single else results
+            futures = [
+                self.submit(request, progress=bar.reporter(i)) for i, request in enumerate(requests)
+            ]
+            results = _gather(futures)
+        if single:
+            return _speech_of(results[0])
+        if any(isinstance(result, BaseException) for result in results):
+            raise GenerationError(results)
+        return [_speech_of(result) for result in results]
 
     def split(self, text: str, *, language: str = "en", max_tokens: int | None = None) -> list[str]:
         """The pieces that `stream` would say one after another: sentences, or parts of sentences
@@ -225,36 +272,51 @@ class Bark:
         Raises:
             InputError: an argument is wrong; raised by the call itself, before anything is said.
         """
-        params = GenerationParams() if params is None else params
         # Everything that can be wrong is looked at here, not at the first next().
-        first = self._request(normalise(text), voice, params, count_only=True)
-        pieces = self.split(text, language=language, max_tokens=first.max_semantic_tokens)
-        return self._stream(pieces, first.voice, replace(params, seed=first.seed), progress)
+        return self._stream(StreamPlan.of(self, text, voice, params, language), progress)
 
-    def _stream(
-        self, pieces: list[str], voice: Voice | None, params: GenerationParams, progress: bool
-    ) -> Iterator[Speech]:
-        with _ProgressBar(len(pieces), enabled=progress) as bar:
-            for i, piece in enumerate(pieces):
-                assert params.seed is not None
-                own = replace(params, seed=(params.seed + i) % 2**64)
-                speech = self._engine.generate(self._request(piece, voice, own), bar.report)
-                if voice is None and long_enough(
-                    speech.semantic_tokens, speech.coarse_tokens, self.config
-                ):
-                    voice = speech.to_voice()
-                bar.next_utterance()
-                yield speech
+    def _stream(self, plan: StreamPlan, progress: bool) -> Iterator[Speech]:
+        waiting: deque[Future[Speech]] = deque()
 
-    def _request(
+        def begin(bar: _ProgressBar) -> None:
+            while (request := plan.peek(len(waiting))) is not None:
+                reporter = bar.reporter(plan.n_begun)
+                waiting.append(self.submit(request, progress=reporter, urgent=True))
+                plan.advance()
+
+        with _ProgressBar(len(plan.pieces), enabled=progress) as bar:
+            try:
+                begin(bar)
+                while waiting:
+                    speech = waiting[0].result()
+                    waiting.popleft()
+                    plan.heard(speech)
+                    begin(bar)  # the next ones are under way while this one is listened to
+                    yield speech
+            finally:
+                _cancel(waiting)
+
+    def submit(
+        self, request: Request, *, progress: Progress | None = None, urgent: bool = False
+    ) -> Future[Speech]:
+        """Begin a `request` and return at once. Cancelling the future gives it up.
+
+        Args:
+            progress: called with (stage, steps done, steps at most) from the engine's thread.
+            urgent: someone waits for the audio; see `EngineOptions.policy`.
+        """
+        return self._driver.submit(request, progress=progress, urgent=urgent)
+
+    def request(
         self,
         text: str,
-        voice: VoiceLike | None,
-        params: GenerationParams | None,
+        voice: VoiceLike | None = None,
+        params: GenerationParams | None = None,
         *,
         count_only: bool = False,
     ) -> Request:
-        """Check one utterance's arguments; with `count_only` its text may be of any length."""
+        """Check one utterance's arguments, which are those of `generate`, for `engine.submit`; with
+        `count_only` its text may be of any length, and is not tokenised."""
         if params is None:
             params = GenerationParams()
         elif not isinstance(params, GenerationParams):
@@ -262,6 +324,87 @@ class Bark:
         clean = normalise(text)
         ids = [] if count_only else self._tokenizer.encode(clean)
         return Request.resolve(clean, ids, self._voices.get(voice), params, self.config)
+
+
+class StreamPlan:
+    """Which sentences of a long text may be begun, and how: all in one voice.
+
+    Without a voice the first utterance that is long enough becomes the voice of those after it, so
+    until then they are said one by one.
+    """
+
+    _AHEAD = 4  # sentences under way at a time: the first must not wait for too many others
+
+    def __init__(
+        self, bark: Bark, pieces: list[str], voice: Voice | None, params: GenerationParams
+    ) -> None:
+        self.pieces = pieces
+        self.n_begun = 0
+        self._bark = bark
+        self._voice = voice
+        self._params = params
+
+    @classmethod
+    def of(
+        cls,
+        bark: Bark,
+        text: str,
+        voice: VoiceLike | None,
+        params: GenerationParams | None,
+        language: str,
+    ) -> StreamPlan:
+        """The plan for the arguments of `Bark.stream`, checked."""
+        params = GenerationParams() if params is None else params
+        first = bark.request(normalise(text), voice, params, count_only=True)
+        pieces = bark.split(text, language=language, max_tokens=first.max_semantic_tokens)
+        return cls(bark, pieces, first.voice, replace(params, seed=first.seed))
+
+    def peek(self, n_waiting: int) -> Request | None:
+        """The next sentence if it may begin while `n_waiting` others are under way."""
+        ahead = 1 if self._voice is None else self._AHEAD
+        if self.n_begun == len(self.pieces) or n_waiting >= ahead:
+            return None
+        assert self._params.seed is not None
+        seed = (self._params.seed + self.n_begun) % 2**64
+        return self._bark.request(
+            self.pieces[self.n_begun], self._voice, replace(self._params, seed=seed)
+        )
+
+    def advance(self) -> None:
+        """That sentence has begun."""
+        self.n_begun += 1
+
+    def heard(self, speech: Speech) -> None:
+        """The oldest sentence under way is there."""
+        if self._voice is None and long_enough(
+            speech.semantic_tokens, speech.coarse_tokens, self._bark.config
+        ):
+            self._voice = speech.to_voice()
+
+
+def _gather(futures: Sequence[Future[Speech]]) -> list[Speech | Exception]:
+    """Each future's result or error; if the waiting is interrupted, nothing goes on."""
+    results: list[Speech | Exception] = []
+    try:
+        for future in futures:
+            try:
+                results.append(future.result())
+            except Exception as error:
+                results.append(error)
+    finally:
+        _cancel(futures)
+    return results
+
+
+def _cancel(futures: Iterable[Future[Speech]]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _speech_of(result: Speech | Exception) -> Speech:
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def open_voices(
@@ -304,18 +447,24 @@ def _one_each(name: str, value: Any, count: int, single: tuple[type, ...]) -> li
 
 
 class _ProgressBar:
-    """One tqdm bar for all utterances: which one, which stage, how far."""
+    """One tqdm bar for all utterances, which may be made at the same time."""
+
+    # About what a stage takes of an utterance's time.
+    _SHARES: ClassVar = {"semantic": 0.2, "coarse": 0.4, "fine": 0.35, "codec": 0.05}
 
     def __init__(self, n_utterances: int, *, enabled: bool) -> None:
         self._n = n_utterances
-        self._index = 0
-        self._stage = ""
+        self._shares: list[dict[str, float]] = [{} for _ in range(n_utterances)]
+        self._words = ""
         self._bar: Any = None
         if enabled and n_utterances:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=1, unit="step", leave=False)
-        self.report: Progress | None = self._report if self._bar is not None else None
+            self._bar = tqdm(
+                total=100 * n_utterances,
+                leave=False,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
+            )
 
     def __enter__(self) -> _ProgressBar:
         return self
@@ -324,13 +473,21 @@ class _ProgressBar:
         if self._bar is not None:
             self._bar.close()
 
-    def _report(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self._stage = stage
-            self._bar.reset(total=total)
-            self._bar.set_description(f"{self._index + 1}/{self._n} {stage}", refresh=False)
-        self._bar.update(done - self._bar.n)
+    def reporter(self, index: int) -> Progress | None:
+        """What utterance `index` reports to."""
+        if self._bar is None:
+            return None
 
-    def next_utterance(self) -> None:
-        self._index += 1
-        self._stage = ""
+        def report(stage: str, done: int, total: int) -> None:
+            own = self._shares[index]
+            own[stage] = self._SHARES[stage] * done / max(1, total)
+            if stage == "codec":  # the last; stages may end before their most steps
+                own.update(self._SHARES)
+            finished = sum(shares.get("codec", 0) > 0 for shares in self._shares)
+            reached = round(100 * sum(sum(shares.values()) for shares in self._shares))
+            self._bar.update(max(0, reached - self._bar.n))
+            words = f"{finished}/{self._n} {stage}"
+            self._bar.set_description(words, refresh=words != self._words)
+            self._words = words
+
+        return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -28,6 +28,31 @@ class InputError(BarkFastError, ValueError):
     """An argument is not what it must be; the message names it, the requirement and the value."""
 
 
+class GenerationError(BarkFastError):
+    """Some utterances of a list failed.
+
+    Attributes:
+        results: for each text, in order, its Speech or the error that it failed with.
+    """
+
+    def __init__(self, results: Sequence[Speech | Exception]) -> None:
+        self.results = list(results)
+        errors = [(i, r) for i, r in enumerate(self.results) if isinstance(r, Exception)]
+        index, first = errors[0]
+        super().__init__(
+            f"{len(errors)} of {len(self.results)} utterances failed; text {index}: {first!r} "
+            "(results holds the others)"
+        )
+
+
+class QueueFullError(BarkFastError):
+    """More utterances are waiting than an AsyncBark was allowed."""
+
+
+class ClosedError(BarkFastError):
+    """An AsyncBark takes no more requests, or gave up this one, because it was closed."""
+
+
 class CheckpointError(BarkFastError, ValueError):
     """A checkpoint cannot be used; the message names the file and the key or tensor."""
 
@@ -44,7 +69,7 @@ def is_finite(number: SupportsFloat) -> bool:
         return False
 
 
-def _check_number(
+def check_number(
     name: str, value: object, requirement: str, low: float, high: float, *, low_open: bool = False
 ) -> None:
     number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
@@ -108,17 +133,17 @@ class GenerationParams:
             if value is None:
                 continue
             if f.name.endswith("temperature"):
-                _check_number(f.name, value, "a finite number >= 0", 0, math.inf)
+                check_number(f.name, value, "a finite number >= 0", 0, math.inf)
             elif f.name.endswith("top_k"):
                 check_integer(f.name, value, "an integer >= 0 (0: no limit)", 0, math.inf)
             elif f.name.endswith("top_p"):
-                _check_number(f.name, value, "a number above 0, at most 1", 0, 1, low_open=True)
+                check_number(f.name, value, "a number above 0, at most 1", 0, 1, low_open=True)
             elif f.name == "min_eos_p":
-                _check_number(f.name, value, "a number from 0 (never) to 1", 0, 1)
+                check_number(f.name, value, "a number from 0 (never) to 1", 0, 1)
             elif f.name == "max_semantic_tokens":
                 check_integer(f.name, value, "an integer >= 1", 1, math.inf)
             elif f.name == "max_duration_s":
-                _check_number(f.name, value, "a finite number above 0", 0, math.inf, low_open=True)
+                check_number(f.name, value, "a finite number above 0", 0, math.inf, low_open=True)
             elif f.name == "seed":
                 check_integer(f.name, value, "an integer from 0 to 2**64 - 1", 0, _SEED_LIMIT - 1)
 

@@ -42,7 +42,9 @@ __all__ = [
     "codebook_sum",
     "embedding_sum",
     "fused_linear",
+    "kv_dtype",
     "layer_norm",
+    "pack_weight",
     "paged_attention",
     "process_logits",
     "qkv_to_pages",
@@ -65,6 +67,17 @@ def can_run_triton(device: torch.device) -> bool:
     except ImportError:
         return False
     return device.type == "cuda" or bool(runtime.interpret)
+
+
+def pack_weight(weight: Tensor, *, impl: Impl) -> Tensor:
+    """weight [O, K] of a product in the form that this `impl` multiplies fastest by; it has the
+    same shape, and serves nothing but `fused_linear` and `qkv_to_pages`."""
+    return cpu.pack(weight) if impl == "cpu" else weight
+
+
+def kv_dtype(dtype: torch.dtype, *, impl: Impl) -> torch.dtype:
+    """What the pages of keys and values of a model in `dtype` hold."""
+    return torch.float32 if impl == "cpu" else dtype
 
 
 def embedding_sum(
@@ -172,7 +185,7 @@ def qkv_to_pages(
 
     Args:
         x: [N, C]; weight: [3 C, C], queries, keys, values; bias: [3 C].
-        k_pages, v_pages: [P, H, page_size, D], contiguous, H D = C; written in place.
+        k_pages, v_pages: [P, H, page_size, D] of `kv_dtype`, contiguous, H D = C; written in place.
         slots: int64 [N], page * page_size + offset of each token; -1 writes nothing.
         norm, decode, pdl: as in `fused_linear`.
 
@@ -214,10 +227,10 @@ def paged_attention(
     v_pages: Tensor,
     *,
     block_tables: Tensor,
-    query_starts: Tensor,
     kv_lengths: Tensor,
     max_queries: int,
     max_length: int,
+    query_starts: Tensor | None = None,
     decode: bool = False,
     workspace: Tensor | None = None,
     pdl: bool = False,
@@ -233,11 +246,11 @@ def paged_attention(
         q: [N, H, D], the queries of B sequences one after another.
         k_pages, v_pages: [P, H, page_size, D].
         block_tables: int64 [B, max_pages], the pages of each sequence in order.
-        query_starts: int64 [B + 1], offsets into q.
+        query_starts: int64 [B + 1], offsets into q; None where every sequence has one query.
         kv_lengths: int64 [B], the queries' own tokens included.
         max_queries, max_length: at least the most queries and keys of any sequence. Where lengths
             grow on the device, max_pages * page_size is a safe max_length.
-        decode: every sequence has one query (then `query_starts` is not read by "triton").
+        decode: every sequence has one query, and `query_starts` is not read.
         workspace: `attention.decode_workspace`, to spare its allocation at every step.
         pdl: as in `fused_linear`, with `decode`.
 
@@ -250,7 +263,7 @@ def paged_attention(
             k_pages,
             v_pages,
             block_tables=block_tables,
-            query_starts=query_starts,
+            query_starts=None if decode else query_starts,
             kv_lengths=kv_lengths,
         )
     from bark_fast.kernels import attention as kernel

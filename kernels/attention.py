@@ -236,7 +236,7 @@ def paged_attention(
     v_pages: Tensor,
     *,
     block_tables: Tensor,
-    query_starts: Tensor,
+    query_starts: Tensor | None,
     kv_lengths: Tensor,
     max_queries: int,
     max_length: int,
@@ -266,6 +266,7 @@ def paged_attention(
             num_warps=DECODE.num_warps, **pdl_option(pdl), **ALWAYS,
         )  # fmt: skip
         return out
+    assert query_starts is not None, "only a decode step needs no query_starts"
     launch = FLASH_FLOAT32 if q.dtype == torch.float32 else FLASH
     flash_kernel[(ceil_div(max_queries, launch.block_q), heads, batch)](
         q, k_pages, v_pages, out, block_tables, query_starts, kv_lengths,

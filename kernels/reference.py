@@ -89,8 +89,8 @@ def write_pages(
     if (slots < 0).any():  # rows without a place
         keys, values, slots = keys[slots >= 0], values[slots >= 0], slots[slots >= 0]
     pages, offsets = slots // page_size, slots % page_size
-    k_pages[pages, :, offsets] = keys
-    v_pages[pages, :, offsets] = values
+    k_pages[pages, :, offsets] = keys.to(k_pages.dtype)
+    v_pages[pages, :, offsets] = values.to(v_pages.dtype)
 
 
 def paged_attention(
@@ -99,14 +99,17 @@ def paged_attention(
     v_pages: Tensor,
     *,
     block_tables: Tensor,
-    query_starts: Tensor,
+    query_starts: Tensor | None,
     kv_lengths: Tensor,
 ) -> Tensor:
     """See `bark_fast.kernels.paged_attention`."""
     page_size = k_pages.shape[2]
     out = torch.zeros_like(q)
-    for b, (start, stop) in enumerate(pairwise(query_starts.tolist())):
-        length, n = int(kv_lengths[b]), stop - start
+    q = q.to(k_pages.dtype)
+    lengths = kv_lengths.tolist()
+    starts = range(len(q) + 1) if query_starts is None else query_starts.tolist()
+    for b, (start, stop) in enumerate(pairwise(starts)):
+        length, n = lengths[b], stop - start
         if n == 0 or length == 0:
             continue
         k = _gather_pages(k_pages, block_tables[b], length, page_size)
@@ -232,7 +235,7 @@ def _advance(state: DecodeState, tokens: Tensor, ended: Tensor) -> None:
     running = state.finished == 0
     going_on = running & ~ended
     rows = going_on.nonzero()[:, 0]
-    state.history[rows, state.draws[rows]] = tokens[rows]
+    state.history[rows, state.draws[rows] % state.history.shape[1]] = tokens[rows]
     state.draws[rows] += 1
     more = going_on & (state.draws < state.limits)
     done = running & ~more

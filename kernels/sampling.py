@@ -169,7 +169,8 @@ def sample_kernel(
     if HAS_STATE:
         token = chosen.to(tl.int64) + first_id
         more = going_on & (position + 1 < tl.load(limit_ptr + row))
-        tl.store(history_ptr + row * history_width + position, token, mask=going_on)
+        place = position % history_width
+        tl.store(history_ptr + row * history_width + place, token, mask=going_on)
         tl.store(positions_ptr + row, position + 1, mask=going_on)
         # A row that has ended is an empty one: its pages may be another's by the next step.
         tl.store(finished_ptr + row, 1, mask=more == 0)

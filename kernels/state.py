@@ -22,7 +22,8 @@ class DecodeState:
         limits: int64 [B], a row ends when it has drawn so many.
         finished: int32 [B], 1 once a row has ended: it is then an empty row, which reads no page
             and writes none.
-        history: int64 [B, max draws], the ids drawn.
+        history: int64 [B, W], the ids drawn: draw p at p % W, so a look at it every W steps or more
+            often misses none.
         page_size: positions a page.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from bark_fast import Bark, BarkFastWarning, GenerationParams, InputError, Speech, devices
+from bark_fast import (
+    Bark,
+    BarkFastWarning,
+    GenerationError,
+    GenerationParams,
+    InputError,
+    Speech,
+    devices,
+)
 from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
 from checkpoints import Checkpoint
 
@@ -169,27 +177,55 @@ def test_stream_skips_what_cannot_be_said(small: Checkpoint) -> None:
 
 
 def test_stream_is_lazy(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = count_calls(monkeypatch, small.bark)
+    submitted = spy_on_submissions(monkeypatch, small.bark)
     stream = small.bark.stream(LONG, params=GREEDY)
     assert inspect.isgenerator(stream)
-    assert calls == []
+    assert submitted == []
     next(stream)
-    assert len(calls) == 1
+    # The next sentences are under way while this one is listened to.
+    assert len(submitted) == 3
     stream.close()
-    assert len(calls) == 1
-    assert small.bark._engine.used_pages == 0
+    wait_until_idle(small.bark)
+    assert small.bark.engine.used_pages == 0
 
 
-def count_calls(monkeypatch: pytest.MonkeyPatch, bark: Bark) -> list[Any]:
-    calls: list[Any] = []
-    generate = bark._engine.generate
+def test_a_stream_in_a_known_voice_works_ahead(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = spy_on_submissions(monkeypatch, small.bark)
+    text = " ".join(f"This is sentence {i}." for i in range(9))
+    stream = small.bark.stream(text, voice=small.voice(17), params=SAMPLED)
+    first = next(stream)
+    n = len(submitted)
+    assert 2 <= n < 9
+    rest = list(stream)
+    assert len(submitted) == 9
+    pieces = small.bark.split(text)
+    voice = small.voice(17)
+    for i, part in enumerate([first, *rest]):
+        alone = small.bark.generate(
+            pieces[i], voice=voice, params=replace(SAMPLED, seed=SAMPLED.seed + i)
+        )
+        assert same(part, alone)
 
-    def spy(request: Any, *arguments: Any, **options: Any) -> Speech:
-        calls.append(request)
-        return generate(request, *arguments, **options)
 
-    monkeypatch.setattr(bark._engine, "generate", spy)
-    return calls
+def spy_on_submissions(monkeypatch: pytest.MonkeyPatch, bark: Bark) -> list[Any]:
+    requests: list[Any] = []
+    submit = bark.engine.submit
+
+    def spy(request: Any, **options: Any) -> Any:
+        requests.append(request)
+        return submit(request, **options)
+
+    monkeypatch.setattr(bark.engine, "submit", spy)
+    return requests
+
+
+def wait_until_idle(bark: Bark) -> None:
+    deadline = time.monotonic() + 30
+    while bark.engine.has_work:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +242,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, bark: Bark) -> list[Any]:
 def test_nothing_is_done_before_all_is_checked(
     small: Checkpoint, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
 ) -> None:
-    calls = count_calls(monkeypatch, small.bark)
+    calls = spy_on_submissions(monkeypatch, small.bark)
     with pytest.raises(InputError):
         small.bark.generate(**arguments)
     assert calls == []
@@ -225,15 +261,15 @@ def test_progress(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None
     shown = small.bark.generate(texts, params=SAMPLED, progress=True)
     printed = capsys.readouterr()
     assert printed.out == ""
-    for stage in ("1/2 semantic", "1/2 coarse", "1/2 fine", "2/2 semantic", "2/2 fine"):
-        assert stage in printed.err
+    for words in ("0/2 semantic", "0/2 coarse", "0/2 fine", "2/2 codec", "100%"):
+        assert words in printed.err
     assert all(same(a, b) for a, b in zip(quiet, shown, strict=True))
 
 
 def test_progress_of_a_stream(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     quiet = list(small.bark.stream(LONG, params=SAMPLED))
     shown = list(small.bark.stream(LONG, params=SAMPLED, progress=True))
-    assert "3/3 semantic" in capsys.readouterr().err
+    assert "3/3 codec" in capsys.readouterr().err
     assert all(same(a, b) for a, b in zip(quiet, shown, strict=True))
 
 
@@ -245,45 +281,35 @@ def test_progress_of_nothing(small: Checkpoint) -> None:
 
 
 def test_pages(small: Checkpoint) -> None:
-    engine = small.bark._engine
     small.bark.generate(["One", "Two"], params=SAMPLED)
-    assert engine.used_pages == 0
-    stream = small.bark.stream(LONG, params=SAMPLED)
-    next(stream)
-    assert engine.used_pages == 0
+    assert small.bark.engine.used_pages == 0
+    list(small.bark.stream(LONG, params=SAMPLED))
+    assert small.bark.engine.used_pages == 0
 
 
-@pytest.mark.parametrize("stage", ["semantic", "coarse", "fine", "codec"])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_pages_after_a_failure(
-    small: Checkpoint,
-    monkeypatch: pytest.MonkeyPatch,
-    stage: str,
-    error: type[BaseException],
+def test_one_failure_of_a_list_loses_nothing(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One utterance's failure is its own."""
     bark = small.bark
-    expected = bark.generate("One", params=SAMPLED)
-    own = getattr(bark._engine._stages, stage)
-    steps = 0
+    expected = bark.generate(["One", "Three"], params=SAMPLED)
+    finish = bark.engine._finish
 
-    def fail_at_second(run: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **options: Any) -> Any:
-            nonlocal steps
-            steps += 1
-            if steps == 2 or stage == "codec":
-                raise error("on purpose")
-            return run(*arguments, **options)
-
-        return wrapped
+    def finish_or_fail(utterance: Any, samples: Any) -> None:
+        if utterance.request.text == "Two":
+            raise RuntimeError("on purpose")
+        finish(utterance, samples)
 
     with monkeypatch.context() as patch:
-        patch.setattr(own, "run", fail_at_second(own.run))
-        with pytest.raises(error, match="on purpose"):
-            bark.generate(["One", "Two"], params=SAMPLED, progress=True)
-    assert steps == (1 if stage == "codec" else 2)
-    assert bark._engine.used_pages == 0
-    assert same(bark.generate("One", params=SAMPLED), expected)
+        patch.setattr(bark.engine, "_finish", finish_or_fail)
+        with pytest.raises(GenerationError, match="1 of 3 utterances failed; text 1") as caught:
+            bark.generate(["One", "Two", "Three"], params=SAMPLED)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            bark.generate("Two", params=SAMPLED)
+    first, error, third = caught.value.results
+    assert same(first, expected[0])
+    assert isinstance(error, RuntimeError)
+    assert same(third, expected[1])
+    assert bark.engine.used_pages == 0
 
 
 # Devices and precision
@@ -348,7 +374,7 @@ def test_unknown_names() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'Barque'"):
         _ = bark_fast.Barque  # type: ignore[attr-defined]
-    assert set(bark_fast.__all__) <= {*dir(bark_fast), "Bark"}
+    assert set(bark_fast.__all__) <= {*dir(bark_fast), "AsyncBark", "Bark", "EngineOptions"}
 
 
 def test_a_tiny_temperature_is_greedy(small: Checkpoint) -> None:

@@ -149,7 +149,7 @@ def test_quiet(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_progress(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     assert say(small, "Hello", "--progress") == 0
-    assert "1/1 semantic" in capsys.readouterr().err
+    assert "1/1 codec" in capsys.readouterr().err
 
 
 def test_parameters_reach_the_model(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,6 @@ import torch
 import transformers
 
 from bark_fast import Bark, BarkFastWarning, GenerationParams, InputError
-from bark_fast.models.gpt import Chunk, KVPages
-from bark_fast.stages import semantic
 from checkpoints import Checkpoint, build_model, small_windows, write_checkpoint
 from oracle import OracleSpeech, greedy
 
@@ -217,27 +215,6 @@ def test_triton_draws_the_same_tokens(small: Checkpoint, triton_bark: Bark) -> N
     np.testing.assert_array_equal(theirs.semantic_tokens, ours.semantic_tokens)
     np.testing.assert_array_equal(theirs.coarse_tokens, ours.coarse_tokens)
     np.testing.assert_array_equal(theirs.fine_tokens, ours.fine_tokens)
-
-
-def test_a_step_does_not_depend_on_a_neighbours_prompt(
-    small: Checkpoint, triton_bark: Bark
-) -> None:
-    """A request that decodes while another's prompt runs has the very logits it has alone."""
-    stage = triton_bark._engine._stages.semantic
-    config, device = small.config.semantic, stage.model.device
-    prompt = semantic.build_prompt([1, 2, 3], [], small.config.semantic_rules)
-    length = len(prompt[0])
-    step = Chunk(ids=[[5], [semantic.SILENT]], start=length, pages=[0])
-
-    def logits(chunks: list[Chunk]) -> torch.Tensor:
-        cache = KVPages.allocate(config, 2, config.block_size, dtype=torch.float32, device=device)
-        stage.model.run([Chunk(ids=list(prompt), start=0, pages=[0])], cache)
-        return stage.model.run(chunks, cache)
-
-    alone = logits([step])
-    other = Chunk(ids=[stream[:20] for stream in prompt], start=0, pages=[1])
-    assert torch.equal(logits([other, step])[1], alone[0])
-    assert torch.equal(logits([step, other])[0], alone[0])
 
 
 def test_heads_that_triton_cannot_run_are_an_error(small: Checkpoint, tmp_path) -> None:

@@ -1,51 +1,109 @@
-"""Pages of keys and values: who owns which. The tensors themselves are `models.gpt.KVPages`."""
+"""Pages of keys and values: who owns which. Book-keeping; the tensors are `models.gpt.KVPages`.
+
+A page may have several owners. Prompts that begin alike share the pages that they fill together
+(prefix caching: Kwon et al. 2023, section 4.4): a page is known by a key, the hash of all ids up to
+its end, as long as nobody has written other content to it, even after its last owner has gone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
-
-from bark_fast.checkpoint.config import GPTConfig
-from bark_fast.models.gpt import KVPages
+import hashlib
+from collections.abc import Sequence
 
 
-class KVCache:
-    """The pages of one causal stage."""
+class PagePool:
+    """The pages of one causal stage.
 
-    def __init__(
-        self,
-        config: GPTConfig,
-        *,
-        n_pages: int,
-        page_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.pages = KVPages.allocate(config, n_pages, page_size, dtype=dtype, device=device)
-        self._free = list(range(n_pages))[::-1]
-        self._n_pages = n_pages
+    Attributes:
+        n_pages: how many there are; each holds `page_size` positions.
+    """
+
+    def __init__(self, n_pages: int, page_size: int) -> None:
+        self.n_pages = n_pages
+        self.page_size = page_size
+        self._owners = [0] * n_pages
+        self._free = dict.fromkeys(range(n_pages))  # the longest free first
+        self._key_of: dict[int, bytes] = {}
+        self._page_of: dict[bytes, int] = {}
 
     @property
     def used_pages(self) -> int:
-        return self._n_pages - len(self._free)
+        """Pages that have an owner."""
+        return self.n_pages - len(self._free)
 
-    @contextmanager
-    def reserve(self, n_tokens: int) -> Iterator[list[int]]:
-        """Pages for a sequence of at most `n_tokens`, free again when the block ends however it
-        ends.
+    @property
+    def free_pages(self) -> int:
+        return len(self._free)
 
-        Raises:
-            MemoryError: there are not enough.
-        """
-        needed = -(-n_tokens // self.pages.page_size)
-        if needed > len(self._free):
-            raise MemoryError(
-                f"{needed} pages of keys and values are needed, {len(self._free)} are free"
-            )
-        taken = [self._free.pop() for _ in range(needed)]
-        try:
-            yield taken
-        finally:
-            self._free.extend(reversed(taken))
+    def pages_for(self, n_positions: int) -> int:
+        """How many pages hold so many positions."""
+        return -(-n_positions // self.page_size)
+
+    def sole_pages(self, table: Sequence[int]) -> int:
+        """How many pages would be free if the owner of `table` gave it back."""
+        return sum(self._owners[page] == 1 for page in table)
+
+    def extend(self, table: list[int], n_pages: int) -> bool:
+        """Append free pages until `table` has `n_pages`; False, and nothing done, if they are too
+        few."""
+        missing = n_pages - len(table)
+        if missing > len(self._free):
+            return False
+        for _ in range(missing):
+            page = next(iter(self._free))
+            del self._free[page]
+            self._forget(page)
+            self._owners[page] = 1
+            table.append(page)
+        return True
+
+    def share(self, table: list[int], keys: Sequence[bytes]) -> int:
+        """Append the pages that hold the content of the first `keys`; returns how many."""
+        n = 0
+        for key in keys:
+            page = self._page_of.get(key)
+            if page is None:
+                break
+            self._free.pop(page, None)
+            self._owners[page] += 1
+            table.append(page)
+            n += 1
+        return n
+
+    def publish(self, table: Sequence[int], keys: Sequence[bytes]) -> None:
+        """Make it known that page i of `table` holds the content of key i, or is about to."""
+        for page, key in zip(table, keys, strict=False):
+            if key not in self._page_of:
+                self._page_of[key] = page
+                self._key_of[page] = key
+
+    def release(self, table: list[int], *, forget: bool = False) -> None:
+        """Give back the pages of `table` and empty it; `forget` if their content never came."""
+        for page in reversed(table):  # the start of a prompt stays known for longest
+            self._owners[page] -= 1
+            if forget:
+                self._forget(page)
+            if self._owners[page] == 0:
+                self._free[page] = None
+        table.clear()
+
+    def _forget(self, page: int) -> None:
+        key = self._key_of.pop(page, None)
+        if key is not None:
+            del self._page_of[key]
+
+
+def prompt_keys(streams: Sequence[Sequence[int]], page_size: int) -> list[bytes]:
+    """The keys of the pages that a prompt fills, but for the one with its last token, which has to
+    be run for its logits.
+
+    Args:
+        streams: [K][n] ids that are summed at each position.
+    """
+    keys: list[bytes] = []
+    before = b""
+    for i in range((len(streams[0]) - 1) // page_size):
+        page = [tuple(stream[i * page_size : (i + 1) * page_size]) for stream in streams]
+        before = hashlib.blake2b(before + repr(page).encode(), digest_size=16).digest()
+        keys.append(before)
+    return keys

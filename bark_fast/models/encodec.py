@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +40,16 @@ class CodecDecoder:
     @property
     def device(self) -> torch.device:
         return self.codebooks.device
+
+    @property
+    def least_frames(self) -> int:
+        """From so many frames on, what is put behind the input changes nothing before it: the
+        decoder is causal, but its first convolution pads shorter input otherwise."""
+        first: Any = self._decoder.get_submodule("layers.0")
+        if not first.causal or first.norm_type != "weight_norm":
+            return sys.maxsize  # not Bark's kind of EnCodec: everything behind has an influence
+        kernel_size: int = first.conv.kernel_size[0]
+        return kernel_size
 
     def forward(self, codes: Tensor) -> Tensor:
         """Samples float32 [B, F * hop_length] of codes int64 [B, K, F]."""

@@ -17,8 +17,15 @@ class FineGPT:
     """Predicts one codebook of all frames of a window from the codebooks before it."""
 
     def __init__(
-        self, config: FineGPTConfig, tensors: Mapping[str, Tensor], prefix: str, *, impl: Impl
+        self,
+        config: FineGPTConfig,
+        tensors: Mapping[str, Tensor],
+        prefix: str,
+        *,
+        n_ids: int,
+        impl: Impl,
     ) -> None:
+        """Take the tensors named `prefix.*`, and of the heads the first `n_ids` rows."""
         check_head_size(config, impl)
         self.config = config
         self._impl = impl
@@ -30,17 +37,19 @@ class FineGPT:
         )
         self.positions = tensors[f"{prefix}.position_embeds_layer.weight"]
         self.blocks = [
-            Block.from_tensors(tensors, f"{prefix}.layers.{i}") for i in range(config.num_layers)
+            Block.from_tensors(tensors, f"{prefix}.layers.{i}", impl=impl)
+            for i in range(config.num_layers)
         ]
         self.final_norm: Norm = (
             tensors[f"{prefix}.layernorm_final.weight"],
             tensors[f"{prefix}.layernorm_final.bias"],
         )
         # A tied head is not stored: head i is embedding i + 1 (BarkFineModel).
-        self.heads = [
+        heads = (
             tensors.get(f"{prefix}.lm_heads.{i}.weight", self.embeddings[i + 1])
             for i in range(config.n_codes_total - config.n_codes_given)
-        ]
+        )
+        self.heads = [kernels.pack_weight(head[:n_ids], impl=impl) for head in heads]
 
     @property
     def impl(self) -> Impl:
@@ -76,7 +85,7 @@ class FineGPT:
             x = block.finish(x, attended, decode=False, impl=impl)
         return x.view(b, t, -1)
 
-    def logits(self, states: Tensor, codebook: int, n_ids: int) -> Tensor:
-        """Logits of ids 0 .. n_ids - 1 of `codebook` for states [N, C]: [N, n_ids]."""
+    def logits(self, states: Tensor, codebook: int) -> Tensor:
+        """Logits of the ids of `codebook` for states [N, C]: [N, n_ids]."""
         head = self.heads[codebook - self.config.n_codes_given]
-        return kernels.fused_linear(states, head[:n_ids], norm=self.final_norm, impl=self._impl)
+        return kernels.fused_linear(states, head, norm=self.final_norm, impl=self._impl)

@@ -1,22 +1,23 @@
 """The causal transformer of the semantic and coarse stages: GPT-2's blocks without dropout.
 
-It runs on packed tokens: a batch is the new tokens of several sequences one after another, each
-attending to its own pages of the cache. Prompts and single decode steps run in batches of their
-own, because the kernels have a schedule for each: a sequence then takes the same one whoever else
-is there.
+Prompts run packed, one after another without padding; the steps that follow run one token of each
+sequence at a time, from a state that lives on the device. The kernels have a schedule for each, so
+a sequence takes the same one whoever else is there. Keys and values go to the sequence's own pages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.checkpoint.config import GPTConfig
-from bark_fast.kernels import Impl, Norm
+from bark_fast.kernels import DecodeState, Impl, Norm
+from bark_fast.models.upload import upload
 from bark_fast.types import InputError
 
 
@@ -36,44 +37,42 @@ class Block:
     fc_2_bias: Tensor | None
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> Block:
-        """The block whose tensors have names that start with `prefix`."""
+    def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str, *, impl: Impl) -> Block:
+        """The block whose tensors have names that start with `prefix`, packed for `impl`."""
 
         def get(name: str) -> Tensor:
             return tensors[f"{prefix}.{name}"]
+
+        def packed(name: str) -> Tensor:
+            return kernels.pack_weight(get(name), impl=impl)
 
         def bias(name: str) -> Tensor | None:
             return tensors.get(f"{prefix}.{name}.bias")
 
         return cls(
             norm_1=(get("layernorm_1.weight"), bias("layernorm_1")),
-            qkv=get("attn.att_proj.weight"),
+            qkv=packed("attn.att_proj.weight"),
             qkv_bias=bias("attn.att_proj"),
-            out=get("attn.out_proj.weight"),
+            out=packed("attn.out_proj.weight"),
             out_bias=bias("attn.out_proj"),
             norm_2=(get("layernorm_2.weight"), bias("layernorm_2")),
-            fc_1=get("mlp.in_proj.weight"),
+            fc_1=packed("mlp.in_proj.weight"),
             fc_1_bias=bias("mlp.in_proj"),
-            fc_2=get("mlp.out_proj.weight"),
+            fc_2=packed("mlp.out_proj.weight"),
             fc_2_bias=bias("mlp.out_proj"),
         )
 
-    def finish(self, x: Tensor, attended: Tensor, *, decode: bool, impl: Impl) -> Tensor:
+    def finish(
+        self, x: Tensor, attended: Tensor, *, decode: bool, impl: Impl, pdl: bool = False
+    ) -> Tensor:
         """What follows attention: output projection, residual, and the MLP with its own."""
-        x = kernels.fused_linear(
-            attended.reshape(x.shape),
-            self.out,
-            self.out_bias,
-            residual=x,
-            decode=decode,
-            impl=impl,
-        )
+        how: Any = {"decode": decode, "pdl": pdl, "impl": impl}
+        attended = attended.reshape(x.shape)
+        x = kernels.fused_linear(attended, self.out, self.out_bias, residual=x, **how)
         hidden = kernels.fused_linear(
-            x, self.fc_1, self.fc_1_bias, norm=self.norm_2, gelu=True, decode=decode, impl=impl
+            x, self.fc_1, self.fc_1_bias, norm=self.norm_2, gelu=True, **how
         )
-        return kernels.fused_linear(
-            hidden, self.fc_2, self.fc_2_bias, residual=x, decode=decode, impl=impl
-        )
+        return kernels.fused_linear(hidden, self.fc_2, self.fc_2_bias, residual=x, **how)
 
 
 def check_head_size(config: GPTConfig, impl: Impl) -> None:
@@ -120,7 +119,7 @@ class KVPages:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The new tokens of one sequence.
+    """A prompt, or the part of it that the cache does not hold.
 
     Attributes:
         ids: [K][n] token ids of K summed streams; -1 where a stream is silent.
@@ -132,14 +131,10 @@ class Chunk:
     start: int
     pages: Sequence[int]
 
-    @property
-    def is_step(self) -> bool:
-        return len(self.ids[0]) == 1
-
 
 @dataclass(frozen=True)
-class PackedBatch:
-    """Chunks as the tensors that the kernels read: all of one token, or all of several."""
+class PackedPrompts:
+    """Chunks one after another, as the tensors that the kernels read."""
 
     ids: Tensor  # int64 [K, N]
     positions: Tensor  # int64 [N]
@@ -151,14 +146,8 @@ class PackedBatch:
     max_queries: int
     max_length: int
 
-    @property
-    def decode(self) -> bool:
-        """Whether these are single steps."""
-        return self.max_queries == 1
-
     @classmethod
-    def pack(cls, chunks: Sequence[Chunk], page_size: int, device: torch.device) -> PackedBatch:
-        assert len({chunk.is_step for chunk in chunks}) == 1, "prompts and steps do not mix"
+    def pack(cls, chunks: Sequence[Chunk], page_size: int, device: torch.device) -> PackedPrompts:
         streams: list[list[int]] = [[] for _ in chunks[0].ids]
         positions: list[int] = []
         slots: list[int] = []
@@ -176,18 +165,14 @@ class PackedBatch:
             lengths.append(stop)
         widest = max(len(chunk.pages) for chunk in chunks)
         tables = [list(chunk.pages) + [0] * (widest - len(chunk.pages)) for chunk in chunks]
-
-        def tensor(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
-
         return cls(
-            ids=tensor(streams),
-            positions=tensor(positions),
-            slots=tensor(slots),
-            block_tables=tensor(tables),
-            query_starts=tensor(starts),
-            kv_lengths=tensor(lengths),
-            last=tensor([stop - 1 for stop in starts[1:]]),
+            ids=upload(streams, device=device),
+            positions=upload(positions, device=device),
+            slots=upload(slots, device=device),
+            block_tables=upload(tables, device=device),
+            query_starts=upload(starts, device=device),
+            kv_lengths=upload(lengths, device=device),
+            last=upload([stop - 1 for stop in starts[1:]], device=device),
             max_queries=max(len(chunk.ids[0]) for chunk in chunks),
             max_length=max(lengths),
         )
@@ -213,14 +198,20 @@ class GPT:
         self.embedding = tensors[f"{prefix}.input_embeds_layer.weight"]
         self.positions = tensors[f"{prefix}.position_embeds_layer.weight"]
         self.blocks = [
-            Block.from_tensors(tensors, f"{prefix}.layers.{i}") for i in range(config.num_layers)
+            Block.from_tensors(tensors, f"{prefix}.layers.{i}", impl=impl)
+            for i in range(config.num_layers)
         ]
         self.final_norm: Norm = (
             tensors[f"{prefix}.layernorm_final.weight"],
             tensors.get(f"{prefix}.layernorm_final.bias"),
         )
         head = tensors[f"{prefix}.lm_head.weight"]
-        self.head = head[torch.tensor(head_ids, device=head.device)]
+        self.head = kernels.pack_weight(head[torch.tensor(head_ids, device=head.device)], impl=impl)
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the logits."""
+        return self.head.shape[0]
 
     @property
     def impl(self) -> Impl:
@@ -230,32 +221,76 @@ class GPT:
     def device(self) -> torch.device:
         return self.embedding.device
 
-    def run(self, chunks: Sequence[Chunk], cache: KVPages) -> Tensor:
-        """Logits after the last token of each chunk, [B, len(head_ids)]; prompts and steps in any
-        order."""
-        logits = None
-        for is_step in (False, True):
-            rows = [i for i, chunk in enumerate(chunks) if chunk.is_step == is_step]
-            if not rows:
-                continue
-            batch = PackedBatch.pack([chunks[i] for i in rows], cache.page_size, self.device)
-            part = self.forward(batch, cache)
-            if len(rows) == len(chunks):
-                return part
-            if logits is None:
-                logits = part.new_empty(len(chunks), part.shape[1])
-            logits[rows] = part
-        assert logits is not None, "there must be a chunk"
-        return logits
+    def prefill(self, chunks: Sequence[Chunk], cache: KVPages) -> Tensor:
+        """Run prompts, packed without padding, and store their keys and values.
 
-    def forward(self, batch: PackedBatch, cache: KVPages) -> Tensor:
-        """Run the new tokens, store their keys and values, and return the logits after the last
-        token of each sequence: [B, len(head_ids)]."""
-        impl, decode = self._impl, batch.decode
-        x = kernels.embedding_sum(
+        Returns:
+            Logits after the last token of each, [B, len(head_ids)].
+        """
+        batch = PackedPrompts.pack(chunks, cache.page_size, self.device)
+        x = self._run(
             batch.ids,
-            self.embedding.expand(len(batch.ids), -1, -1),
-            positions=batch.positions,
+            batch.positions,
+            cache,
+            slots=batch.slots,
+            decode=False,
+            block_tables=batch.block_tables,
+            query_starts=batch.query_starts,
+            kv_lengths=batch.kv_lengths,
+            max_queries=batch.max_queries,
+            max_length=batch.max_length,
+        )
+        return self._logits(x[batch.last])
+
+    def step(
+        self,
+        state: DecodeState,
+        cache: KVPages,
+        *,
+        workspace: Tensor | None = None,
+        pdl: bool = False,
+    ) -> Tensor:
+        """Run the next token of every row of `state`; nothing here asks the host.
+
+        Args:
+            workspace, pdl: as in `kernels.paged_attention`.
+
+        Returns:
+            Logits, [B, len(head_ids)]; of empty rows without meaning.
+        """
+        x = self._run(
+            state.token_ids[None],
+            state.positions,
+            cache,
+            slots=state.slots,
+            decode=True,
+            pdl=pdl,
+            block_tables=state.block_tables,
+            kv_lengths=state.kv_lengths,
+            max_queries=1,
+            # Lengths grow on the device; this is what they can come to.
+            max_length=state.block_tables.shape[1] * state.page_size,
+            workspace=workspace,
+        )
+        return self._logits(x, pdl=pdl)
+
+    def _run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache: KVPages,
+        *,
+        slots: Tensor,
+        decode: bool,
+        pdl: bool = False,
+        **attention: Any,
+    ) -> Tensor:
+        """The blocks: states [N, C] before the final norm."""
+        impl = self._impl
+        x = kernels.embedding_sum(
+            ids,
+            self.embedding.expand(len(ids), -1, -1),
+            positions=positions,
             position_table=self.positions,
             impl=impl,
         )
@@ -267,24 +302,19 @@ class GPT:
                 norm=block.norm_1,
                 k_pages=cache.keys[i],
                 v_pages=cache.values[i],
-                slots=batch.slots,
+                slots=slots,
                 decode=decode,
+                pdl=pdl,
                 impl=impl,
             )
             attended = kernels.paged_attention(
-                q,
-                cache.keys[i],
-                cache.values[i],
-                block_tables=batch.block_tables,
-                query_starts=batch.query_starts,
-                kv_lengths=batch.kv_lengths,
-                max_queries=batch.max_queries,
-                max_length=batch.max_length,
-                decode=decode,
-                impl=impl,
+                q, cache.keys[i], cache.values[i], decode=decode, pdl=pdl, impl=impl, **attention
             )
-            x = block.finish(x, attended, decode=decode, impl=impl)
-        # One row a sequence from here on, whatever came before.
+            x = block.finish(x, attended, decode=decode, pdl=pdl, impl=impl)
+        return x
+
+    def _logits(self, x: Tensor, *, pdl: bool = False) -> Tensor:
+        # One row a sequence, whatever came before: always the decode schedule.
         return kernels.fused_linear(
-            x[batch.last], self.head, norm=self.final_norm, decode=True, impl=impl
+            x, self.head, norm=self.final_norm, decode=True, pdl=pdl, impl=self._impl
         )

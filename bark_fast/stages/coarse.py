@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.models.gpt import GPT, Chunk, KVPages
-from bark_fast.stages.draws import Draw, draw_tokens
+from bark_fast.models.gpt import GPT
+from bark_fast.stages.causal import CausalStage, CausalTask
+from bark_fast.stages.draws import Draw
 from bark_fast.types import IntArray, Voice
 
 
@@ -76,27 +77,27 @@ def trim_voice(voice: Voice | None, config: Config) -> tuple[list[int], list[int
     return semantic[-n_semantic:], coarse[-n_coarse:][:-2]
 
 
-def window_prompt(
-    semantic: Sequence[int],
-    n_semantic_history: int,
-    coarse: Sequence[int],
-    n_generated: int,
-    config: Config,
-) -> list[int]:
-    """The prompt of the window that starts after `n_generated` new coarse tokens.
+def window_start(n_drawn: int, n_semantic_history: int, config: Config) -> int:
+    """The first semantic token of the window that starts after `n_drawn` coarse tokens.
 
     Args:
-        semantic: the voice's semantic tokens, then the utterance's.
-        n_semantic_history: how many of them are the voice's.
-        coarse: the voice's coarse ids, then those generated so far.
+        n_semantic_history: how many of the semantic tokens are the voice's.
+    """
+    now = n_semantic_history + round(n_drawn / config.semantic_to_coarse_ratio)
+    return max(0, now - max_semantic_history(config))
+
+
+def window_prompt(semantic: Sequence[int], coarse: Sequence[int], config: Config) -> list[int]:
+    """The prompt of a window.
+
+    Args:
+        semantic: from the window's start on; padded if they are too few.
+        coarse: the voice's coarse ids, then those drawn so far.
     """
     rules = config.coarse_rules
-    now = n_semantic_history + round(n_generated / config.semantic_to_coarse_ratio)
-    start = max(0, now - max_semantic_history(config))
-    window = list(semantic[start : start + rules.max_coarse_input_length])
+    window = list(semantic[: rules.max_coarse_input_length])
     padding = [rules.coarse_semantic_pad_token] * (rules.max_coarse_input_length - len(window))
-    history = coarse[-rules.max_coarse_history :]
-    return [*window, *padding, rules.coarse_infer_token, *history]
+    return [*window, *padding, rules.coarse_infer_token, *coarse[-rules.max_coarse_history :]]
 
 
 def sampled_ids(config: Config) -> range:
@@ -109,106 +110,96 @@ def sampled_ids(config: Config) -> range:
     return range(config.semantic_rules.semantic_vocab_size, config.coarse.output_vocab_size)
 
 
-@dataclass
-class CoarseTask:
-    """One utterance in this stage."""
+@dataclass(kw_only=True)
+class CoarseTask(CausalTask):
+    """One utterance in this stage; `limit` is the end of the window that is open.
 
-    semantic: list[int]  # the voice's, then the utterance's
+    Semantic tokens may still be coming: a window opens as soon as those that its prompt holds are
+    known.
+
+    Attributes:
+        semantic: the voice's, then the utterance's.
+        complete: there will be no more of them.
+    """
+
+    semantic: list[int]
     n_semantic_history: int
     coarse_history: list[int]
-    n_tokens: int
-    draw: Draw
     config: Config
-    tokens: list[int] = field(default_factory=list)
-    prompt: list[int] = field(default_factory=list)
-    window_start: int = 0  # tokens that were there before this window
-    cached: int = 0  # positions of this window whose keys and values are in the pages
-
-    def __post_init__(self) -> None:
-        self._open_window()
+    complete: bool = False
 
     @classmethod
-    def start(
-        cls, semantic_tokens: Sequence[int], voice: Voice | None, draw: Draw, config: Config
-    ) -> CoarseTask:
-        """The task of turning `semantic_tokens` into coarse ones, in the voice's manner."""
+    def start(cls, voice: Voice | None, draw: Draw, config: Config) -> CoarseTask:
+        """The task of making coarse tokens in the voice's manner from semantic ones to come."""
         semantic_history, coarse_history = trim_voice(voice, config)
         return cls(
-            semantic=[*semantic_history, *semantic_tokens],
+            draw=draw,
+            semantic=semantic_history,
             n_semantic_history=len(semantic_history),
             coarse_history=coarse_history,
-            n_tokens=count_tokens(len(semantic_tokens), config),
-            draw=draw,
             config=config,
         )
 
+    def extend(self, tokens: Sequence[int], *, complete: bool) -> None:
+        """Take the next semantic tokens; `complete` if they are the last."""
+        self.semantic.extend(tokens)
+        self.complete = complete
+        self._open_window()
+
+    @property
+    def n_tokens(self) -> int:
+        """How many there will be, of the semantic tokens known so far."""
+        return count_tokens(len(self.semantic) - self.n_semantic_history, self.config)
+
     @property
     def finished(self) -> bool:
-        return len(self.tokens) >= self.n_tokens
+        return self.complete and len(self.tokens) == self.n_tokens
 
     @property
-    def max_length(self) -> int:
-        """Positions that a window can come to need; a window's last token is never fed back."""
-        rules = self.config.coarse_rules
-        history = min(len(self.coarse_history) + self.n_tokens, rules.max_coarse_history)
-        return rules.max_coarse_input_length + 1 + history + rules.sliding_window_len - 1
+    def open(self) -> bool:
+        """Whether it can go on with the semantic tokens that it has."""
+        return len(self.tokens) < self.limit
 
-    @property
-    def sequence(self) -> list[int]:
-        """This window's prompt and what was generated in it."""
-        return self.prompt + self.tokens[self.window_start :]
-
-    def chunk(self, pages: Sequence[int]) -> Chunk:
-        """What the model has not seen of this window."""
-        return Chunk(ids=[self.sequence[self.cached :]], start=self.cached, pages=pages)
-
-    def add(self, token: int, cached: int) -> None:
-        """Take the next token; at the end of a window open the next one."""
-        self.tokens.append(token)
-        self.cached = cached
-        window = self.config.coarse_rules.sliding_window_len
-        if len(self.tokens) - self.window_start == window and not self.finished:
-            self._open_window()
+    def accept(self, tokens: Sequence[int], *, ended: bool) -> None:
+        super().accept(tokens, ended=ended)
+        self._open_window()
 
     def _open_window(self) -> None:
-        before = self.sequence
+        """Open the next window if the last is full and all that the next needs is there."""
+        if self.open or self.finished:
+            return
+        rules = self.config.coarse_rules
+        end = len(self.tokens) + rules.sliding_window_len
+        if self.complete:
+            end = min(end, self.n_tokens)
+        elif (
+            end > self.n_tokens
+            or len(self.semantic) < self._window_start() + rules.max_coarse_input_length
+        ):
+            return
+        self.limit = end
         prompt = window_prompt(
-            self.semantic,
-            self.n_semantic_history,
-            self.coarse_history + self.tokens,
-            len(self.tokens),
-            self.config,
+            self.semantic[self._window_start() :], self.coarse_history + self.tokens, self.config
         )
         # Until the semantic window moves or the history is trimmed, the new prompt is the old one
-        # plus what was generated, so its keys and values are still those in the pages.
-        if not before or prompt != before:
-            self.cached = 0
-        self.prompt = prompt
-        self.window_start = len(self.tokens)
+        # plus what was drawn, so its keys and values are still those in the pages.
+        before = self.prompt[0] + self.tokens[self.prompt_end :]
+        if prompt != before:
+            self.cached, self.prefilled = 0, False
+        self.prompt, self.prompt_end = (prompt,), len(self.tokens)
+
+    def _window_start(self) -> int:
+        """Of the semantic tokens, where the prompt of the next window starts."""
+        return window_start(len(self.tokens), self.n_semantic_history, self.config)
 
 
-class CoarseStage:
-    """Runs one step of any number of tasks."""
-
-    def __init__(self, model: GPT, config: Config) -> None:
-        """`model` must have been built with `head_ids=sampled_ids(config)`."""
-        self.model = model
-        self._config = config
-
-    def run(
-        self, tasks: Sequence[CoarseTask], pages: Sequence[Sequence[int]], cache: KVPages
-    ) -> None:
-        """Add one token to every task."""
-        chunks = [task.chunk(own) for task, own in zip(tasks, pages, strict=True)]
-        chosen = draw_tokens(
-            self.model.run(chunks, cache),
-            [task.draw for task in tasks],
-            [len(task.tokens) for task in tasks],
-            stage="coarse",
-            impl=self.model.impl,
-            n_ranges=self._config.coarse_rules.n_coarse_codebooks,
-            range_size=self._config.codebook_size,
-        )
-        first_id = self._config.semantic_rules.semantic_vocab_size
-        for task, chunk, column in zip(tasks, chunks, chosen.tolist(), strict=True):
-            task.add(first_id + column, chunk.start + len(chunk.ids[0]))
+def build_stage(model: GPT, config: Config) -> CausalStage:
+    """The stage on a model that was built with `head_ids=sampled_ids(config)`."""
+    return CausalStage(
+        "coarse",
+        model,
+        first_id=config.semantic_rules.semantic_vocab_size,
+        has_end=False,
+        n_ranges=config.coarse_rules.n_coarse_codebooks,
+        range_size=config.codebook_size,
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from bark_fast.models.encodec import CodecDecoder
-from bark_fast.types import FloatArray, IntArray
+from bark_fast.types import IntArray
 
 
 class CodecStage:
@@ -17,13 +17,28 @@ class CodecStage:
     def __init__(self, model: CodecDecoder) -> None:
         self.model = model
 
-    def run(self, codes: Sequence[IntArray]) -> list[FloatArray]:
-        """Samples float32 [F * hop_length] of each utterance's codes [n_fine, F]."""
-        return [self._decode(own) for own in codes]
+    def run(self, codes: Sequence[IntArray]) -> list[Tensor]:
+        """Samples float32 [F * hop_length], on the device, of each utterance's codes [n_fine, F].
 
-    def _decode(self, codes: IntArray) -> FloatArray:
-        if codes.shape[1] == 0:
-            return np.empty(0, dtype=np.float32)
-        batch = torch.from_numpy(codes)[None].to(self.model.device)
-        samples: FloatArray = self.model.forward(batch)[0].cpu().numpy()
-        return samples
+        Unequal lengths run together: the decoder is causal, so what is put after an utterance
+        changes nothing in it. Only pieces shorter than the first convolution run alone, because
+        that pads them otherwise.
+        """
+        least = self.model.least_frames
+        short = [i for i, own in enumerate(codes) if own.shape[1] < least]
+        long = [i for i, own in enumerate(codes) if own.shape[1] >= least]
+        samples: dict[int, Tensor] = {}
+        for group in [[i] for i in short] + ([long] if long else []):
+            for i, wave in zip(group, self._decode([codes[i] for i in group]), strict=True):
+                samples[i] = wave
+        return [samples[i] for i in range(len(codes))]
+
+    def _decode(self, codes: Sequence[IntArray]) -> list[Tensor]:
+        frames = [own.shape[1] for own in codes]
+        batch = torch.zeros(len(codes), codes[0].shape[0], max(frames), dtype=torch.int64)
+        for row, own in zip(batch, codes, strict=True):
+            row[:, : own.shape[1]] = torch.from_numpy(own)
+        waves = self.model.forward(batch.to(self.model.device))
+        return [
+            wave[: n * self.model.config.hop_length] for wave, n in zip(waves, frames, strict=True)
+        ]

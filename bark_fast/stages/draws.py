@@ -1,5 +1,4 @@
-"""What the stages' draws have in common: parameters as tensors, and numbers that keep the noise of
-different stages apart."""
+"""How tokens are drawn: a request's parameters, and a batch's as tensors."""
 
 from __future__ import annotations
 
@@ -9,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bark_fast import kernels
 from bark_fast.checkpoint.config import Sampling
-from bark_fast.kernels import Impl
+from bark_fast.models.upload import upload
 
-STAGE_NUMBER = {"semantic": 0, "coarse": 1, "fine": 2}
+STAGE_NUMBER = {"semantic": 0, "coarse": 1, "fine": 2}  # keeps the stages' noise apart
 
 
 @dataclass(frozen=True)
@@ -22,55 +20,46 @@ class Draw:
 
     sampling: Sampling
     seed: int  # 0 .. 2**64 - 1
+    min_eos_p: float = 0.0
+
+    @property
+    def signed_seed(self) -> int:
+        """The int64 with the 64 bits of the seed."""
+        return self.seed - 2**64 if self.seed >= 2**63 else self.seed
 
 
-def draw_tokens(
-    logits: Tensor,
-    draws: Sequence[Draw],
-    positions: Sequence[int],
-    *,
-    stage: str,
-    impl: Impl,
-    repeats: Sequence[int] | None = None,
-    min_eos_p: Sequence[float] | None = None,
-    n_ranges: int = 1,
-    range_size: int = 0,
-) -> Tensor:
-    """One column for each row of logits [N, V]; the options are those of `kernels.sample`.
+@dataclass(frozen=True)
+class DrawTensors:
+    """Every row's parameters, [B] each, as `kernels.sample` takes them."""
 
-    Args:
-        draws: one a row; with `repeats`, one for each run of that many rows.
-        positions: N places in the rows' own sequences of draws.
+    temperature: Tensor  # float32
+    top_k: Tensor  # int64
+    top_p: Tensor  # float32
+    seeds: Tensor  # int64
+    min_eos_p: Tensor  # float32
 
-    Returns:
-        int64 [N]
-    """
-    device = logits.device
-
-    def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-        tensor = torch.tensor(values, dtype=dtype, device=device)
+    @classmethod
+    def of(
+        cls, draws: Sequence[Draw], device: torch.device, *, repeats: Sequence[int] | None = None
+    ) -> DrawTensors:
+        """One row for each of `draws`, or with `repeats` that many for each."""
+        rows = None
         if repeats is not None:
-            counts = torch.tensor(repeats, device=device)
-            # Said here, the size need not be asked of the device.
-            tensor = tensor.repeat_interleave(counts, output_size=len(logits))
-        return tensor
+            rows = torch.arange(len(draws)).repeat_interleave(torch.tensor(repeats))
 
-    return kernels.sample(
-        logits,
-        temperature=column([d.sampling.temperature for d in draws], torch.float32),
-        # Beyond the vocabulary any k means all of it.
-        top_k=column([min(d.sampling.top_k, logits.shape[1]) for d in draws], torch.int64),
-        top_p=column([d.sampling.top_p for d in draws], torch.float32),
-        seeds=column([signed_64(d.seed) for d in draws], torch.int64),
-        positions=torch.tensor(positions, dtype=torch.int64, device=device),
-        stage=STAGE_NUMBER[stage],
-        min_eos_p=None if min_eos_p is None else column(list(min_eos_p), torch.float32),
-        n_ranges=n_ranges,
-        range_size=range_size,
-        impl=impl,
-    )
+        def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
+            host = torch.tensor(values, dtype=dtype)
+            return upload(host if rows is None else host[rows], device=device)
+
+        return cls(
+            temperature=column([d.sampling.temperature for d in draws], torch.float32),
+            top_k=column([clamp_top_k(d.sampling.top_k) for d in draws], torch.int64),
+            top_p=column([d.sampling.top_p for d in draws], torch.float32),
+            seeds=column([d.signed_seed for d in draws], torch.int64),
+            min_eos_p=column([d.min_eos_p for d in draws], torch.float32),
+        )
 
 
-def signed_64(seed: int) -> int:
-    """The int64 with the 64 bits of `seed`."""
-    return seed - 2**64 if seed >= 2**63 else seed
+def clamp_top_k(top_k: int) -> int:
+    """Beyond every vocabulary any k means all of it; an int64 holds this one."""
+    return min(top_k, 2**31)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from bark_fast import kernels
 from bark_fast.checkpoint.config import Config
 from bark_fast.models.fine_gpt import FineGPT
-from bark_fast.stages.draws import Draw, draw_tokens
+from bark_fast.models.upload import upload
+from bark_fast.stages.draws import STAGE_NUMBER, Draw, DrawTensors
 from bark_fast.types import IntArray, Voice
 
 
@@ -63,12 +64,25 @@ def build_codes(coarse: IntArray, voice: Voice | None, config: Config) -> tuple[
 
 
 class FineTask:
-    """One utterance in this stage: which window and codebook comes next."""
+    """One utterance in this stage: which window and codebook comes next.
 
-    def __init__(self, coarse: IntArray, voice: Voice | None, draw: Draw, config: Config) -> None:
+    Attributes:
+        codes: int64 [T, n_fine] on the model's device.
+    """
+
+    def __init__(
+        self,
+        coarse: IntArray,
+        voice: Voice | None,
+        draw: Draw,
+        config: Config,
+        device: torch.device,
+    ) -> None:
         self.draw = draw
         self.n_frames = coarse.shape[1]
-        self.codes, self.n_history = build_codes(coarse, voice, config)
+        codes, self.n_history = build_codes(coarse, voice, config)
+        # They stay there until the last pass: no pass waits for the host.
+        self.codes = codes.to(device)
         self.windows = plan_windows(self.n_frames, self.n_history, config)
         self.window_index = 0
         self._n_coarse, self._n_fine = len(coarse), config.fine_rules.n_fine_codebooks
@@ -95,10 +109,10 @@ class FineTask:
         """int64 [max_fine_input_length, n_fine], a view."""
         return self.codes[self.window.start : self.window.start + self._length]
 
-    def draw_positions(self) -> range:
+    def draw_positions(self) -> Tensor:
         """A number for each frame to be filled that no other draw of this request has."""
         first = (self.window_index * self._n_fine + self.codebook) * self._length
-        return range(first + self.window.first_frame, first + self._length)
+        return torch.arange(first + self.window.first_frame, first + self._length)
 
     def fill(self, column: Tensor) -> None:
         """Take this pass's codes, [frames to be filled], and go on to the next pass."""
@@ -110,41 +124,39 @@ class FineTask:
 
     def result(self) -> IntArray:
         """int64 [n_fine, F], the new frames alone."""
-        new: IntArray = self.codes[self.n_history : self.n_history + self.n_frames].T.numpy().copy()
-        return new
+        new = self.codes[self.n_history : self.n_history + self.n_frames].T
+        result: IntArray = new.cpu().numpy().copy()
+        return result
 
 
 class FineStage:
     """Runs one pass of any number of tasks."""
 
-    def __init__(self, model: FineGPT, config: Config) -> None:
+    def __init__(self, model: FineGPT) -> None:
         self.model = model
-        self._codebook_size = config.codebook_size
 
     def run(self, tasks: Sequence[FineTask]) -> None:
-        """Fill one codebook of every task's window; tasks at the same codebook run as one batch."""
-        for codebook, group in groupby(sorted(tasks, key=_codebook), key=_codebook):
-            self._run_codebook(list(group), codebook)
-
-    def _run_codebook(self, tasks: Sequence[FineTask], codebook: int) -> None:
-        codes = torch.stack([task.window_codes() for task in tasks]).to(self.model.device)
-        states = self.model.forward(codes, codebook)
+        """Fill the next codebook, the same for all, of every task's window."""
+        codebook = tasks[0].codebook
+        assert all(task.codebook == codebook for task in tasks), "one codebook a batch"
+        device = self.model.device
+        states = self.model.forward(torch.stack([task.window_codes() for task in tasks]), codebook)
         # Frames before the first to be filled need no logits.
         packed = torch.cat(
             [state[task.window.first_frame :] for task, state in zip(tasks, states, strict=True)]
         )
         positions = [task.draw_positions() for task in tasks]
-        chosen = draw_tokens(
-            self.model.logits(packed, codebook, self._codebook_size),
-            [task.draw for task in tasks],
-            [p for own in positions for p in own],
-            stage="fine",
+        counts = [len(own) for own in positions]
+        draws = DrawTensors.of([task.draw for task in tasks], device, repeats=counts)
+        chosen = kernels.sample(
+            self.model.logits(packed, codebook),
+            temperature=draws.temperature,
+            top_k=draws.top_k,
+            top_p=draws.top_p,
+            seeds=draws.seeds,
+            positions=upload(torch.cat(positions), device=device),
+            stage=STAGE_NUMBER["fine"],
             impl=self.model.impl,
-            repeats=[len(own) for own in positions],
-        ).cpu()
-        for task, column in zip(tasks, chosen.split([len(p) for p in positions]), strict=True):
+        )
+        for task, column in zip(tasks, chosen.split(counts), strict=True):
             task.fill(column)
-
-
-def _codebook(task: FineTask) -> int:
-    return task.codebook

@@ -7,12 +7,12 @@ ends at the end token or at a limit. (transformers: BarkSemanticModel.generate.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from bark_fast.checkpoint.config import SemanticRules
-from bark_fast.models.gpt import GPT, Chunk, KVPages
-from bark_fast.stages.draws import Draw, draw_tokens
+from bark_fast.models.gpt import GPT
+from bark_fast.stages.causal import CausalStage, CausalTask
 
 SILENT = -1  # a stream that adds nothing at a position
 
@@ -41,64 +41,21 @@ def sampled_ids(rules: SemanticRules) -> list[int]:
     return [*range(rules.semantic_vocab_size), rules.eos_token_id]
 
 
-@dataclass
-class SemanticTask:
-    """One utterance in this stage."""
+@dataclass(kw_only=True)
+class SemanticTask(CausalTask):
+    """One utterance in this stage; `limit` is the most tokens it may have."""
 
-    prompt: tuple[list[int], list[int]]
-    max_tokens: int
-    min_eos_p: float
-    draw: Draw
-    tokens: list[int] = field(default_factory=list)
-    cached: int = 0  # positions whose keys and values are in the pages
     finish_reason: Literal["end", "length"] | None = None
 
-    @property
-    def max_length(self) -> int:
-        """Positions that it can come to need; the last token is never fed back."""
-        return len(self.prompt[0]) + self.max_tokens - 1
-
-    def chunk(self, pages: Sequence[int]) -> Chunk:
-        """What the model has not seen yet: the prompt, or the last token."""
-        n_prompt = len(self.prompt[0])
-        seen = max(self.cached - n_prompt, 0)
-        new = self.tokens[seen:]
-        return Chunk(
-            ids=[
-                self.prompt[0][self.cached :] + new,
-                self.prompt[1][self.cached :] + [SILENT] * len(new),
-            ],
-            start=self.cached,
-            pages=pages,
-        )
+    def accept(self, tokens: Sequence[int], *, ended: bool) -> None:
+        super().accept(tokens, ended=ended)
+        if ended:
+            self.finish_reason = "end"
+        elif len(self.tokens) == self.limit:
+            self.finish_reason = "length"
 
 
-class SemanticStage:
-    """Runs one step of any number of tasks."""
-
-    def __init__(self, model: GPT, rules: SemanticRules) -> None:
-        """`model` must have been built with `head_ids=sampled_ids(rules)`."""
-        self.model = model
-        self._rules = rules
-
-    def run(
-        self, tasks: Sequence[SemanticTask], pages: Sequence[Sequence[int]], cache: KVPages
-    ) -> None:
-        """Add one token to every task, or end it."""
-        chunks = [task.chunk(own) for task, own in zip(tasks, pages, strict=True)]
-        chosen = draw_tokens(
-            self.model.run(chunks, cache),
-            [task.draw for task in tasks],
-            [len(task.tokens) for task in tasks],
-            stage="semantic",
-            impl=self.model.impl,
-            min_eos_p=[task.min_eos_p for task in tasks],
-        )
-        for task, chunk, token in zip(tasks, chunks, chosen.tolist(), strict=True):
-            task.cached = chunk.start + len(chunk.ids[0])
-            if token == self._rules.semantic_vocab_size:  # the column of the end token
-                task.finish_reason = "end"
-                continue
-            task.tokens.append(token)
-            if len(task.tokens) == task.max_tokens:
-                task.finish_reason = "length"
+def build_stage(model: GPT, rules: SemanticRules) -> CausalStage:
+    """The stage on a model that was built with `head_ids=sampled_ids(rules)`."""
+    assert model.n_columns == rules.semantic_vocab_size + 1
+    return CausalStage("semantic", model, first_id=0, has_end=True)

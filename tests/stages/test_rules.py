@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.config import Config, Sampling
 from bark_fast.stages import coarse, fine, semantic
-from bark_fast.stages.draws import signed_64
+from bark_fast.stages.draws import Draw
 from bark_fast.types import Voice
 from checkpoints import Checkpoint, bark_windows
 from oracle import random_voice
@@ -51,15 +53,27 @@ def test_semantic_samples_its_vocabulary_and_the_end(config: Config) -> None:
     assert semantic.sampled_ids(config.semantic_rules) == list(range(10_001))
 
 
-def test_a_task_that_lost_its_pages_runs_its_tokens_again() -> None:
-    task = semantic.SemanticTask(([1, 2, 3], [4, 5, -1]), 10, 0.0, draw=None)  # type: ignore[arg-type]
-    task.tokens = [70, 71]
-    task.cached = 4
+def test_a_task_runs_its_prompt_and_then_its_last_token() -> None:
+    task = semantic.SemanticTask(draw=None, prompt=([1, 2, 3], [4, 5, -1]), limit=3)  # type: ignore[arg-type]
     chunk = task.chunk([0])
-    assert (chunk.ids, chunk.start) == ([[71], [-1]], 4)
-    task.cached = 0
+    assert (chunk.ids, chunk.start) == ([[1, 2, 3], [4, 5, -1]], 0)
+    assert task.positions_after(8) == 3
+    task.accept([70], ended=False)
+    assert (task.prefilled, task.last_id, task.cached) == (True, 70, 3)
+    # The last token before the limit is never run.
+    assert task.positions_after(1) == 4
+    assert task.positions_after(8) == 5
+    task.accept([71, 72], ended=False)
+    assert (task.last_id, task.cached, task.finish_reason) == (72, 5, "length")
+
+
+def test_a_shared_prefix_is_not_run() -> None:
+    task = semantic.SemanticTask(draw=None, prompt=([1, 2, 3], [4, 5, -1]), limit=3)  # type: ignore[arg-type]
+    task.cached = 2
     chunk = task.chunk([0])
-    assert (chunk.ids, chunk.start) == ([[1, 2, 3, 70, 71], [4, 5, -1, -1, -1]], 0)
+    assert (chunk.ids, chunk.start) == ([[3], [-1]], 2)
+    task.accept([], ended=True)
+    assert task.finish_reason == "end"
 
 
 # Coarse.
@@ -111,15 +125,18 @@ def test_no_voice_no_history(config: Config) -> None:
 
 def test_window_prompt(config: Config) -> None:
     tokens = list(range(300))
-    first = coarse.window_prompt(tokens, 0, [], 0, config)
+    assert coarse.window_start(0, 0, config) == 0
+    first = coarse.window_prompt(tokens, [], config)
     assert first == [*tokens[:256], 12_050]
     # 660 tokens are 219.6 semantic ones; the window starts 209 before, at 11.
+    assert coarse.window_start(660, 0, config) == 11
     generated = list(range(20_000, 20_660))
-    later = coarse.window_prompt(tokens, 0, generated, 660, config)
+    later = coarse.window_prompt(tokens[11:], generated, config)
     assert later[:256] == tokens[11:267]
     assert later[256:] == [12_050, *generated[-630:]]
     # Near the end of the text the window is padded on the right.
-    last = coarse.window_prompt(tokens, 0, generated, 840, config)
+    assert coarse.window_start(840, 0, config) == 70
+    last = coarse.window_prompt(tokens[70:], generated, config)
     assert last[:256] == [*tokens[70:], *[12_048] * 26]
 
 
@@ -127,40 +144,75 @@ def test_sampled_ids_go_to_the_end_of_the_vocabulary(config: Config) -> None:
     assert coarse.sampled_ids(config) == range(10_000, 12_096)
 
 
-def run_coarse(task: coarse.CoarseTask) -> tuple[list[int], int]:
-    """Give the task made-up tokens; returns the tokens run before each draw and the windows."""
-    run, windows = [], 1
-    prompt = task.prompt
-    while not task.finished:
-        chunk = task.chunk([0])
-        run.append(len(chunk.ids[0]))
-        task.add(10_000 + len(task.tokens), chunk.start + len(chunk.ids[0]))
-        if task.prompt is not prompt:
-            prompt, windows = task.prompt, windows + 1
-    return run, windows
+def coarse_task(
+    n_semantic: int, voice: Voice | None, config: Config, *, complete: bool = True
+) -> coarse.CoarseTask:
+    task = coarse.CoarseTask.start(voice, None, config)  # type: ignore[arg-type]
+    task.extend(range(n_semantic), complete=complete)
+    return task
 
 
-def test_windows_keep_their_cache_while_it_is_exact(config: Config) -> None:
-    task = coarse.CoarseTask.start(list(range(499)), None, draw=None, config=config)  # type: ignore[arg-type]
+def run_coarse(task: coarse.CoarseTask, steps: int) -> tuple[dict[int, int], int]:
+    """Give an open task made-up tokens; returns the length of each prompt that was run, by the
+    tokens drawn before it, and the most positions that the pages had to hold."""
+    prompts, most = {}, 0
+    while task.open:
+        n = min(steps, task.limit - len(task.tokens)) if task.prefilled else 1
+        most = max(most, task.positions_after(steps))
+        if not task.prefilled:
+            prompts[len(task.tokens)] = len(task.chunk([0]).ids[0])
+        task.accept([10_000 + len(task.tokens) + i for i in range(n)], ended=False)
+    return prompts, most
+
+
+@pytest.mark.parametrize("steps", [1, 7, 60])
+def test_windows_keep_their_cache_while_it_is_exact(config: Config, steps: int) -> None:
+    task = coarse_task(499, None, config)
     assert task.n_tokens == 1500
-    run, windows = run_coarse(task)
-    assert windows == 25
+    prompts, most = run_coarse(task, steps)
+    assert task.finished
     # One prompt for the first eleven windows; then the semantic window moves and each is run anew.
-    assert [i for i, n in enumerate(run) if n > 1] == [0, *range(660, 1500, 60)]
-    assert run[0] == 257
-    assert set(run[660::60]) == {257 + 630}
-    assert max(run) + 59 <= task.max_length <= config.coarse.block_size
+    assert prompts == {0: 257} | dict.fromkeys(range(660, 1500, 60), 257 + 630)
+    assert most == 257 + 630 + 59  # the last token of a window is never run
 
 
 def test_a_long_voice_moves_every_window(config: Config) -> None:
-    task = coarse.CoarseTask.start(
-        list(range(100)),
-        voice_of(config, 400),
-        draw=None,
-        config=config,  # type: ignore[arg-type]
-    )
-    run, _ = run_coarse(task)
-    assert [i for i, n in enumerate(run) if n > 1] == list(range(0, 300, 60))
+    prompts, _ = run_coarse(coarse_task(100, voice_of(config, 400), config), 60)
+    assert list(prompts) == list(range(0, 300, 60))
+
+
+def test_no_window_opens_before_its_semantic_tokens_are_known(config: Config) -> None:
+    """And none waits for more than its own: the windows are those of the whole utterance."""
+    whole = coarse_task(499, None, config)
+    expected: list[list[int]] = []
+    task = coarse_task(0, None, config, complete=False)
+    opened = []
+    for n in range(1, 500):
+        task.extend([n - 1], complete=n == 499)
+        while task.open:
+            if not task.prefilled or len(task.tokens) == task.prompt_end:
+                opened.append((n, task.prompt[0]))
+            task.accept([10_000 + len(task.tokens)], ended=False)
+    while whole.open:
+        if not whole.prefilled or len(whole.tokens) == whole.prompt_end:
+            expected.append(whole.prompt[0])
+        whole.accept([10_000 + len(whole.tokens)], ended=False)
+    assert [prompt for _, prompt in opened] == expected
+    # Eleven windows read the first 256 semantic tokens; the next one starts at 11 (660 tokens are
+    # 219.6 semantic ones, the window begins 209 before).
+    at = [n for n, _ in opened]
+    assert at[:11] == [256] * 11
+    assert at[11:14] == [11 + 256, 31 + 256, 50 + 256]
+    assert at[-1] == 499
+
+
+def test_an_early_voice_window(config: Config) -> None:
+    task = coarse_task(46, voice_of(config, 400), config, complete=False)
+    assert task.n_semantic_history == 209
+    assert not task.open
+    task.extend([46], complete=False)
+    assert task.open
+    assert task.limit == 60
 
 
 # Fine.
@@ -213,10 +265,12 @@ def test_fine_codes(config: Config) -> None:
 
 
 def test_fine_draws_never_share_noise(config: Config) -> None:
-    task = fine.FineTask(np.zeros((2, 1600), dtype=np.int64), None, None, config)  # type: ignore[arg-type]
+    nothing: Any = None
+    codes = np.zeros((2, 1600), dtype=np.int64)
+    task = fine.FineTask(codes, None, nothing, config, torch.device("cpu"))
     seen: set[int] = set()
     while not task.finished:
-        positions = task.draw_positions()
+        positions = task.draw_positions().tolist()
         assert len(positions) == 1024 - task.window.first_frame
         assert seen.isdisjoint(positions)
         seen.update(positions)
@@ -225,7 +279,10 @@ def test_fine_draws_never_share_noise(config: Config) -> None:
 
 
 def test_seeds_keep_their_bits() -> None:
-    assert signed_64(0) == 0
-    assert signed_64(2**63 - 1) == 2**63 - 1
-    assert signed_64(2**63) == -(2**63)
-    assert signed_64(2**64 - 1) == -1
+    def signed(seed: int) -> int:
+        return Draw(Sampling(1.0), seed).signed_seed
+
+    assert signed(0) == 0
+    assert signed(2**63 - 1) == 2**63 - 1
+    assert signed(2**63) == -(2**63)
+    assert signed(2**64 - 1) == -1

@@ -1,0 +1,72 @@
+"""CUDA graphs over a decode step: one for each of a ladder of batch sizes.
+
+A decode step of Bark is some hundred launches of a few microseconds each, more than the host can
+issue in that time; as a graph it is one. A graph freezes its launches and the addresses that they
+read, so it serves one batch size, on tensors that stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+Step = Callable[[], None]
+
+
+class Recorder(Protocol):
+    """Makes a step that can be repeated out of one that can be run."""
+
+    def record(self, step: Step) -> Step:
+        """What repeats `step` on the same tensors. `step` may be run meanwhile, any number of times
+        or never."""
+        ...
+
+
+class CudaGraphRecorder:
+    """Repeats a step as a CUDA graph; all graphs share one memory pool, so they run one at a
+    time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, step: Step) -> Step:
+        # Once without recording: kernels compile and libraries set themselves up at the first run,
+        # neither of which a graph can hold. On a stream of its own, as recording does.
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": what other threads do meanwhile is not ours to forbid.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        ):
+            step()
+        return graph.replay
+
+
+class NoRecorder:
+    """Runs the step itself each time."""
+
+    def record(self, step: Step) -> Step:
+        return step
+
+
+def ladder(max_batch: int) -> list[int]:
+    """Batch sizes to record: fine steps where each row counts, coarser ones above.
+
+    An empty row costs its share of a product's tile, so up to 16, one tile of the decode kernels,
+    powers of two are enough; above, multiples of 16.
+    """
+    sizes = [n for n in (1, 2, 4, 8) if n < max_batch]
+    sizes += range(16, max_batch, 16)
+    return [*sizes, max_batch]
+
+
+def bucket(sizes: Sequence[int], n_rows: int) -> int:
+    """The least of `sizes` that holds `n_rows`."""
+    return next(size for size in sizes if size >= n_rows)

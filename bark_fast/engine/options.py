@@ -1,0 +1,66 @@
+"""How an engine is set up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from bark_fast.types import InputError, check_integer, check_number
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine shares the machine between utterances. None means: what suits the device.
+
+    Attributes:
+        policy: "latency" moves every utterance on by turns; "throughput" waits for full batches;
+            "auto" is "latency" while someone streams or awaits, else "throughput".
+        max_batch_size: utterances that run together in a stage (64 on CUDA, 16 on a CPU).
+        max_prefill_tokens: of the prompts that one step runs; a longer prompt runs alone (8 192 on
+            CUDA, 1 024 on a CPU).
+        max_fine_windows: that one fine pass fills together (8 on CUDA; 1 on a CPU, where one is
+            work enough for all cores).
+        max_codec_frames: that are decoded together (8 192 on CUDA; one utterance on a CPU).
+        kv_cache_gib: memory for keys and values, at least enough for one utterance. By default what
+            `max_batch_size` utterances can come to need, but at most 70 % of the free memory of a
+            GPU, or a quarter of a CPU's.
+        page_size: positions a page of keys and values (64 on CUDA; on a CPU all of a sequence,
+            which spares gathering them).
+        steps_per_look: decode steps that are enqueued before the host looks at what was drawn; a
+            coarse window needs no look.
+        cuda_graphs: record decode steps as CUDA graphs.
+    """
+
+    policy: Literal["auto", "latency", "throughput"] = "auto"
+    max_batch_size: int | None = None
+    max_prefill_tokens: int | None = None
+    max_fine_windows: int | None = None
+    max_codec_frames: int | None = None
+    kv_cache_gib: float | None = None
+    page_size: int | None = None
+    steps_per_look: int | None = None
+    cuda_graphs: bool = True
+
+    def __post_init__(self) -> None:
+        policies = ("auto", "latency", "throughput")
+        if self.policy not in policies:
+            raise InputError(f"policy must be one of {', '.join(policies)}, got {self.policy!r}")
+        for name in (
+            "max_batch_size",
+            "max_prefill_tokens",
+            "max_fine_windows",
+            "max_codec_frames",
+            "page_size",
+            "steps_per_look",
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                check_integer(name, value, "an integer >= 1", 1, 2**31 - 1)
+        if self.kv_cache_gib is not None:
+            check_number(
+                "kv_cache_gib", self.kv_cache_gib, "a finite number above 0", 0, math.inf,
+                low_open=True,
+            )  # fmt: skip
+        if not isinstance(self.cuda_graphs, bool):
+            raise InputError(f"cuda_graphs must be True or False, got {self.cuda_graphs!r}")

@@ -1,0 +1,122 @@
+"""What an engine has done so far, counted as it goes and read in one snapshot."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_RECENT = 1024  # latencies kept for percentiles
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """One stage's work.
+
+    Attributes:
+        waiting: utterances that are ready for it and not being run.
+        batches: run so far; `utterances_a_batch`: in them, on average.
+        tokens: made so far (codec: frames); `prefill_tokens`: of prompts, run so far.
+        busy_s: time with a batch of this stage under way. Batches of different stages overlap.
+        tokens_per_s: `tokens` by `busy_s`.
+        used_pages, total_pages: of its keys and values; 0 where a stage has none.
+    """
+
+    waiting: int
+    batches: int
+    utterances_a_batch: float
+    tokens: int
+    prefill_tokens: int
+    busy_s: float
+    tokens_per_s: float
+    used_pages: int
+    total_pages: int
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot.
+
+    Attributes:
+        submitted, finished, failed, cancelled: utterances so far; `active`: the others.
+        preempted: how often an utterance had its pages taken for a while.
+        audio_s: seconds of audio made; `busy_s`: time with anything under way.
+        audio_s_per_s: the first by the second; its inverse is the real-time factor.
+        time_to_audio_s: from submission to samples, of the last utterances: "p50", "p95", "max";
+            empty before the first.
+        stages: "semantic", "coarse", "fine", "codec".
+    """
+
+    submitted: int
+    finished: int
+    failed: int
+    cancelled: int
+    active: int
+    preempted: int
+    audio_s: float
+    busy_s: float
+    audio_s_per_s: float
+    time_to_audio_s: Mapping[str, float]
+    stages: Mapping[str, StageStats]
+
+
+@dataclass
+class StageCounters:
+    batches: int = 0
+    utterances: int = 0
+    tokens: int = 0
+    prefill_tokens: int = 0
+    busy_s: float = 0.0
+
+    def snapshot(self, *, waiting: int, used_pages: int, total_pages: int) -> StageStats:
+        return StageStats(
+            waiting=waiting,
+            batches=self.batches,
+            utterances_a_batch=self.utterances / max(1, self.batches),
+            tokens=self.tokens,
+            prefill_tokens=self.prefill_tokens,
+            busy_s=self.busy_s,
+            tokens_per_s=self.tokens / self.busy_s if self.busy_s else 0.0,
+            used_pages=used_pages,
+            total_pages=total_pages,
+        )
+
+
+class Counters:
+    """The running totals behind `EngineStats`."""
+
+    def __init__(self, stages: tuple[str, ...]) -> None:
+        self.stages = {stage: StageCounters() for stage in stages}
+        self.submitted = self.finished = self.failed = self.cancelled = self.preempted = 0
+        self.audio_s = self.busy_s = 0.0
+        self._to_audio_s: deque[float] = deque(maxlen=_RECENT)
+
+    def spoke(self, audio_s: float, to_audio_s: float) -> None:
+        """An utterance has finished."""
+        self.finished += 1
+        self.audio_s += audio_s
+        self._to_audio_s.append(to_audio_s)
+
+    def snapshot(self, stages: Mapping[str, StageStats]) -> EngineStats:
+        ordered = sorted(self._to_audio_s)
+
+        def percentile(p: float) -> float:
+            return ordered[min(len(ordered) - 1, int(p * len(ordered)))]
+
+        return EngineStats(
+            submitted=self.submitted,
+            finished=self.finished,
+            failed=self.failed,
+            cancelled=self.cancelled,
+            active=self.submitted - self.finished - self.failed - self.cancelled,
+            preempted=self.preempted,
+            audio_s=self.audio_s,
+            busy_s=self.busy_s,
+            audio_s_per_s=self.audio_s / self.busy_s if self.busy_s else 0.0,
+            time_to_audio_s=(
+                {"p50": percentile(0.5), "p95": percentile(0.95), "max": ordered[-1]}
+                if ordered
+                else {}
+            ),
+            stages=stages,
+        )
