@@ -1,0 +1,141 @@
+"""Runners that draw made-up tokens at once, to try the engine's routing and policy alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from bark_fast.checkpoint.config import Config
+from bark_fast.engine.decoder import Collect, Drawn
+from bark_fast.engine.engine import Engine, Runners, Setup
+from bark_fast.engine.kv_cache import PagePool
+from bark_fast.engine.scheduler import Policy, Work
+from bark_fast.stages.causal import CausalTask
+from bark_fast.stages.fine import FineTask
+
+Fault = Callable[[str, Sequence[Any]], None]
+"""Called with the stage and its tasks (codec: codes) before they run; raises to make them fail."""
+
+
+class FakeCausal:
+    """Draws ids that depend on the task's seed and place alone, the end token among them. Checks
+    that pages are wide enough and nobody else's."""
+
+    def __init__(self, stage: str, config: Config, pool: PagePool, fault: Fault) -> None:
+        self.stage, self._config, self._pool, self._fault = stage, config, pool, fault
+
+    def _draw(self, task: CausalTask) -> Drawn:
+        place = len(task.tokens)
+        if (
+            self.stage == "semantic"
+            and random.Random(task.draw.seed * 1000 + place).random() < 0.03
+        ):
+            return Drawn([], ended=True)
+        first = self._config.semantic_rules.semantic_vocab_size if self.stage == "coarse" else 0
+        return Drawn([first + (task.draw.seed + place) % 50], ended=False)
+
+    def prefill(self, tasks: list[CausalTask], pages: list[list[int]]) -> Collect:
+        self._fault(self.stage, tasks)
+        for task, own in zip(tasks, pages, strict=True):
+            assert len(own) * self._pool.page_size >= task.length
+        return lambda: [self._draw(task) for task in tasks]
+
+    def decode(self, tasks: list[CausalTask], pages: list[list[int]], n_steps: int) -> Collect:
+        self._fault(self.stage, tasks)
+        written = [p for t, own in zip(tasks, pages, strict=True) for p in own[self._last(t) :]]
+        assert len(set(written)) == len(written), "two tasks write to one page"
+
+        def collect() -> list[Drawn]:
+            results = []
+            for task in tasks:
+                tokens: list[int] = []
+                ended = False
+                before = list(task.tokens)
+                while not ended and len(tokens) < min(n_steps, task.limit - len(before)):
+                    one = self._draw(task)
+                    tokens += one.tokens
+                    task.tokens.extend(one.tokens)
+                    ended = one.ended
+                task.tokens[:] = before
+                results.append(Drawn(tokens, ended))
+            return results
+
+        return collect
+
+    def _last(self, task: CausalTask) -> int:
+        return task.cached // self._pool.page_size
+
+    def warm_up_sizes(self) -> Sequence[int]:
+        return ()
+
+    def warm_up(self, size: int) -> None:
+        raise AssertionError
+
+    def save(self, pages: list[int]) -> Any:
+        return ("saved", len(pages))
+
+    def restore(self, pages: list[int], saved: Any) -> None:
+        word, n = saved
+        assert word == "saved"
+        assert len(pages) >= n
+
+
+class FakeFine:
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
+
+    def run(self, tasks: list[FineTask]) -> None:
+        self._fault("fine", tasks)
+        assert len({task.codebook for task in tasks}) == 1
+        for task in tasks:
+            n = len(task.draw_positions())
+            task.fill(torch.full((n,), task.codebook))
+
+
+class FakeCodec:
+    def __init__(self, hop_length: int, fault: Fault) -> None:
+        self._hop, self._fault = hop_length, fault
+
+    def run(self, codes: list[Any]) -> list[torch.Tensor]:
+        self._fault("codec", codes)
+        return [torch.zeros(own.shape[1] * self._hop) for own in codes]
+
+
+def fake_engine(
+    config: Config,
+    *,
+    n_pages: int,
+    page_size: int = 8,
+    max_running: int = 16,
+    policy: Policy | None = None,
+    depth: int = 0,
+    steps: int = 8,
+    fault: Fault = lambda stage, tasks: None,
+) -> Engine:
+    """An engine on fakes; `depth` is how many batches may be under way, as on a GPU."""
+    pools = {stage: PagePool(n_pages, page_size) for stage in ("semantic", "coarse")}
+    runners = Runners(
+        FakeCausal("semantic", config, pools["semantic"], fault),
+        FakeCausal("coarse", config, pools["coarse"], fault),
+        FakeFine(fault),
+        FakeCodec(config.codec.hop_length, fault),
+    )
+    limits = {
+        Work.SEMANTIC_PREFILL: 256,
+        Work.SEMANTIC_DECODE: max_running,
+        Work.COARSE_PREFILL: 256,
+        Work.COARSE_DECODE: max_running,
+        Work.FINE: 4,
+        Work.CODEC: 1000,
+    }
+    setup = Setup(
+        limits=limits,
+        max_running=max_running,
+        steps={"semantic": steps, "coarse": steps},
+        depth=depth,
+        policy=policy,
+    )
+    return Engine(runners, pools, config, setup, device=torch.device("cpu"))

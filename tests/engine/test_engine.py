@@ -1,0 +1,361 @@
+"""Routing on made-up stages: a long simulation, faults, cancelling and closing in every state."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import fake_engine
+
+from bark_fast import GenerationParams, Speech
+from bark_fast.engine.driver import Driver
+from bark_fast.engine.engine import STAGES, Engine
+from bark_fast.engine.request import Request
+from bark_fast.engine.scheduler import Policy
+from checkpoints import Checkpoint
+
+PAGES = 40  # about five utterances of the small model, in pages of 8
+
+
+def make_request(small: Checkpoint, seed: int, *, longest: int = 40, text: str = "a") -> Request:
+    params = GenerationParams(seed=seed, max_semantic_tokens=1 + seed % longest)
+    return small.bark.request(text, None, params)
+
+
+def finish(engine: Engine, *, at_most: int = 100_000) -> None:
+    for _ in range(at_most):
+        if not engine.step():
+            return
+    raise AssertionError("the engine does not come to an end")
+
+
+def same(a: Speech, b: Speech) -> bool:
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for name in ("semantic_tokens", "coarse_tokens", "fine_tokens")
+    )
+
+
+def alone(small: Checkpoint, request: Request) -> Speech:
+    engine = fake_engine(small.config, n_pages=PAGES, max_running=1)
+    future = engine.submit(request)
+    finish(engine)
+    return future.result(timeout=0)
+
+
+# The long run
+
+
+@pytest.mark.parametrize(
+    ("policy", "depth", "n"), [("latency", 1, 10_000), ("throughput", 0, 2_000)]
+)
+def test_nothing_is_lost(small: Checkpoint, policy: Policy, depth: int, n: int) -> None:
+    """Poisson arrivals, faster for a while than they can be served; a few are cancelled and a few
+    fail. Whoever came first is not passed by for ever."""
+    rng = np.random.default_rng(0)
+
+    def fault(stage: str, tasks: Any) -> None:
+        for task in tasks:
+            draw = getattr(task, "draw", None)
+            if draw is not None and draw.seed % 500 == 499:
+                raise RuntimeError(f"bad luck in {stage}")
+
+    engine = fake_engine(
+        small.config, n_pages=PAGES, policy=policy, depth=depth, fault=fault, max_running=12
+    )
+    futures: list[Future[Speech]] = []
+    ended: list[int] = []  # in this order
+    step = 0
+    start = time.process_time()
+    while len(futures) < n or engine.has_work:
+        rate = 3.0 if (step // 200) % 2 else 1.0
+        for _ in range(min(n - len(futures), rng.poisson(rate))):
+            seed = len(futures)
+            future = engine.submit(make_request(small, seed), urgent=bool(seed % 3))
+            future.add_done_callback(lambda _, seed=seed: ended.append(seed))
+            futures.append(future)
+        if rng.random() < 0.02 and futures:
+            futures[int(rng.integers(len(futures)))].cancel()
+        engine.step()
+        step += 1
+    seconds = time.process_time() - start
+    assert engine.used_pages == 0
+    stats = engine.stats()
+    n_cancelled = sum(future.cancelled() for future in futures)
+    failed = {i for i, f in enumerate(futures) if not f.cancelled() and f.exception() is not None}
+    assert failed <= {i for i in range(n) if i % 500 == 499}
+    assert stats.failed == len(failed)
+    assert stats.cancelled == n_cancelled
+    assert (stats.submitted, stats.active) == (n, 0)
+    assert stats.finished == n - n_cancelled - len(failed)
+    assert stats.preempted > 0
+    assert all(s.waiting == s.used_pages == 0 for s in stats.stages.values())
+    for seed in range(0, n, n // 40):
+        if not futures[seed].cancelled() and seed not in failed:
+            assert same(futures[seed].result(), alone(small, make_request(small, seed)))
+    # Older ones go first: one ends at most so many places after its turn.
+    spoken = [seed for seed in ended if not futures[seed].cancelled() and seed not in failed]
+    turn = {seed: place for place, seed in enumerate(sorted(spoken))}
+    # Short ones overtake long ones that are being spoken, three a step at most while a long one
+    # takes its 130 steps; but no stream of them holds one up.
+    most = max(place - turn[seed] for place, seed in enumerate(spoken))
+    assert most < 3 * 130, most
+    assert seconds < 60
+
+
+# Faults
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_failure_is_one_utterances_own(small: Checkpoint, stage: str) -> None:
+    requests = [make_request(small, seed) for seed in range(20, 32)]
+    bad = 25
+    frames = alone(small, requests[5]).fine_tokens.shape[1]
+
+    def fault(at: str, tasks: Any) -> None:
+        if at == stage and any(
+            task.shape[1] == frames if stage == "codec" else task.draw.seed == bad for task in tasks
+        ):
+            raise RuntimeError("on purpose")
+
+    engine = fake_engine(small.config, n_pages=PAGES, fault=fault)
+    futures = [engine.submit(request) for request in requests]
+    finish(engine)
+    assert engine.used_pages == 0
+    for request, future in zip(requests, futures, strict=True):
+        expected = alone(small, request)
+        if stage == "codec" and expected.fine_tokens.shape[1] == frames:
+            continue
+        if request.seed == bad:
+            with pytest.raises(RuntimeError, match="on purpose"):
+                future.result(timeout=0)
+        else:
+            assert same(future.result(timeout=0), expected)
+    assert isinstance(futures[5].exception(timeout=0), RuntimeError)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_out_of_memory_makes_batches_smaller(
+    small: Checkpoint, stage: str, error: type[Exception]
+) -> None:
+    largest = 0
+
+    def fault(at: str, tasks: Any) -> None:
+        nonlocal largest
+        if at == stage:
+            if len(tasks) > 2:
+                raise error("too much")
+            largest = max(largest, len(tasks))
+
+    engine = fake_engine(small.config, n_pages=200, policy="throughput", fault=fault)
+    requests = [make_request(small, seed) for seed in range(20, 36)]
+    futures = [engine.submit(request) for request in requests]
+    finish(engine)
+    assert largest in (1, 2)
+    for request, future in zip(requests, futures, strict=True):
+        assert same(future.result(timeout=0), alone(small, request))
+    assert engine.used_pages == 0
+
+
+def test_out_of_memory_with_one_alone_fails_that_one(small: Checkpoint) -> None:
+    def fault(at: str, tasks: Any) -> None:
+        if at == "coarse" and any(task.draw.seed == 23 for task in tasks):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    engine = fake_engine(small.config, n_pages=200, fault=fault)
+    futures = [engine.submit(make_request(small, seed)) for seed in range(20, 28)]
+    finish(engine)
+    assert [f.exception(timeout=0) is not None for f in futures] == [
+        seed == 23 for seed in range(20, 28)
+    ]
+    assert engine.used_pages == 0
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_an_interrupt_loses_nothing(small: Checkpoint, depth: int) -> None:
+    """Whoever steps by hand can press control-C and step on."""
+    countdown = 12
+
+    def fault(at: str, tasks: Any) -> None:
+        nonlocal countdown
+        countdown -= 1
+        if countdown == 0:
+            raise KeyboardInterrupt
+
+    engine = fake_engine(small.config, n_pages=PAGES, fault=fault, depth=depth)
+    requests = [make_request(small, seed) for seed in range(20, 28)]
+    futures = [engine.submit(request) for request in requests]
+    with pytest.raises(KeyboardInterrupt):
+        finish(engine)
+    finish(engine)
+    for request, future in zip(requests, futures, strict=True):
+        assert same(future.result(timeout=0), alone(small, request))
+
+
+# Cancelling and closing
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_cancelling_in_every_state(small: Checkpoint, depth: int) -> None:
+    """One more step before each cancellation, until there is nothing left to cancel."""
+    request, other = make_request(small, 30), make_request(small, 33)
+    expected = alone(small, other)
+    for n_steps in range(1000):
+        engine = fake_engine(small.config, n_pages=PAGES, depth=depth, steps=3)
+        future, bystander = engine.submit(request), engine.submit(other)
+        for _ in range(n_steps):
+            engine.step()
+        if not engine.cancel(future):
+            break
+        finish(engine)
+        assert engine.used_pages == 0
+        with pytest.raises(CancelledError):
+            future.result(timeout=0)
+        assert same(bystander.result(timeout=0), expected)
+        stats = engine.stats()
+        assert (stats.cancelled, stats.finished, stats.active) == (1, 1, 0)
+    assert n_steps > 10
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_giving_up_everything_in_every_state(small: Checkpoint, depth: int) -> None:
+    for n_steps in range(60):
+        engine = fake_engine(small.config, n_pages=PAGES, depth=depth, steps=3)
+        futures = [engine.submit(make_request(small, seed)) for seed in range(20, 26)]
+        for _ in range(n_steps):
+            engine.step()
+        engine.fail_all(RuntimeError("the end"))
+        assert engine.used_pages == 0
+        assert not engine.has_work
+        for future in futures:
+            error = future.exception(timeout=0)
+            assert error is None or str(error) == "the end"
+        late = engine.submit(make_request(small, 30))
+        finish(engine)
+        assert late.result(timeout=0).seed == 30
+
+
+def test_eight_threads(small: Checkpoint) -> None:
+    engine = fake_engine(small.config, n_pages=PAGES)
+    driver = Driver(engine)
+    results: dict[int, Speech] = {}
+
+    def speak(first: int) -> None:
+        rng = random.Random(first)
+        seeds = range(first, first + 25)
+        futures = {seed: driver.submit(make_request(small, seed)) for seed in seeds}
+        for seed, future in futures.items():
+            if rng.random() < 0.1 and future.cancel():
+                continue
+            results[seed] = future.result(timeout=60)
+
+    threads = [threading.Thread(target=speak, args=(100 * i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: not engine.has_work)
+    assert len(results) > 150
+    for seed in list(results)[::10]:
+        assert same(results[seed], alone(small, make_request(small, seed)))
+    assert engine.used_pages == 0
+    # The engine's thread ends with the work.
+    wait_until(lambda: not any(t.name == "bark-fast engine" for t in threading.enumerate()))
+
+
+def test_the_driver_survives_a_fault_of_the_engine(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = fake_engine(small.config, n_pages=PAGES)
+    driver = Driver(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler, "next", lambda policy: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            driver.submit(make_request(small, 30)).result(timeout=60)
+    assert driver.submit(make_request(small, 30)).result(timeout=60).seed == 30
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+# Statistics and options
+
+
+def test_statistics(small: Checkpoint) -> None:
+    engine = fake_engine(small.config, n_pages=PAGES, max_running=4)
+    before = engine.stats()
+    assert before.time_to_audio_s == {}
+    assert before.audio_s_per_s == 0
+    futures = [engine.submit(make_request(small, seed)) for seed in range(20, 40)]
+    assert engine.stats().stages["semantic"].waiting == 20
+    engine.step()
+    during = engine.stats()
+    assert during.active == 20
+    assert during.stages["semantic"].used_pages > 0
+    assert 0 < during.stages["semantic"].waiting <= 20
+    finish(engine)
+    stats = engine.stats()
+    speeches = [future.result() for future in futures]
+    assert stats.audio_s == pytest.approx(sum(speech.duration_s for speech in speeches))
+    n_semantic = sum(len(speech.semantic_tokens) for speech in speeches)
+    assert stats.stages["semantic"].tokens == n_semantic
+    assert stats.stages["coarse"].tokens == sum(s.coarse_tokens.size for s in speeches)
+    assert stats.stages["codec"].tokens == sum(s.fine_tokens.shape[1] for s in speeches)
+    assert stats.stages["semantic"].utterances_a_batch <= 4
+    assert 0 < stats.time_to_audio_s["p50"] <= stats.time_to_audio_s["p95"]
+    assert stats.time_to_audio_s["p95"] <= stats.time_to_audio_s["max"]
+    assert stats.busy_s > 0
+    assert all(s.tokens_per_s > 0 for s in stats.stages.values())
+    start = time.perf_counter()
+    for _ in range(1000):
+        engine.stats()
+    assert time.perf_counter() - start < 1
+
+
+def test_someone_who_waits_makes_it_latency(small: Checkpoint) -> None:
+    engine = fake_engine(small.config, n_pages=PAGES)
+    engine.submit(make_request(small, 30))
+    engine.step()
+    assert engine._policy == "throughput"
+    engine.submit(make_request(small, 31), urgent=True)
+    engine.step()
+    assert engine._policy == "latency"
+    finish(engine)
+    assert engine._policy == "throughput"
+
+
+def test_coarse_windows_begin_before_the_text_has_ended(small: Checkpoint) -> None:
+    """Which is early for a long text: the first window needs 32 of the 140 semantic tokens."""
+    engine = fake_engine(small.config, n_pages=PAGES, policy="latency", steps=1)
+    seed = next(
+        seed
+        for seed in range(1000)
+        if len(alone(small, long_request(small, seed)).semantic_tokens) > 60
+    )  # fmt: skip
+    progress: list[tuple[str, int]] = []
+    engine.submit(
+        long_request(small, seed),
+        progress=lambda stage, done, total: progress.append((stage, done)),
+    )
+    finish(engine)
+    first_coarse = next(i for i, (stage, _) in enumerate(progress) if stage == "coarse")
+    last_semantic = max(i for i, (stage, _) in enumerate(progress) if stage == "semantic")
+    assert first_coarse < last_semantic
+    assert progress[first_coarse - 1] == ("semantic", 32)
+
+
+def long_request(small: Checkpoint, seed: int) -> Request:
+    return small.bark.request(
+        "a", None, GenerationParams(seed=seed, max_semantic_tokens=140, min_eos_p=0)
+    )

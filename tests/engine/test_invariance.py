@@ -1,0 +1,309 @@
+"""Each utterance is what it is alone: whoever joins, leaves, is cancelled or takes its pages."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bark_fast import Bark, EngineOptions, GenerationParams, Speech
+from bark_fast.checkpoint.source import Source
+from bark_fast.engine.build import load_engine
+from bark_fast.engine.engine import Engine
+from bark_fast.engine.graphs import Step, bucket, ladder
+from bark_fast.engine.request import Request
+from bark_fast.kernels import Impl
+from checkpoints import Checkpoint
+
+CPU = torch.device("cpu")
+
+
+def make_engine(
+    checkpoint: Checkpoint,
+    *,
+    impl: Impl = "cpu",
+    recorder: Any = None,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> Engine:
+    source = Source.open(checkpoint.folder, revision=None, local_files_only=True)
+    return load_engine(
+        source,
+        checkpoint.config,
+        dtype=dtype,
+        device=CPU,
+        impl=impl,
+        options=EngineOptions(**options),
+        recorder=recorder,
+    )
+
+
+def gib_for(checkpoint: Checkpoint, utterances: float, page_size: int) -> float:
+    """Memory for the keys and values of so many utterances."""
+    total = 0
+    rules = checkpoint.config.semantic_rules
+    window = checkpoint.config.coarse_rules
+    for gpt, longest in (
+        (checkpoint.config.semantic, rules.max_input_semantic_length + rules.max_new_tokens),
+        (
+            checkpoint.config.coarse,
+            window.max_coarse_input_length + window.max_coarse_history + window.sliding_window_len,
+        ),
+    ):
+        total += -(-longest // page_size) * page_size * gpt.hidden_size * gpt.num_layers * 8
+    return utterances * total / 2**30
+
+
+def random_requests(checkpoint: Checkpoint, n: int, *, longest: int, seed: int) -> list[Request]:
+    """Random texts, voices, seeds, lengths and ways of drawing; some alike on purpose."""
+    rng = random.Random(seed)
+    voices = [None, checkpoint.voice(3), checkpoint.voice(17, seed=1), checkpoint.voice(40, seed=2)]
+    requests = []
+    for i in range(n):
+        params = GenerationParams(
+            temperature=rng.choice([0.0, 0.7, 1.0]),
+            top_k=rng.choice([None, 0, 5, 20]),
+            top_p=rng.choice([None, 0.6, 1.0]),
+            min_eos_p=rng.choice([None, 0.0, 0.02]),
+            max_semantic_tokens=rng.randint(1, longest),
+            seed=rng.randrange(2**64),
+        )
+        text = "".join(rng.choice("abcdefgh ") for _ in range(rng.randint(1, 12))) + "x"
+        if i % 5 == 4:
+            text = requests[-1].text  # the same prompt, drawn otherwise
+            voice = requests[-1].voice
+        else:
+            voice = rng.choice(voices)
+        requests.append(checkpoint.bark.request(text, voice, params))
+    return requests
+
+
+def same(a: Speech, b: Speech) -> bool:
+    return a.finish_reason == b.finish_reason and all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for name in ("semantic_tokens", "coarse_tokens", "fine_tokens")
+    )
+
+
+def run_all(engine: Engine, requests: list[Request], *, seed: int = 0) -> list[Speech]:
+    """Submit the requests between steps, at random moments."""
+    rng = random.Random(seed)
+    futures: list[Future[Speech]] = []
+    while len(futures) < len(requests) or engine.has_work:
+        while len(futures) < len(requests) and rng.random() < 0.4:
+            futures.append(engine.submit(requests[len(futures)], urgent=rng.random() < 0.5))
+        engine.step()
+    assert engine.used_pages == 0
+    return [future.result(timeout=0) for future in futures]
+
+
+def one_by_one(engine: Engine, requests: list[Request]) -> list[Speech]:
+    speeches = []
+    for request in requests:
+        future = engine.submit(request)
+        while engine.step():
+            pass
+        speeches.append(future.result(timeout=0))
+    return speeches
+
+
+@pytest.fixture(scope="module")
+def requests(small: Checkpoint) -> list[Request]:
+    return random_requests(small, 64, longest=60, seed=1)
+
+
+@pytest.fixture(scope="module")
+def alone(small: Checkpoint, requests: list[Request]) -> list[Speech]:
+    return one_by_one(make_engine(small, max_batch_size=1), requests)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_batch_size": 64, "policy": "latency"},
+        {"max_batch_size": 5, "policy": "throughput", "steps_per_look": 3},
+        {"page_size": 4, "steps_per_look": 1},
+        {"page_size": 16, "max_fine_windows": 4, "max_codec_frames": 500},
+        {"max_prefill_tokens": 1},
+    ],
+    ids=str,
+)
+def test_together_as_alone(
+    small: Checkpoint, requests: list[Request], alone: list[Speech], options: dict[str, Any]
+) -> None:
+    engine = make_engine(small, **options)
+    together = run_all(engine, requests)
+    assert [same(a, b) for a, b in zip(together, alone, strict=True)] == [True] * 64
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a.samples, b.samples, rtol=0, atol=1e-5)
+    if options.get("max_batch_size") != 5:
+        assert engine.stats().stages["semantic"].utterances_a_batch > 1.5
+
+
+@pytest.mark.parametrize("page_size", [4, None])
+def test_with_hardly_any_pages(
+    small: Checkpoint, requests: list[Request], alone: list[Speech], page_size: int | None
+) -> None:
+    """Utterances wait, or lose their pages to older ones and get them back."""
+    block = small.config.semantic.block_size
+    engine = make_engine(
+        small,
+        page_size=page_size,
+        kv_cache_gib=gib_for(small, 1.6 if page_size else 2.1, page_size or block),
+        max_batch_size=32,
+        policy="latency",
+    )
+    together = run_all(engine, requests)
+    assert [same(a, b) for a, b in zip(together, alone, strict=True)] == [True] * 64
+    if page_size:
+        assert engine.stats().preempted > 0
+
+
+def test_with_others_cancelled_around(
+    small: Checkpoint, requests: list[Request], alone: list[Speech]
+) -> None:
+    rng = random.Random(5)
+    engine = make_engine(small, page_size=8, steps_per_look=2)
+    futures: list[Future[Speech]] = []
+    cancelled = set()
+    while len(futures) < 64 or engine.has_work:
+        if len(futures) < 64:
+            futures.append(engine.submit(requests[len(futures)]))
+        engine.step()
+        if rng.random() < 0.2:
+            victim = rng.randrange(len(futures))
+            if victim % 2 and engine.cancel(futures[victim]):
+                cancelled.add(victim)
+    assert len(cancelled) > 8
+    assert engine.used_pages == 0
+    for i, future in enumerate(futures):
+        assert future.cancelled() == (i in cancelled)
+        if i not in cancelled:
+            assert same(future.result(timeout=0), alone[i])
+    stats = engine.stats()
+    assert (stats.cancelled, stats.finished, stats.active) == (
+        len(cancelled),
+        64 - len(cancelled),
+        0,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_on_a_cpu(small: Checkpoint, dtype: torch.dtype) -> None:
+    """Not only tokens: the packed products give a row the same bits in every batch."""
+    requests = random_requests(small, 12, longest=30, seed=3)
+    engine = make_engine(small, dtype=dtype)
+    expected = one_by_one(engine, requests)
+    together = run_all(engine, requests)
+    assert all(same(a, b) for a, b in zip(together, expected, strict=True))
+
+
+def test_with_triton(small: Checkpoint) -> None:
+    requests = random_requests(small, 4, longest=2, seed=2)
+    engine = make_engine(small, impl="triton", page_size=16, max_batch_size=4)
+    expected = one_by_one(make_engine(small), requests)
+    assert all(same(a, b) for a, b in zip(run_all(engine, requests), expected, strict=True))
+
+
+class FakeRecorder:
+    """Repeats a step as a CUDA graph does: it is run once to see what it does, on rows that must
+    not mind, and may be repeated only on the tensors that it was recorded on."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+        self.repeated = 0
+
+    def record(self, step: Step) -> Step:
+        self.recorded += 1
+        step()
+
+        def repeat() -> None:
+            self.repeated += 1
+            step()
+
+        return repeat
+
+
+def test_recorded_steps(small: Checkpoint, requests: list[Request], alone: list[Speech]) -> None:
+    recorder = FakeRecorder()
+    engine = make_engine(small, recorder=recorder, max_batch_size=20)
+    together = run_all(engine, requests)
+    assert all(same(a, b) for a, b in zip(together, alone, strict=True))
+    # Each batch size of each stage at most once.
+    assert 2 < recorder.recorded <= 2 * len(ladder(20))
+    assert recorder.repeated > 10 * recorder.recorded
+
+
+def test_warm_up_records_all_sizes(small: Checkpoint, requests: list[Request]) -> None:
+    recorder = FakeRecorder()
+    engine = make_engine(small, recorder=recorder, max_batch_size=20)
+    seen: list[tuple[int, int]] = []
+    engine.warm_up(lambda done, total: seen.append((done, total)))
+    n = 2 * len(ladder(20))
+    assert seen == [(i, n) for i in range(1, n + 1)]
+    assert recorder.recorded == n
+    run_all(engine, requests[:10])
+    assert recorder.recorded == n
+
+
+def test_the_ladder() -> None:
+    assert ladder(1) == [1]
+    assert ladder(6) == [1, 2, 4, 6]
+    assert ladder(64) == [1, 2, 4, 8, 16, 32, 48, 64]
+    assert [bucket(ladder(64), n) for n in (1, 3, 9, 17, 64)] == [1, 4, 16, 32, 64]
+
+
+def test_a_shared_prompt_is_stored_once(small: Checkpoint) -> None:
+    """Four readings of one text in one voice: the pages that their prompts fill are the same."""
+    text, voice = "Hello there", small.voice(17)
+    params = [
+        GenerationParams(seed=i, min_eos_p=0, max_semantic_tokens=12, temperature=1.0)
+        for i in range(4)
+    ]
+    requests = [small.bark.request(text, voice, own) for own in params]
+    expected = one_by_one(make_engine(small), requests)
+    page_size = 4
+    engine = make_engine(small, page_size=page_size, max_prefill_tokens=10**6)
+    futures = [engine.submit(request) for request in requests]
+    engine.step()  # all four prompts
+    n_prompt = small.config.semantic_rules.max_input_semantic_length + 1
+    full = (n_prompt - 1) // page_size
+    own = -(-n_prompt // page_size) - full
+    assert engine.stats().stages["semantic"].used_pages == full + 4 * own
+    while engine.step():
+        pass
+    assert all(same(f.result(), e) for f, e in zip(futures, expected, strict=True))
+    assert engine.used_pages == 0
+
+
+def count_prefill(engine: Engine, request: Request) -> int:
+    one_by_one(engine, [request])
+    return engine.stats().stages["coarse"].prefill_tokens
+
+
+def test_coarse_prompts_of_ten_seconds(narrow: Checkpoint) -> None:
+    """Windows that have not moved are not run again: 499 semantic tokens are 25 windows."""
+    request = narrow.bark.request(
+        "Hello", None, GenerationParams(temperature=0, min_eos_p=0, max_semantic_tokens=499)
+    )
+    tokens = count_prefill(make_engine(narrow), request)
+    again = 14 * (257 + 630)
+    assert tokens == 257 + again
+    every_window = sum(257 + min(630, 60 * i) for i in range(25))
+    assert (tokens, every_window) == (12_675, 18_545)
+
+
+def test_bark_takes_options(small: Checkpoint) -> None:
+    bark = Bark.from_pretrained(
+        small.folder, device="cpu", engine=EngineOptions(max_batch_size=2, page_size=8)
+    )
+    bark.warm_up(progress=True)
+    speeches = bark.generate(["One", "Two", "Three"], params=GenerationParams(seed=1))
+    assert len(speeches) == 3
+    assert bark.stats().finished == 3
+    assert bark.stats().stages["semantic"].utterances_a_batch <= 2
