@@ -214,10 +214,9 @@ class Bark:
             self.request(*arguments) for arguments in zip(texts, voices, all_params, strict=True)
         ]
         with _ProgressBar(len(requests), enabled=progress) as bar:
-            futures = [
-                self.submit(request, progress=bar.reporter(i)) for i, request in enumerate(requests)
-            ]
-            results = _gather(futures)
+            reporters = [bar.reporter(i) for i in range(len(requests))]
+            futures = self._driver.finish(requests, reporters)
+        results = [_result(future) for future in futures]
         if single:
             return _speech_of(results[0])
         if any(isinstance(result, BaseException) for result in results):
@@ -305,7 +304,7 @@ class Bark:
             progress: called with (stage, steps done, steps at most) from the engine's thread.
             urgent: someone waits for the audio; see `EngineOptions.policy`.
         """
-        return self._driver.submit(request, progress=progress, urgent=urgent)
+        return self._driver.begin(request, progress=progress, urgent=urgent)
 
     def request(
         self,
@@ -382,18 +381,14 @@ class StreamPlan:
             self._voice = speech.to_voice()
 
 
-def _gather(futures: Sequence[Future[Speech]]) -> list[Speech | Exception]:
-    """Each future's result or error; if the waiting is interrupted, nothing goes on."""
-    results: list[Speech | Exception] = []
-    try:
-        for future in futures:
-            try:
-                results.append(future.result())
-            except Exception as error:
-                results.append(error)
-    finally:
-        _cancel(futures)
-    return results
+def _result(future: Future[Speech]) -> Speech | Exception:
+    """What a finished future holds."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if not isinstance(error, Exception):
+        raise error
+    return error
 
 
 def _cancel(futures: Iterable[Future[Speech]]) -> None:

@@ -1,8 +1,9 @@
-"""The thread that steps an engine."""
+"""Who steps an engine."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 from bark_fast.engine.engine import Engine
@@ -12,39 +13,87 @@ from bark_fast.types import Speech
 
 
 class Driver:
-    """Steps an engine in a thread of its own for as long as there is work, for any number of
-    threads that submit; the thread ends with the work, so nothing has to be closed."""
+    """Sees to it that an engine with work is stepped, by one thread at a time.
+
+    A thread that can only wait steps itself (`finish`): torch's worker threads on a CPU belong to
+    the thread that uses them, and where two threads have some, they sleep between operations
+    instead of watching for the next; a decode step of bark-small took 40 % longer in a second
+    thread (2 cores). Otherwise (`begin`) a thread of the driver's own does, which ends with the
+    work, so nothing has to be closed.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._stepping = False
 
-    def submit(
+    def begin(
         self, request: Request, *, progress: Progress | None = None, urgent: bool = False
     ) -> Future[Speech]:
-        """As `Engine.submit`, but nobody has to step."""
-        future = self.engine.submit(request, progress=progress, urgent=urgent)
-        # A cancelled request is work too: its pages have to come back.
-        future.add_done_callback(lambda done: self._wake() if done.cancelled() else None)
+        """As `Engine.submit`, and nobody has to step."""
+        future = self._submit(request, progress, urgent)
         self._wake()
         return future
 
-    def _wake(self) -> None:
+    def finish(
+        self, requests: Sequence[Request], progress: Sequence[Progress | None]
+    ) -> list[Future[Speech]]:
+        """Submit and wait for all, in this thread if no other is stepping.
+
+        A KeyboardInterrupt gives these requests up.
+        """
+        futures = [self._submit(r, p, False) for r, p in zip(requests, progress, strict=True)]
+        try:
+            if self._claim():
+                try:
+                    for future in futures:
+                        while not future.done() and self._step():
+                            pass
+                finally:
+                    self._leave()
+            for future in futures:
+                future.exception()  # waits, if another thread steps
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return futures
+
+    def _submit(self, request: Request, progress: Progress | None, urgent: bool) -> Future[Speech]:
+        future = self.engine.submit(request, progress=progress, urgent=urgent)
+        # A cancelled request is work too: its pages have to come back.
+        future.add_done_callback(lambda done: self._wake() if done.cancelled() else None)
+        return future
+
+    def _step(self) -> bool:
+        try:
+            return self.engine.step()
+        except Exception as error:
+            # Not one utterance's fault: those are caught. Nobody must wait for ever.
+            self.engine.fail_all(error)
+            return self.engine.has_work
+
+    def _claim(self) -> bool:
+        """Become the thread that steps, if there is work and none does."""
         with self._lock:
-            if self._thread is None and self.engine.has_work:
-                self._thread = threading.Thread(target=self._run, name="bark-fast engine")
-                self._thread.start()
+            if self._stepping or not self.engine.has_work:
+                return False
+            self._stepping = True
+            return True
+
+    def _leave(self) -> None:
+        """Step no more; what others have submitted meanwhile goes on."""
+        with self._lock:
+            self._stepping = False
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._claim():
+            threading.Thread(target=self._run, name="bark-fast engine").start()
 
     def _run(self) -> None:
-        while True:
-            try:
-                while self.engine.step():
-                    pass
-            except BaseException as error:
-                # Not one utterance's fault: those are caught. Nobody must wait for ever.
-                self.engine.fail_all(error)
-            with self._lock:
-                if not self.engine.has_work:
-                    self._thread = None
-                    return
+        try:
+            while self._step():
+                pass
+        finally:
+            self._leave()

@@ -250,7 +250,7 @@ def test_eight_threads(small: Checkpoint) -> None:
     def speak(first: int) -> None:
         rng = random.Random(first)
         seeds = range(first, first + 25)
-        futures = {seed: driver.submit(make_request(small, seed)) for seed in seeds}
+        futures = {seed: driver.begin(make_request(small, seed)) for seed in seeds}
         for seed, future in futures.items():
             if rng.random() < 0.1 and future.cancel():
                 continue
@@ -278,8 +278,8 @@ def test_the_driver_survives_a_fault_of_the_engine(
     with monkeypatch.context() as patch:
         patch.setattr(engine._scheduler, "next", lambda policy: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            driver.submit(make_request(small, 30)).result(timeout=60)
-    assert driver.submit(make_request(small, 30)).result(timeout=60).seed == 30
+            driver.begin(make_request(small, 30)).result(timeout=60)
+    assert driver.begin(make_request(small, 30)).result(timeout=60).seed == 30
 
 
 def wait_until(condition: Any) -> None:
