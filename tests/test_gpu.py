@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
 
 from bark_fast import Bark, GenerationParams, kernels
+from bark_fast.engine.engine import Engine
 from checkpoints import Checkpoint
+from engine_helpers import gib_for, make_engine, one_by_one, random_requests, run_all, same
 from kernel_helpers import randn
 
 pytestmark = [
@@ -102,3 +105,65 @@ def test_half_precision_speaks_and_repeats(narrow: Checkpoint, dtype: str) -> No
     first, second = (bark.generate("Hello", params=params) for _ in range(2))
     assert (first.fine_tokens == second.fine_tokens).all()
     assert abs(first.samples).max() > 0
+
+
+# The engine
+
+
+def cuda_engine(checkpoint: Checkpoint, **options: Any) -> Engine:
+    return make_engine(
+        checkpoint,
+        impl="triton",
+        dtype=torch.bfloat16,
+        device=torch.device("cuda"),
+        max_batch_size=32,
+        **options,
+    )
+
+
+def test_together_as_alone_bit_for_bit(narrow: Checkpoint) -> None:
+    """In bfloat16, where one rounding more or less changes tokens; graphs on and off."""
+    requests = random_requests(narrow, 64, longest=300, seed=1)
+    alone = one_by_one(cuda_engine(narrow), requests)
+    for options in ({}, {"cuda_graphs": False}, {"kv_cache_gib": gib_for(narrow, 6, 64)}):
+        engine = cuda_engine(narrow, **options)
+        together = run_all(engine, requests)
+        assert [same(a, b) for a, b in zip(together, alone, strict=True)] == [True] * 64
+        assert engine.used_pages == 0
+
+
+def test_a_coarse_window_does_not_look_at_the_host(narrow: Checkpoint) -> None:
+    engine = cuda_engine(narrow)
+    request = narrow.bark.request(
+        "Hello", None, GenerationParams(seed=1, min_eos_p=0, max_semantic_tokens=30)
+    )
+    one_by_one(engine, [request])  # graphs are recorded
+    decoder = engine._causal["coarse"]
+    launched = []
+    decode = decoder.decode
+
+    def spy(*arguments: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            collect = decode(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        launched.append(arguments[2])
+        return collect
+
+    decoder.decode = spy  # type: ignore[method-assign]
+    one_by_one(engine, [request])
+    assert max(launched) == 59  # the prompt drew the first of the window's 60
+
+
+def test_memory_does_not_grow(narrow: Checkpoint) -> None:
+    engine = cuda_engine(narrow)
+    engine.warm_up()
+    requests = random_requests(narrow, 100, longest=40, seed=2)
+    run_all(engine, requests)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(20):
+        run_all(engine, requests)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before + 2**20

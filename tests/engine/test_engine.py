@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import fake_engine
 
 from bark_fast import GenerationParams, Speech
 from bark_fast.engine.driver import Driver
@@ -19,6 +18,7 @@ from bark_fast.engine.engine import STAGES, Engine
 from bark_fast.engine.request import Request
 from bark_fast.engine.scheduler import Policy
 from checkpoints import Checkpoint
+from fakes import fake_engine
 
 PAGES = 40  # about five utterances of the small model, in pages of 8
 
