@@ -115,14 +115,21 @@ class AsyncBark:
         plan = await asyncio.to_thread(StreamPlan.of, self.bark, text, voice, params, language)
         waiting: deque[Future[Speech]] = deque()
         try:
-            await self._begin_next(plan, waiting)
+            if (request := await asyncio.to_thread(plan.peek, 0)) is not None:
+                waiting.append(await self._begin(request))
+                plan.advance()
             while waiting:
+                await self._work_ahead(plan, waiting)
                 speech = await self._finish(waiting[0])
                 waiting.popleft()
                 plan.heard(speech)
                 # The next ones are under way while this one is listened to.
-                await self._begin_next(plan, waiting)
+                await self._work_ahead(plan, waiting)
                 yield speech
+                if not waiting and (request := await asyncio.to_thread(plan.peek, 0)) is not None:
+                    # A stream that has begun waits for its place, whatever `when_full`.
+                    waiting.append(await self._begin(request, wait=True))
+                    plan.advance()
         finally:
             for future in waiting:
                 future.cancel()
@@ -142,15 +149,16 @@ class AsyncBark:
         if pending:
             await asyncio.wait([asyncio.wrap_future(future) for future in pending])
 
-    async def _begin_next(self, plan: StreamPlan, waiting: deque[Future[Speech]]) -> None:
+    async def _work_ahead(self, plan: StreamPlan, waiting: deque[Future[Speech]]) -> None:
+        """Begin the sentences that may and that there is a place for."""
         while (request := await asyncio.to_thread(plan.peek, len(waiting))) is not None:
-            if waiting and self._places.locked():
-                return  # this stream has its share of the places
+            if self._closed or self._places.locked():
+                return
             waiting.append(await self._begin(request))
             plan.advance()
 
-    async def _begin(self, request: Request) -> Future[Speech]:
-        if self._when_full == "error" and self._places.locked():
+    async def _begin(self, request: Request, *, wait: bool = False) -> Future[Speech]:
+        if self._when_full == "error" and not wait and self._places.locked():
             raise QueueFullError(
                 f"max_pending utterances, {self._max_pending}, are waiting or under way already"
             )

@@ -24,7 +24,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         InputError: it is no device, or this machine has none such.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     requirement = 'device must be "auto", "cpu", "cuda" or "cuda:N"'
     if not isinstance(device, (str, torch.device)):
         raise InputError(f"{requirement}, got {device!r}")
@@ -39,6 +39,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
             f"device must be one that this machine has ({torch.cuda.device_count()} CUDA devices "
             f"seen), got {str(device)!r}"
         )
+    if resolved.type == "cuda" and resolved.index is None:
+        # By number, because other threads have another current device.
+        return torch.device("cuda", torch.cuda.current_device())
     return resolved
 
 

@@ -138,12 +138,12 @@ def allocate_pages(
         for stage, c in configs.items()
     }
     one = sum(each[stage] * page_bytes[stage] for stage in configs)
-    budget = _free_bytes(device) if budget_gib is None else budget_gib * _GIB
+    # One utterance must fit; where memory looks short, whether it does is for the memory to say.
+    budget = max(one, _free_bytes(device)) if budget_gib is None else budget_gib * _GIB
     running = min(max_running, budget / one)
     if running < 1:
         raise InputError(
-            f"kv_cache_gib must be at least {one / _GIB:.3g} for this checkpoint, "
-            + (f"got {budget_gib}" if budget_gib is not None else f"{budget / _GIB:.3g} are free")
+            f"kv_cache_gib must be at least {one / _GIB:.3g} for this checkpoint, got {budget_gib}"
         )
     return {
         stage: KVPages.allocate(

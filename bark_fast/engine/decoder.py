@@ -18,6 +18,7 @@ from torch import Tensor
 from bark_fast.engine.graphs import Recorder, Step, bucket
 from bark_fast.kernels import DecodeState
 from bark_fast.models.gpt import KVPages
+from bark_fast.models.upload import download
 from bark_fast.stages.causal import CausalStage, CausalTask
 from bark_fast.stages.draws import DrawTensors, clamp_top_k
 
@@ -83,6 +84,7 @@ class Decoder:
             max_batch * config.num_heads, dtype=torch.int32, device=self._device
         )
         self._steps: dict[int, tuple[DecodeState, Step]] = {}
+        self._arrived: torch.cuda.Event | None = None
 
     @property
     def max_steps(self) -> int:
@@ -90,10 +92,10 @@ class Decoder:
 
     def prefill(self, tasks: Sequence[CausalTask], pages: Sequence[Sequence[int]]) -> Collect:
         """Enqueue the tasks' prompts and one draw after each."""
-        columns = self.stage.prefill(tasks, pages, self.cache)
+        columns = download(self.stage.prefill(tasks, pages, self.cache))
 
         def collect() -> list[Drawn]:
-            tokens = [self.stage.token(column) for column in columns.tolist()]
+            tokens = [self.stage.token(column) for column in columns().tolist()]
             return [Drawn([] if t is None else [t], ended=t is None) for t in tokens]
 
         return collect
@@ -109,7 +111,7 @@ class Decoder:
         state, step = self._step(size)
         for _ in range(n_steps):
             step()
-            if self._on_host and state.finished.any():
+            if self._on_host and state.finished[:n].any():
                 break
         return self._results(tasks, n)
 
@@ -135,6 +137,9 @@ class Decoder:
 
     def _fill(self, tasks: Sequence[CausalTask], pages: Sequence[Sequence[int]], size: int) -> None:
         """Describe the tasks, and empty rows up to `size`, to the steps."""
+        if self._arrived is not None:
+            # Nobody waited for the last results, if that batch was given up.
+            self._arrived.synchronize()
         n, page_size = len(tasks), self.cache.page_size
         rows = [
             (
@@ -216,6 +221,7 @@ class Decoder:
                 host.copy_(device, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
+            self._arrived = arrived
 
         def collect() -> list[Drawn]:
             if arrived is not None:

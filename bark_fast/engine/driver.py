@@ -42,8 +42,10 @@ class Driver:
 
         A KeyboardInterrupt gives these requests up.
         """
-        futures = [self._submit(r, p, False) for r, p in zip(requests, progress, strict=True)]
+        futures: list[Future[Speech]] = []
         try:
+            for request, report in zip(requests, progress, strict=True):
+                futures.append(self._submit(request, report, False))
             if self._claim():
                 try:
                     for future in futures:
@@ -89,7 +91,12 @@ class Driver:
 
     def _wake(self) -> None:
         if self._claim():
-            threading.Thread(target=self._run, name="bark-fast engine").start()
+            try:
+                threading.Thread(target=self._run, name="bark-fast engine").start()
+            except BaseException:  # too many threads: the next one who submits tries again
+                with self._lock:
+                    self._stepping = False
+                raise
 
     def _run(self) -> None:
         try:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from bark_fast.engine.request import Request
 from bark_fast.engine.scheduler import Batch, Job, Policy, Scheduler, Work
 from bark_fast.engine.stats import Counters, EngineStats
 from bark_fast.engine.utterance import Progress, Utterance
+from bark_fast.models.upload import download
 from bark_fast.stages.causal import CausalTask
 from bark_fast.stages.draws import Draw
 from bark_fast.stages.fine import FineTask
@@ -214,8 +215,13 @@ class Engine:
         with self._stepping:
             self._take_new()
             while self._under_way:
-                batch, _, _ = self._under_way.popleft()
+                batch, _, wait = self._under_way.popleft()
+                with suppress(Exception):
+                    wait()  # what is enqueued must not arrive later
                 self._scheduler.done(batch)
+                for job in batch.jobs:
+                    if job.owner.gone:
+                        self._scheduler.release(job)
             for utterance in list(self._active.values()):
                 self._fail(utterance, error)
             self._take_cancelled()
@@ -225,8 +231,13 @@ class Engine:
     @contextmanager
     def _on_device(self) -> Iterator[None]:
         # Triton launches on the current device, whatever device its tensors are on.
-        device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
-        with self._stepping, torch.inference_mode(), device:
+        # And all that threads enqueue by turns has to be in one order: one stream for all.
+        stream = (
+            torch.cuda.stream(torch.cuda.default_stream(self._device))
+            if self._device.type == "cuda"
+            else nullcontext()
+        )
+        with self._stepping, torch.inference_mode(), stream:
             yield
 
     @property
@@ -282,25 +293,32 @@ class Engine:
         counters.batches += 1
         counters.utterances += len(batch.jobs)
         counters.busy_s += stop - start
-        for job, result in zip(batch.jobs, results, strict=True):
+        for i, (job, result) in enumerate(zip(batch.jobs, results, strict=True)):
             utterance: Utterance = job.owner
             job.alone = False
             if utterance.gone:
                 self._scheduler.release(job)
                 continue
             try:
-                counters.prefill_tokens += job.cost if batch.work.is_prefill else 0
+                if batch.work.is_prefill:
+                    shared = job.n_shared * self._pools[batch.work.stage].page_size
+                    counters.prefill_tokens += job.cost - shared
                 utterance.ran(batch.work.stage, start, stop)
                 counters.tokens += self._route(utterance, job, result)
             except Exception as error:
                 self._fail(utterance, error)
+            except BaseException as error:
+                for other in batch.jobs[i:]:  # half-way through they cannot go on
+                    if not other.owner.gone:
+                        self._fail(other.owner, error)
+                raise
 
     def _enqueue(self, batch: Batch) -> Wait:
         """Run the batch; what comes back waits for it and gives a result for each job."""
         utterances: list[Utterance] = [job.owner for job in batch.jobs]
         if batch.work == Work.CODEC:
-            waves = self._codec.run([u.fine_tokens for u in utterances])
-            return lambda: [wave.cpu().numpy() for wave in waves]
+            waves = [download(w) for w in self._codec.run([u.fine_tokens for u in utterances])]
+            return lambda: [wave().numpy() for wave in waves]
         if batch.work == Work.FINE:
             self._fine.run([u.fine for u in utterances if u.fine is not None])
             return lambda: [None] * len(utterances)
@@ -319,7 +337,10 @@ class Engine:
         """Bring pages that change hands to the host, and back those that have found new ones."""
         for job, pages in batch.evicted:
             self._counters.preempted += 1
-            job.saved = self._causal[job.work.stage].save(pages)
+            try:
+                job.saved = self._causal[job.work.stage].save(pages)
+            except Exception as error:  # no memory left on the host, say
+                self._fail(job.owner, error)
         for job in batch.restored:
             self._causal[job.work.stage].restore(job.pages, job.saved)
             job.saved = None
@@ -447,6 +468,12 @@ class Engine:
     def _put_back(self, batch: Batch) -> None:
         """The batch has not run; its jobs are ready as before."""
         self._scheduler.done(batch)
+        for job, _ in batch.evicted:
+            if job.saved is None and not job.owner.gone:
+                self._fail(job.owner, RuntimeError("interrupted while its pages were saved"))
+        for job in batch.restored:
+            if job.saved is not None:
+                self._scheduler.take_back(job)
         for job in batch.jobs:
             utterance: Utterance = job.owner
             if batch.work.is_prefill or utterance.gone:

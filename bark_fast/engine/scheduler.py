@@ -148,6 +148,13 @@ class Scheduler:
             self._evicted[stage].pop(job, None)
         job.saved, job.n_shared = None, 0
 
+    def take_back(self, job: Job) -> None:
+        """The pages of a restored job did not get their content: it waits for others."""
+        stage = job.work.stage
+        self._pools[stage].release(job.pages)
+        self._holders[stage].pop(job, None)
+        self._evicted[stage][job] = None
+
     def waiting(self) -> dict[Work, int]:
         """How many jobs are ready for each kind of work."""
         return {work: len(queue) for work, queue in self._queues.items()}
@@ -205,7 +212,11 @@ class Scheduler:
         cost = 0
         for job in list(queue):
             first = not batch.jobs
-            if not first and (cost + job.cost > self.limits[work] or job.alone):
+            if work == Work.CODEC:  # runs padded to the longest
+                together = (len(batch.jobs) + 1) * max(j.cost for j in [*batch.jobs, job])
+            else:
+                together = cost + job.cost
+            if not first and (together > self.limits[work] or job.alone):
                 break
             if not first and job.group != batch.jobs[0].group:
                 continue

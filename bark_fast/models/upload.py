@@ -1,8 +1,8 @@
-"""From the host to the device without waiting for either."""
+"""Between host and device without waiting for either."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,3 +19,20 @@ def upload(values: Tensor | Sequence[Any], *, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
+
+
+def download(tensor: Tensor) -> Callable[[], Tensor]:
+    """Enqueue the way of `tensor` to the host; what comes back waits for it, and for nothing that
+    was enqueued later."""
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> Tensor:
+        arrived.synchronize()
+        return host
+
+    return wait
