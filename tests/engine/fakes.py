@@ -26,6 +26,7 @@ class FakeCausal:
 
     def __init__(self, stage: str, config: Config, pool: PagePool, fault: Fault) -> None:
         self.stage, self._config, self._pool, self._fault = stage, config, pool, fault
+        self._content: dict[int, object] = {}  # whose keys and values a page holds
 
     def _draw(self, task: CausalTask) -> Drawn:
         place = len(task.tokens)
@@ -41,12 +42,19 @@ class FakeCausal:
         self._fault(self.stage, tasks)
         for task, own in zip(tasks, pages, strict=True):
             assert len(own) * self._pool.page_size >= task.length
+            self._content.update(dict.fromkeys(own[self._last(task) :], task))
         return lambda: [self._draw(task) for task in tasks]
 
     def decode(self, tasks: list[CausalTask], pages: list[list[int]], n_steps: int) -> Collect:
         self._fault(self.stage, tasks)
         written = [p for t, own in zip(tasks, pages, strict=True) for p in own[self._last(t) :]]
         assert len(set(written)) == len(written), "two tasks write to one page"
+        for task, own in zip(tasks, pages, strict=True):
+            # The first pages of a prompt may be another's, who has the same.
+            first = len(task.prompt[0]) // self._pool.page_size
+            held = own[first : self._pool.pages_for(task.cached)]
+            assert all(self._content[page] is task for page in held), "not its own content"
+            self._content.update(dict.fromkeys(own[self._last(task) :], task))
 
         def collect() -> list[Drawn]:
             results = []
@@ -75,12 +83,10 @@ class FakeCausal:
         raise AssertionError
 
     def save(self, pages: list[int]) -> Any:
-        return ("saved", len(pages))
+        return [self._content.get(page) for page in pages]
 
     def restore(self, pages: list[int], saved: Any) -> None:
-        word, n = saved
-        assert word == "saved"
-        assert len(pages) >= n
+        self._content.update(zip(pages, saved, strict=False))
 
 
 class FakeFine:

@@ -199,6 +199,42 @@ def test_an_interrupt_loses_nothing(small: Checkpoint, depth: int) -> None:
         assert same(future.result(timeout=0), alone(small, request))
 
 
+@pytest.mark.parametrize("move", ["save", "restore"])
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError, KeyboardInterrupt])
+def test_pages_that_cannot_be_moved(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch, move: str, error: type[BaseException]
+) -> None:
+    """Whoever loses the content of its pages fails; nobody goes on without it."""
+    engine = fake_engine(small.config, n_pages=30, policy="latency", max_running=12)
+    moved: list[int] = []
+    for runner in engine._causal.values():
+        original = getattr(runner, move)
+
+        def spoil(*arguments: Any, original: Any = original) -> Any:
+            moved.append(1)
+            if len(moved) in (2, 5):
+                raise error("on purpose")
+            return original(*arguments)
+
+        monkeypatch.setattr(runner, move, spoil)
+    requests = [make_request(small, seed) for seed in range(20, 40)]
+    futures = [engine.submit(request) for request in requests]
+    while engine.has_work:
+        try:
+            finish(engine)
+        except KeyboardInterrupt:
+            assert error is KeyboardInterrupt
+    assert len(moved) > 5
+    assert engine.used_pages == 0
+    failed = 0
+    for request, future in zip(requests, futures, strict=True):
+        if future.exception(timeout=0) is None:
+            assert same(future.result(), alone(small, request))
+        else:
+            failed += 1
+    assert failed <= 2
+
+
 # Cancelling and closing
 
 
