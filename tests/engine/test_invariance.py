@@ -101,8 +101,8 @@ def test_with_others_cancelled_around(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bits_on_a_cpu(small: Checkpoint, dtype: torch.dtype) -> None:
-    """Not only tokens: the packed products give a row the same bits in every batch."""
+def test_precisions_on_a_cpu(small: Checkpoint, dtype: torch.dtype) -> None:
+    """Also where one rounding more or less changes tokens; see tests/kernels/test_cpu.py."""
     requests = random_requests(small, 12, longest=30, seed=3)
     engine = make_engine(small, dtype=dtype)
     expected = one_by_one(engine, requests)
