@@ -115,10 +115,14 @@ class AsyncBark:
         plan = await asyncio.to_thread(StreamPlan.of, self.bark, text, voice, params, language)
         waiting: deque[Future[Speech]] = deque()
         try:
-            if (request := await asyncio.to_thread(plan.peek, 0)) is not None:
-                waiting.append(await self._begin(request))
-                plan.advance()
-            while waiting:
+            while True:
+                if not waiting:
+                    request = await asyncio.to_thread(plan.peek, 0)
+                    if request is None:
+                        return
+                    # A stream that has begun waits for its place, whatever `when_full`.
+                    waiting.append(await self._begin(request, wait=plan.n_begun > 0))
+                    plan.advance()
                 await self._work_ahead(plan, waiting)
                 speech = await self._finish(waiting[0])
                 waiting.popleft()
@@ -126,10 +130,6 @@ class AsyncBark:
                 # The next ones are under way while this one is listened to.
                 await self._work_ahead(plan, waiting)
                 yield speech
-                if not waiting and (request := await asyncio.to_thread(plan.peek, 0)) is not None:
-                    # A stream that has begun waits for its place, whatever `when_full`.
-                    waiting.append(await self._begin(request, wait=True))
-                    plan.advance()
         finally:
             for future in waiting:
                 future.cancel()

@@ -136,6 +136,21 @@ def test_a_full_queue_is_an_error(bark: Bark) -> None:
     run(main(), bark)
 
 
+def test_a_full_queue_does_not_break_a_stream_that_has_begun(bark: Bark) -> None:
+    async def main() -> None:
+        async with AsyncBark(bark, max_pending=1, when_full="error") as speaker:
+            others, texts = [], []
+            async for part in speaker.stream(LONG, params=params(1)):
+                texts.append(part.text)
+                others.append(asyncio.create_task(speaker.generate("One", params=params(2))))
+                await asyncio.sleep(0.01)
+            assert texts == bark.split(LONG, max_tokens=6)
+            results = await asyncio.gather(*others, return_exceptions=True)
+            assert all(isinstance(r, Speech | QueueFullError) for r in results)
+
+    run(main(), bark)
+
+
 def test_a_full_queue_waits(bark: Bark) -> None:
     most = 0
 
