@@ -91,7 +91,7 @@ class Bark:
         """
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype, chosen_device)
-        chosen_impl = resolve_impl(impl, chosen_device)
+        chosen_impl = resolve_impl(impl, chosen_device, chosen_dtype)
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
         source, config = _open(model, revision, local_files_only)

@@ -255,7 +255,7 @@ def _info(arguments: argparse.Namespace) -> int:
         return _info_kernels(arguments.target)
     import torch
 
-    from bark_fast.kernels import choose_impl
+    from bark_fast.kernels import choose_impl, why_not_native
 
     print(f"bark-fast     {__version__}")
     print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -275,8 +275,15 @@ def _info(arguments: argparse.Namespace) -> int:
         f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
     ]
     print(f"cuda          {', '.join(devices) or 'no device seen'}")
-    for device in ("cpu", "cuda"):
-        print(f"kernels       {choose_impl(torch.device(device))} on {device}")
+    for device, dtype in (
+        ("cpu", torch.float32),
+        ("cpu", torch.bfloat16),
+        ("cuda", torch.bfloat16),
+    ):
+        chosen = choose_impl(torch.device(device), dtype)
+        why = why_not_native(torch.device(device), dtype) if chosen == "cpu" else None
+        because = f" (not native: {why})" if why else ""
+        print(f"kernels       {chosen} on {device} in {str(dtype)[6:]}{because}")
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from bark_fast.kernels import Impl, can_run_triton, choose_impl
+from bark_fast.kernels import Impl, can_run_triton, choose_impl, why_not_native
 from bark_fast.types import BarkFastWarning, InputError
 
 _DTYPES = {
@@ -72,18 +72,21 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return resolved
 
 
-def resolve_impl(impl: str, device: torch.device) -> Impl:
-    """The kernels that `impl` means on `device`.
+def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype) -> Impl:
+    """The kernels that `impl` means for a model in `dtype` on `device`.
 
     Raises:
-        InputError: it is none, or triton cannot run there.
+        InputError: it is none, or it cannot run there.
     """
     if impl == "auto":
-        return choose_impl(device)
-    if impl not in ("torch", "cpu", "triton"):
-        raise InputError(f'impl must be "auto", "torch", "cpu" or "triton", got {impl!r}')
+        return choose_impl(device, dtype)
+    if impl not in ("torch", "cpu", "native", "triton"):
+        raise InputError(f'impl must be "auto", "torch", "cpu", "native" or "triton", got {impl!r}')
     if impl == "cpu" and device.type != "cpu":
         raise InputError(f'impl must be "triton", "torch" or "auto" on {device.type}, got {impl!r}')
+    reason = why_not_native(device, dtype) if impl == "native" else None
+    if reason is not None:
+        raise InputError(f'impl must be one that runs here or "auto", got {impl!r}: {reason}')
     if impl == "triton" and not can_run_triton(device):
         raise InputError(
             f'impl must be "cpu", "torch" or "auto" on {device.type} (triton needs a CUDA device, '

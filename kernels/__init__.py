@@ -1,9 +1,10 @@
 """The operations that Bark's networks are made of; models call these and nothing else.
 
 A name means a mathematical result; `impl` picks who computes it: "torch" (`reference.py`, plain
-torch, any device: the oracle), "cpu" (the same, but for what `cpu.py` does faster) or "triton" (the
-other files; CUDA devices, or any under triton's interpreter). `choose_impl` says which serves a
-device; a model asks once, when it is built.
+torch, any device: the oracle), "cpu" (the same, but for what `cpu.py` does faster), "native" (what
+`native.c` has, the reference for the rest; CPUs with AVX-512 and a compiler) or "triton" (the other
+files; CUDA devices, or any under triton's interpreter). `choose_impl` says which serves a device; a
+model asks once, when it is built.
 
 Shapes use one vocabulary: B batch, T tokens, N packed tokens of several sequences, H heads, D head
 size, C width, F frames, V vocabulary, K streams or codebooks, P pages.
@@ -20,22 +21,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bark_fast.kernels import cpu, reference
+from bark_fast.kernels import cpu, native, reference
+from bark_fast.kernels.native import PackedWeight
 from bark_fast.kernels.reference import process_logits
 from bark_fast.kernels.state import DecodeState
 
-Impl = Literal["torch", "cpu", "triton"]
+Impl = Literal["torch", "cpu", "native", "triton"]
 Norm = tuple[Tensor, Tensor | None]
 """Weight and bias of a layer norm; the bias may be None."""
 
+Weight = Tensor | PackedWeight
+"""[O, K] of a product, as torch stores it or as `pack_weight` made it."""
+
 LAYER_NORM_EPS = 1e-5
 
-_PRODUCTS: dict[str, reference.Product] = {"torch": torch.nn.functional.linear, "cpu": cpu.product}
+_PRODUCTS: dict[str, reference.Product] = {
+    "torch": torch.nn.functional.linear,
+    "cpu": cpu.product,
+    "native": torch.nn.functional.linear,  # of a weight that was not packed
+}
 
 __all__ = [
     "DecodeState",
     "Impl",
     "Norm",
+    "PackedWeight",
+    "Weight",
     "bidirectional_attention",
     "can_run_triton",
     "choose_impl",
@@ -50,14 +61,20 @@ __all__ = [
     "qkv_to_pages",
     "random_words",
     "sample",
+    "why_not_native",
 ]
 
 
-def choose_impl(device: torch.device) -> Impl:
-    """The implementation that serves `device`."""
+def choose_impl(device: torch.device, dtype: torch.dtype) -> Impl:
+    """The implementation that serves a model in `dtype` on `device`."""
     if device.type != "cuda":
-        return "cpu"
+        return "cpu" if why_not_native(device, dtype) else "native"
     return "triton" if can_run_triton(device) else "torch"
+
+
+def why_not_native(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps "native" from serving a model in `dtype` on `device`; None if nothing does."""
+    return f"it serves CPUs, not {device.type}" if device.type != "cpu" else native.why_not(dtype)
 
 
 def can_run_triton(device: torch.device) -> bool:
@@ -69,9 +86,11 @@ def can_run_triton(device: torch.device) -> bool:
     return device.type == "cuda" or bool(runtime.interpret)
 
 
-def pack_weight(weight: Tensor, *, impl: Impl) -> Tensor:
+def pack_weight(weight: Tensor, *, impl: Impl) -> Weight:
     """weight [O, K] of a product in the form that this `impl` multiplies fastest by; it has the
     same shape, and serves nothing but `fused_linear` and `qkv_to_pages`."""
+    if impl == "native":
+        return native.pack(weight)
     return cpu.pack(weight) if impl == "cpu" else weight
 
 
@@ -125,7 +144,7 @@ def layer_norm(
 
 def fused_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None = None,
     *,
     norm: Norm | None = None,
@@ -139,7 +158,7 @@ def fused_linear(
     """x @ weight.T with what stands before and after it in a transformer block.
 
     Args:
-        x: [N, K]; weight: [O, K] as torch stores it; bias: [O].
+        x: [N, K]; weight: [O, K] as torch stores it or `pack_weight` made it; bias: [O].
         norm: of a layer norm applied to x first, weight and bias [K].
         gelu: apply the exact GELU (erf) to the product.
         residual: [N, O], added last.
@@ -149,6 +168,10 @@ def fused_linear(
     Returns:
         [N, O]
     """
+    if isinstance(weight, PackedWeight):
+        return native.fused_linear(
+            x, weight, bias, norm=norm, gelu=gelu, residual=residual, eps=eps
+        )
     if impl != "triton":
         return reference.fused_linear(
             x,
@@ -169,7 +192,7 @@ def fused_linear(
 
 def qkv_to_pages(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     *,
     norm: Norm,
@@ -192,6 +215,10 @@ def qkv_to_pages(
     Returns:
         The queries, [N, H, D].
     """
+    if isinstance(weight, PackedWeight):
+        return native.qkv_to_pages(
+            x, weight, bias, norm=norm, k_pages=k_pages, v_pages=v_pages, slots=slots, eps=eps
+        )
     if impl != "triton":
         return reference.qkv_to_pages(
             x,
@@ -257,6 +284,15 @@ def paged_attention(
     Returns:
         [N, H, D]
     """
+    if impl == "native":
+        return native.paged_attention(
+            q,
+            k_pages,
+            v_pages,
+            block_tables=block_tables,
+            query_starts=None if decode else query_starts,
+            kv_lengths=kv_lengths,
+        )
     if impl != "triton":
         return reference.paged_attention(
             q,
@@ -288,6 +324,8 @@ def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor, *, impl: Impl = "to
 
     q, k and v may be slices of one projection: the last two dimensions contiguous.
     """
+    if impl == "native":
+        return native.bidirectional_attention(q, k, v)
     if impl != "triton":
         return reference.bidirectional_attention(q, k, v)
     from bark_fast.kernels import attention as kernel

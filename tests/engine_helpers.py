@@ -14,7 +14,7 @@ from bark_fast.checkpoint.source import Source
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.request import Request
-from bark_fast.kernels import Impl
+from bark_fast.kernels import Impl, choose_impl
 from checkpoints import Checkpoint
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def make_engine(
     checkpoint: Checkpoint,
     *,
-    impl: Impl = "cpu",
+    impl: Impl | None = None,
     recorder: Any = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
@@ -35,7 +35,7 @@ def make_engine(
         checkpoint.config,
         dtype=dtype,
         device=device,
-        impl=impl,
+        impl=impl or choose_impl(device, dtype),
         options=EngineOptions(**options),
         recorder=recorder,
     )

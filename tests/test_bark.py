@@ -24,6 +24,7 @@ from bark_fast import (
     devices,
 )
 from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
+from bark_fast.kernels import native
 from checkpoints import Checkpoint
 
 SAMPLED = GenerationParams(temperature=1.0, max_semantic_tokens=20, min_eos_p=0, seed=11)
@@ -390,15 +391,23 @@ def test_no_duration_is_too_long_to_ask_for(small: Checkpoint) -> None:
     assert len(small.bark.generate("Hello", params=params).semantic_tokens) == 3
 
 
-def test_impl_is_named_and_can_run_here() -> None:
-    cpu = torch.device("cpu")
-    assert resolve_impl("auto", cpu) == resolve_impl("cpu", cpu) == "cpu"
-    assert resolve_impl("torch", cpu) == "torch"
-    assert resolve_impl("auto", torch.device("cuda")) == "triton"
-    with pytest.raises(InputError, match='impl must be "auto", "torch", "cpu" or "triton"'):
-        resolve_impl("cuda", cpu)
+def test_impl_is_named_and_can_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda, dtype = torch.device("cpu"), torch.device("cuda"), torch.float32
+    assert resolve_impl("cpu", cpu, dtype) == "cpu"
+    assert resolve_impl("torch", cpu, dtype) == "torch"
+    assert resolve_impl("auto", cuda, dtype) == "triton"
+    with pytest.raises(InputError, match='impl must be "auto", "torch", "cpu", "native" or'):
+        resolve_impl("cuda", cpu, dtype)
     with pytest.raises(InputError, match="got 'cpu'"):
-        resolve_impl("cpu", torch.device("cuda"))
+        resolve_impl("cpu", cuda, dtype)
+    with pytest.raises(InputError, match="got 'native': it serves CPUs, not cuda"):
+        resolve_impl("native", cuda, dtype)
+    monkeypatch.setattr(native, "why_not", lambda dtype: None)
+    assert resolve_impl("auto", cpu, dtype) == resolve_impl("native", cpu, dtype) == "native"
+    monkeypatch.setattr(native, "why_not", lambda dtype: "no C compiler")
+    assert resolve_impl("auto", cpu, dtype) == "cpu"
+    with pytest.raises(InputError, match="got 'native': no C compiler"):
+        resolve_impl("native", cpu, dtype)
 
 
 def test_triton_without_a_gpu_or_its_interpreter_is_an_error(
@@ -406,7 +415,7 @@ def test_triton_without_a_gpu_or_its_interpreter_is_an_error(
 ) -> None:
     monkeypatch.setattr(devices, "can_run_triton", lambda device: False)
     with pytest.raises(InputError, match="needs a CUDA device"):
-        resolve_impl("triton", torch.device("cpu"))
+        resolve_impl("triton", torch.device("cpu"), torch.float32)
 
 
 def test_threads_take_turns(small: Checkpoint) -> None:

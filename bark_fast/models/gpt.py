@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.checkpoint.config import GPTConfig
-from bark_fast.kernels import DecodeState, Impl, Norm
+from bark_fast.kernels import DecodeState, Impl, Norm, Weight
 from bark_fast.models.upload import upload
 from bark_fast.types import InputError
 
@@ -26,14 +26,14 @@ class Block:
     """The weights of one transformer block; a bias is None where the model has none."""
 
     norm_1: Norm
-    qkv: Tensor  # [3 C, C]
+    qkv: Weight  # [3 C, C]
     qkv_bias: Tensor | None
-    out: Tensor  # [C, C]
+    out: Weight  # [C, C]
     out_bias: Tensor | None
     norm_2: Norm
-    fc_1: Tensor  # [4 C, C]
+    fc_1: Weight  # [4 C, C]
     fc_1_bias: Tensor | None
-    fc_2: Tensor  # [C, 4 C]
+    fc_2: Weight  # [C, 4 C]
     fc_2_bias: Tensor | None
 
     @classmethod
@@ -43,7 +43,7 @@ class Block:
         def get(name: str) -> Tensor:
             return tensors[f"{prefix}.{name}"]
 
-        def packed(name: str) -> Tensor:
+        def packed(name: str) -> Weight:
             return kernels.pack_weight(get(name), impl=impl)
 
         def bias(name: str) -> Tensor | None:
@@ -76,12 +76,18 @@ class Block:
 
 
 def check_head_size(config: GPTConfig, impl: Impl) -> None:
-    """Triton's blocks are powers of two, and 16 is the least that its products take.
+    """Triton's blocks are powers of two, and 16 is the least that its products take; the native
+    kernels take numbers by twos.
 
     Raises:
         InputError: this model's heads are of another size.
     """
     size = config.head_size
+    if impl == "native" and size % 2:
+        raise InputError(
+            'impl must be "cpu" or "torch" for a model whose hidden_size / num_heads is odd, got '
+            f"impl='native' and {config.hidden_size} / {config.num_heads} = {size}"
+        )
     if impl == "triton" and (size < 16 or size & (size - 1)):
         raise InputError(
             'impl must be "torch" for a model whose hidden_size / num_heads is not a power of two '

@@ -2,82 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.kernels.attention import decode_workspace
+from kernel_cases import Sequences, exact_bidirectional
 from kernel_helpers import DEVICE, DTYPES, assert_accurate, guarded_outputs, randn
-
-
-class Sequences:
-    """Sequences on scattered pages of a cache that is NaN everywhere else; with `shared`, the
-    first pages of all sequences are the same ones."""
-
-    def __init__(
-        self, lengths: list[int], page_size: int, *, heads: int = 2, size: int = 16,
-        dtype: torch.dtype = torch.float32, shared: int = 0, seed: int = 0,
-    ) -> None:  # fmt: skip
-        counts = [-(-n // page_size) for n in lengths]
-        n_pages = sum(counts) + 3
-        order = torch.randperm(n_pages, generator=torch.Generator().manual_seed(seed)).tolist()
-        self.lengths = lengths
-        self.k_pages = torch.full(
-            (n_pages, heads, page_size, size), math.nan, dtype=dtype, device=DEVICE
-        )
-        self.v_pages = self.k_pages.clone()
-        self.tables = torch.zeros(len(lengths), max(1, *counts), dtype=torch.int64, device=DEVICE)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        first_pages = order[:shared]
-        order = order[shared:]
-        for i, (n, count) in enumerate(zip(lengths, counts, strict=True)):
-            own = [*first_pages[:count], *order[: max(0, count - shared)]]
-            order = order[max(0, count - shared) :]
-            self.tables[i, :count] = torch.tensor(own, dtype=torch.int64)
-            for p, page in enumerate(own):
-                filled = min(page_size, n - p * page_size)
-                if p >= shared or self.k_pages[page].isnan().all():
-                    k = randn(heads, page_size, size, seed=seed + 1000 + page, dtype=dtype)
-                    self.k_pages[page, :, :filled] = k[:, :filled]
-                    self.v_pages[page, :, :filled] = (k * 0.5 + 1)[:, :filled]
-            gathered = [self.k_pages[own], self.v_pages[own]]
-            k, v = (g.transpose(1, 2).reshape(-1, heads, size)[:n] for g in gathered)
-            self.keys.append(k)
-            self.values.append(v)
-
-    def exact(self, q: Tensor, i: int) -> Tensor:
-        """Causal attention of sequence i's last len(q) tokens, in float64."""
-        n, length = len(q), self.lengths[i]
-        k, v = self.keys[i].double().transpose(0, 1), self.values[i].double().transpose(0, 1)
-        scores = q.double().transpose(0, 1) @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-        mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
-        return (scores.masked_fill(~mask, -math.inf).softmax(-1) @ v).transpose(0, 1)
-
-    def run(self, q: Tensor, queries: list[int], impl: str, **options: object) -> Tensor:
-        starts = torch.tensor([0, *queries], device=DEVICE).cumsum(0)
-        return kernels.paged_attention(
-            q, self.k_pages, self.v_pages, block_tables=self.tables, query_starts=starts,
-            kv_lengths=torch.tensor(self.lengths, device=DEVICE), max_queries=max(queries),
-            max_length=max(1, *self.lengths), impl=impl, **options,
-        )  # fmt: skip
-
-    def check(self, q: Tensor, queries: list[int], impl: str, **options: object) -> None:
-        got = self.run(q, queries, impl, **options)
-        plain = self.run(q, queries, "torch")
-        start = 0
-        for i, n in enumerate(queries):
-            own = slice(start, start + n)
-            if self.lengths[i] == 0:
-                assert (got[own] == 0).all(), "no keys: zeros"
-            elif n:
-                assert_accurate(got[own], plain[own], self.exact(q[own], i))
-            start += n
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -162,10 +95,8 @@ def test_bidirectional(impl, monkeypatch, dtype, length: int, size: int) -> None
     q, k, v = qkv.unbind(2)
     with guarded_outputs(monkeypatch):
         got = kernels.bidirectional_attention(q, k, v, impl=impl)
-    d = [t.double().transpose(1, 2) for t in (q, k, v)]
-    exact = (d[0] @ d[1].transpose(2, 3) / math.sqrt(size)).softmax(-1) @ d[2]
     plain = kernels.bidirectional_attention(q, k, v, impl="torch")
-    assert_accurate(got, plain, exact.transpose(1, 2))
+    assert_accurate(got, plain, exact_bidirectional(q, k, v))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bark_fast import kernels
+from kernel_cases import EXTRAS, exact_linear, exact_norm, extras_of
 from kernel_helpers import (
     DEVICE,
     DTYPES,
@@ -19,21 +20,6 @@ from kernel_helpers import (
     guarded_outputs,
     randn,
 )
-
-
-def exact_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    x = x.double()
-    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-    return x * weight.double() + (0 if bias is None else bias.double())
-
-
-def exact_linear(
-    x: Tensor, weight: Tensor, bias=None, *, norm=None, gelu=False, residual=None
-) -> Tensor:
-    y = (x.double() if norm is None else exact_norm(x, *norm)) @ weight.double().T
-    y = y if bias is None else y + bias.double()
-    y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2))) if gelu else y
-    return y if residual is None else y + residual.double()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,29 +41,6 @@ def test_a_norm_does_not_depend_on_its_neighbours(triton_impl, dtype) -> None:
     assert_rows_independent(
         lambda rows: kernels.layer_norm(x[rows], weight, None, impl=triton_impl), 18
     )
-
-
-EXTRAS = [
-    {},
-    {"bias": True},
-    {"norm": "weight"},
-    {"norm": "both", "bias": True, "gelu": True},
-    {"residual": True},
-    {"norm": "weight", "gelu": True},
-    {"norm": "both", "residual": True, "bias": True},
-]
-
-
-def extras_of(spec: dict, n: int, m: int, k: int, dtype: torch.dtype) -> dict:
-    made: dict = {"gelu": spec.get("gelu", False)}
-    if "norm" in spec:
-        bias = randn(k, seed=4, dtype=dtype) if spec["norm"] == "both" else None
-        made["norm"] = (randn(k, seed=3, dtype=dtype), bias)
-    if spec.get("residual"):
-        made["residual"] = randn(n, m, seed=5, dtype=dtype)
-    if spec.get("bias"):
-        made["bias"] = randn(m, seed=6, dtype=dtype)
-    return made
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

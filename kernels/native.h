@@ -1,0 +1,331 @@
+/* The operations of native.c for one type: HALF is 1 for bfloat16 and 0 for float32, and T(name)
+ * names this type's version of a function. Included once for each. */
+
+#define SIZE (HALF ? 2 : 4)
+#define PER_WORD (HALF ? 2 : 1) /* numbers in 32 bits: what a lane of a product takes at once */
+
+INLINE __m512 T(load)(const void *p, i64 i, __mmask16 lanes) {
+#if HALF
+    __m256i raw = _mm256_maskz_loadu_epi16(lanes, (const uint16_t *)p + i);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+#else
+    return _mm512_maskz_loadu_ps(lanes, (const float *)p + i);
+#endif
+}
+
+INLINE void T(store)(void *p, i64 i, __mmask16 lanes, __m512 value) {
+#if HALF
+    _mm256_mask_storeu_epi16((uint16_t *)p + i, lanes, (__m256i)_mm512_cvtneps_pbh(value));
+#else
+    _mm512_mask_storeu_ps((float *)p + i, lanes, value);
+#endif
+}
+
+/* sum + x * w, of PER_WORD numbers a lane. */
+INLINE __m512 T(multiply)(__m512 sum, __m512 x, __m512 w) {
+#if HALF
+    return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
+#else
+    return _mm512_fmadd_ps(x, w, sum);
+#endif
+}
+
+/* Products --------------------------------------------------------------------------------------*/
+
+/* Bytes of the panel of a weight of k columns. */
+INLINE i64 T(panel_bytes)(i64 k) { return ceil_div(k, PER_WORD) * PANEL * 4; }
+
+/* Put row i of a panel, k numbers, in its place. */
+INLINE void T(pack_row)(char *panel, i64 i, const char *row, i64 k) {
+    for (i64 j = 0; j < k; j++) memcpy(panel + ((j / PER_WORD * PANEL + i) * PER_WORD + j % PER_WORD) * SIZE, row + j * SIZE, SIZE);
+}
+
+/* sums[r][0 .. PANEL) = x[r][0 .. k) times one panel, for rows that lie `stride` bytes apart. */
+INLINE void T(tile_of)(const int rows, const char *x, i64 stride, const char *panel, i64 k, float (*sums)[PANEL]) {
+    const i64 words = ceil_div(k, PER_WORD), block = BLOCK_K / PER_WORD;
+    for (i64 from = 0; from < words; from += block) {
+        const i64 to = min_of(from + block, words);
+        __m512 a[MAX_ROWS], b[MAX_ROWS];
+        for (int r = 0; r < rows; r++) a[r] = b[r] = _mm512_setzero_ps();
+        /* Every third row has a pointer; the others are one or two strides further, which an x86
+         * address can say. Twelve pointers would not fit the registers. */
+        const char *base[MAX_ROWS / 3], *w = panel + from * PANEL * 4;
+        for (int g = 0; g < MAX_ROWS / 3; g++) base[g] = x + 3 * g * stride + from * 4;
+        for (i64 i = from; i < to; i++, w += PANEL * 4) {
+            _mm_prefetch(w + AHEAD, _MM_HINT_T0);
+            _mm_prefetch(w + AHEAD + 64, _MM_HINT_T0);
+            const __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 64);
+            for (int r = 0; r < rows; r++) {
+                const __m512 v = _mm512_set1_ps(*(const float *)(base[r / 3] + r % 3 * stride));
+                a[r] = T(multiply)(a[r], v, w0);
+                b[r] = T(multiply)(b[r], v, w1);
+            }
+            for (int g = 0; g < MAX_ROWS / 3; g++) base[g] += 4;
+        }
+        for (int r = 0; r < rows; r++) {
+            if (from) {
+                a[r] = _mm512_add_ps(a[r], _mm512_loadu_ps(sums[r]));
+                b[r] = _mm512_add_ps(b[r], _mm512_loadu_ps(sums[r] + 16));
+            }
+            _mm512_storeu_ps(sums[r], a[r]);
+            _mm512_storeu_ps(sums[r] + 16, b[r]);
+        }
+    }
+}
+
+/* The same for a number of rows that is known when it runs. */
+INLINE void T(tile)(i64 rows, const char *x, i64 stride, const char *panel, i64 k, float (*sums)[PANEL]) {
+    switch (rows) {
+#define ROWS(r) case r: T(tile_of)(r, x, stride, panel, k, sums); break;
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+#undef ROWS
+    }
+}
+
+/* Layer norm of one row (Ba et al. 2016), statistics in float32. */
+INLINE void T(norm_row)(char *y, const char *x, const Norm *norm, i64 k) {
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
+    for (i64 i = 0; i < k; i += 16) sum = _mm512_add_ps(sum, T(load)(x, i, first_lanes(k - i)));
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / k);
+    for (i64 i = 0; i < k; i += 16) {
+        const __mmask16 lanes = first_lanes(k - i);
+        const __m512 d = _mm512_maskz_sub_ps(lanes, T(load)(x, i, lanes), mean);
+        squares = _mm512_fmadd_ps(d, d, squares);
+    }
+    const __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / k + norm->eps));
+    for (i64 i = 0; i < k; i += 16) {
+        const __mmask16 lanes = first_lanes(k - i);
+        __m512 v = _mm512_mul_ps(_mm512_sub_ps(T(load)(x, i, lanes), mean), scale);
+        v = _mm512_mul_ps(v, T(load)(norm->weight, i, lanes));
+        if (norm->bias) v = _mm512_add_ps(v, T(load)(norm->bias, i, lanes));
+        T(store)(y, i, lanes, v);
+    }
+}
+
+/* Bias, then residual, on one row of a panel's sums. */
+INLINE void T(finish_row)(char *y, const float *sums, const char *bias, const char *residual, i64 row, i64 column, i64 n) {
+    for (i64 j = 0; j < PANEL; j += 16, column += 16) {
+        const __mmask16 lanes = first_lanes(n - column);
+        const i64 at = row * n + column;
+        __m512 v = _mm512_loadu_ps(sums + j);
+        if (bias) v = _mm512_add_ps(v, T(load)(bias, column, lanes));
+        if (residual) {
+            if (HALF) { /* as in the reference, the product is rounded before the sum is */
+                T(store)(y, at, lanes, v);
+                v = T(load)(y, at, lanes);
+            }
+            v = _mm512_add_ps(v, T(load)(residual, at, lanes));
+        }
+        T(store)(y, at, lanes, v);
+    }
+}
+
+/* Copy the keys and values of one row, which follow its queries, to their pages. */
+INLINE void T(write_row)(const Pages *pages, const char *keys, i64 row) {
+    const i64 slot = pages->slots[row], bytes = pages->d * SIZE;
+    if (slot < 0) return;
+    const i64 page = slot / pages->page_size, offset = slot % pages->page_size;
+    for (i64 h = 0; h < pages->heads; h++) {
+        const i64 to = ((page * pages->heads + h) * pages->page_size + offset) * bytes;
+        memcpy(pages->keys + to, keys + h * bytes, bytes);
+        memcpy(pages->values + to, keys + (pages->heads + h) * bytes, bytes);
+    }
+}
+
+static int T(linear)(char *y, const char *x, const char *panels, const char *bias, const Norm *norm,
+                     const char *residual, i64 rows, i64 n, i64 k, const Pages *pages) {
+    const i64 n_panels = ceil_div(n, PANEL), blocks = ceil_div(rows, MAX_ROWS), x_bytes = k * SIZE;
+    char *normed = norm->weight ? scratch(rows * x_bytes) : NULL;
+    if (norm->weight && !normed) return -1;
+    const char *in = normed ? normed : x;
+#pragma omp parallel
+    {
+        if (normed) {
+#pragma omp for schedule(static)
+            for (i64 r = 0; r < rows; r++) T(norm_row)(normed + r * x_bytes, x + r * x_bytes, norm, k);
+        }
+#pragma omp for schedule(static)
+        for (i64 p = 0; p < n_panels; p++) {
+            const char *panel = panels + p * T(panel_bytes)(k);
+            for (i64 block = 0; block < blocks; block++) {
+                float sums[MAX_ROWS][PANEL];
+                /* Blocks of nearly equal size: 8 + 8 rows take less time than 12 + 4. */
+                const i64 start = block * rows / blocks, stop = (block + 1) * rows / blocks;
+                T(tile)(stop - start, in + start * x_bytes, x_bytes, panel, k, sums);
+                for (i64 r = start; r < stop; r++) T(finish_row)(y, sums[r - start], bias, residual, r, p * PANEL, n);
+            }
+        }
+        if (pages->keys) {
+#pragma omp for schedule(static)
+            for (i64 r = 0; r < rows; r++) T(write_row)(pages, y + (r * n + n / 3) * SIZE, r);
+        }
+    }
+    return 0;
+}
+
+/* Attention -------------------------------------------------------------------------------------*/
+
+/* exp(scale * (s - max s)) of the first `seen` scores, and 0 up to `width`; returns 1 / their sum. */
+INLINE float T(softmax_row)(char *weights, const float *scores, i64 seen, i64 width, float scale) {
+    __m512 best = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+    for (i64 j = 0; j < seen; j += 16) best = _mm512_mask_max_ps(best, first_lanes(seen - j), best, _mm512_loadu_ps(scores + j));
+    const __m512 factor = _mm512_set1_ps(scale), top = _mm512_set1_ps(_mm512_reduce_max_ps(best) * scale);
+    for (i64 j = 0; j < width; j += 16) {
+        const __m512 e = exp_of(_mm512_fmsub_ps(_mm512_loadu_ps(scores + j), factor, top));
+        const __m512 w = _mm512_maskz_mov_ps(first_lanes(seen - j), e);
+        total = _mm512_add_ps(total, w);
+        T(store)(weights, j, 0xFFFF, w);
+    }
+    return 1.0f / _mm512_reduce_add_ps(total);
+}
+
+/* Keys and values of one head as the panels of two products: a key is a row of the first weight,
+ * and what follows the last key is zero. */
+INLINE void T(pack_head)(char *keys, char *values, const Source *source, i64 b, i64 h, i64 length, i64 d, i64 width) {
+    memset(keys + length / PANEL * T(panel_bytes)(d), 0, (width - length / PANEL * PANEL) * d * SIZE);
+    for (i64 j = 0; j < length; j++)
+        T(pack_row)(keys + j / PANEL * T(panel_bytes)(d), j % PANEL, source->keys + place(source, b, h, j) * SIZE, d);
+    for (i64 p = 0; p < ceil_div(d, PANEL); p++, values += T(panel_bytes)(width)) {
+        const i64 n = min_of(PANEL, d - p * PANEL);
+        if (n < PANEL) memset(values, 0, T(panel_bytes)(width));
+        else memset(values + length / PER_WORD * PANEL * 4, 0, (ceil_div(width, PER_WORD) - length / PER_WORD) * PANEL * 4);
+        for (i64 j = 0; j < length; j++) {
+            const char *value = source->values + (place(source, b, h, j) + p * PANEL) * SIZE;
+            char *to = values + (j / PER_WORD * PANEL * PER_WORD + j % PER_WORD) * SIZE;
+            for (i64 e = 0; e < n; e++) memcpy(to + e * PER_WORD * SIZE, value + e * SIZE, SIZE);
+        }
+    }
+}
+
+/* Up to MAX_ROWS queries of one head, of which the first sees `seen` keys and, if causal, each of
+ * the others one more than the one before it. */
+INLINE void T(attend)(char *out, i64 out_stride, const char *q, i64 q_stride, i64 rows, const char *keys,
+                      const char *values, i64 seen, int causal, i64 d, i64 width, float *scores, char *weights) {
+    const i64 covered = ceil_div(seen + (causal ? rows - 1 : 0), PANEL) * PANEL;
+    const float scale = 1.0f / sqrtf((float)d);
+    float sums[MAX_ROWS][PANEL], inverse[MAX_ROWS];
+    for (i64 p = 0; p < covered; p += PANEL) {
+        T(tile)(rows, q, q_stride * SIZE, keys + p / PANEL * T(panel_bytes)(d), d, sums);
+        for (i64 r = 0; r < rows; r++) memcpy(scores + r * width + p, sums[r], sizeof sums[r]);
+    }
+    for (i64 r = 0; r < rows; r++)
+        inverse[r] = T(softmax_row)(weights + r * width * SIZE, scores + r * width, causal ? seen + r : seen, covered, scale);
+    for (i64 p = 0; p < d; p += PANEL) {
+        T(tile)(rows, weights, width * SIZE, values + p / PANEL * T(panel_bytes)(width), covered, sums);
+        for (i64 r = 0; r < rows; r++)
+            for (i64 j = 0; j < PANEL; j += 16) {
+                const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(sums[r] + j), _mm512_set1_ps(inverse[r]));
+                T(store)(out, r * out_stride + p + j, first_lanes(d - p - j), v);
+            }
+    }
+}
+
+static int T(attention)(char *out, const Queries *queries, const Source *source, i64 batch, i64 heads, i64 d, int causal) {
+    i64 longest = 0, most = 0;
+    for (i64 b = 0; b < batch; b++) {
+        longest = max_of(longest, queries->lengths[b]);
+        most = max_of(most, queries->starts[b + 1] - queries->starts[b]);
+    }
+    const i64 width = ceil_div(longest, PANEL) * PANEL, blocks = ceil_div(most, MAX_ROWS);
+    const i64 keys_bytes = width / PANEL * T(panel_bytes)(d);
+    const i64 head_bytes = keys_bytes + ceil_div(d, PANEL) * T(panel_bytes)(width);
+    const i64 scores_bytes = MAX_ROWS * width * 4, own_bytes = scores_bytes + MAX_ROWS * width * SIZE;
+    char *packed = scratch(batch * heads * head_bytes + omp_get_max_threads() * own_bytes);
+    if (!packed) return -1;
+    char *all = packed + batch * heads * head_bytes;
+#pragma omp parallel
+    {
+        char *own = all + omp_get_thread_num() * own_bytes;
+#pragma omp for schedule(dynamic) collapse(2)
+        for (i64 b = 0; b < batch; b++)
+            for (i64 h = 0; h < heads; h++) {
+                char *keys = packed + (b * heads + h) * head_bytes;
+                T(pack_head)(keys, keys + keys_bytes, source, b, h, queries->lengths[b], d, width);
+            }
+#pragma omp for schedule(dynamic) collapse(3)
+        for (i64 b = 0; b < batch; b++)
+            for (i64 h = 0; h < heads; h++)
+                for (i64 block = 0; block < blocks; block++) {
+                    const i64 first = queries->starts[b], count = queries->starts[b + 1] - first;
+                    const i64 from = block * MAX_ROWS, rows = min_of(MAX_ROWS, count - from);
+                    if (rows <= 0) continue;
+                    if (!queries->lengths[b]) { /* nothing to see */
+                        for (i64 r = 0; r < rows; r++) memset(out + ((first + from + r) * heads + h) * d * SIZE, 0, d * SIZE);
+                        continue;
+                    }
+                    const char *keys = packed + (b * heads + h) * head_bytes;
+                    const char *q = queries->q + ((first + from) * queries->token_stride + h * d) * SIZE;
+                    const i64 seen = queries->lengths[b] - (causal ? count - from - 1 : 0);
+                    T(attend)(out + ((first + from) * heads + h) * d * SIZE, heads * d, q, queries->token_stride, rows,
+                              keys, keys + keys_bytes, seen, causal, d, width, (float *)own, own + scores_bytes);
+                }
+    }
+    return 0;
+}
+
+/* The scores of up to 16 keys that lie one after another. */
+INLINE __m512 T(score_keys)(const char *q, const char *keys, i64 count, const i64 d) {
+    __m512 sums[16];
+    for (int j = 0; j < 16; j++) {
+        sums[j] = _mm512_setzero_ps();
+        if (j >= count) continue;
+        for (i64 e = 0; e < d / PER_WORD; e += 16) {
+            const __mmask16 lanes = first_lanes(d / PER_WORD - e);
+            sums[j] = T(multiply)(sums[j], _mm512_maskz_loadu_ps(lanes, q + e * 4), _mm512_maskz_loadu_ps(lanes, keys + j * d * SIZE + e * 4));
+        }
+    }
+    return sum_each(sums);
+}
+
+/* One query of one head, d numbers: keys and values are read where they lie, page after page. */
+INLINE void T(attend_one)(char *out, const char *q, const Source *source, i64 b, i64 h, i64 length, const i64 d, float *scores) {
+    for (i64 from = 0, to; from < length; from = to) {
+        to = min_of(length, (from / source->page_size + 1) * source->page_size);
+        const char *keys = source->keys + place(source, b, h, from) * SIZE;
+        i64 j = from;
+        for (; j + 16 <= to; j += 16, keys += 16 * d * SIZE) _mm512_storeu_ps(scores + j, T(score_keys)(q, keys, 16, d));
+        if (j < to) _mm512_mask_storeu_ps(scores + j, first_lanes(to - j), T(score_keys)(q, keys, to - j, d));
+    }
+    /* Numbers past the length are left from other uses, and weighed 0 below. */
+    const float inverse = length ? f32_softmax_row((char *)scores, scores, length, ceil_div(length, 16) * 16, 1.0f / sqrtf((float)d)) : 0;
+    for (i64 e = 0; e < d; e += 64) {
+        __m512 even[4], odd[4]; /* two sums, so that one need not wait for the other */
+        for (int c = 0; c < 4; c++) even[c] = odd[c] = _mm512_setzero_ps();
+        for (i64 from = 0, to; from < length; from = to) {
+            to = min_of(length, (from / source->page_size + 1) * source->page_size);
+            const char *values = source->values + (place(source, b, h, from) + e) * SIZE;
+            for (i64 j = from; j < to; j++, values += d * SIZE) {
+                const __m512 w = _mm512_set1_ps(scores[j]);
+                for (int c = 0; c < 4; c++) {
+                    const __m512 v = T(load)(values, 16 * c, first_lanes(d - e - 16 * c));
+                    if (j % 2) odd[c] = _mm512_fmadd_ps(w, v, odd[c]);
+                    else even[c] = _mm512_fmadd_ps(w, v, even[c]);
+                }
+            }
+        }
+        for (int c = 0; c < 4; c++)
+            T(store)(out, e + 16 * c, first_lanes(d - e - 16 * c), _mm512_mul_ps(_mm512_add_ps(even[c], odd[c]), _mm512_set1_ps(inverse)));
+    }
+}
+
+static int T(decode_attention)(char *out, const char *q, const Source *source, const i64 *lengths, i64 batch, i64 heads, i64 d) {
+    i64 longest = 0;
+    for (i64 b = 0; b < batch; b++) longest = max_of(longest, lengths[b]);
+    const i64 width = ceil_div(longest + 1, 16) * 16;
+    float *all = (float *)scratch(omp_get_max_threads() * width * 4);
+    if (!all) return -1;
+#pragma omp parallel for schedule(dynamic) collapse(2)
+    for (i64 b = 0; b < batch; b++)
+        for (i64 h = 0; h < heads; h++) {
+            float *scores = all + omp_get_thread_num() * width;
+            const i64 at = (b * heads + h) * d * SIZE;
+            if (d == 64) T(attend_one)(out + at, q + at, source, b, h, lengths[b], 64, scores); /* Bark's; unrolled */
+            else T(attend_one)(out + at, q + at, source, b, h, lengths[b], d, scores);
+        }
+    return 0;
+}
+
+#undef SIZE
+#undef PER_WORD
+#undef HALF
+#undef T

@@ -1,0 +1,212 @@
+"""The compiled CPU kernels: right, the same bits in every batch, honest about where they run."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bark_fast import kernels
+from bark_fast.kernels import native
+from kernel_cases import EXTRAS, Sequences, exact_bidirectional, exact_linear, extras_of
+from kernel_helpers import assert_accurate, guarded_outputs, randn
+
+DTYPES = [torch.float32, torch.bfloat16]
+MISSING = {dtype: native.why_not(dtype) for dtype in DTYPES}
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """One that this machine has native kernels for."""
+    if torch.cuda.is_available():
+        pytest.skip("they serve machines without a GPU")
+    if MISSING[request.param]:
+        pytest.skip(f"no native kernels here: {MISSING[request.param]}")
+    return request.param
+
+
+def test_ci_runs_these() -> None:
+    """Where everything is there that they need, nothing below is skipped."""
+    flags = native._cpu_flags()
+    if "avx512bw" in flags and "amx_bf16" not in flags and not torch.cuda.is_available():
+        assert MISSING[torch.float32] is None
+        assert (MISSING[torch.bfloat16] is None) == ("avx512_bf16" in flags)
+
+
+@pytest.mark.parametrize("spec", EXTRAS, ids=lambda s: "+".join(s) or "plain")
+@pytest.mark.parametrize(
+    ("n", "m", "k"), [(1, 33, 48), (5, 64, 768), (12, 16, 2), (13, 31, 100), (37, 97, 600)]
+)
+def test_fused_linear(monkeypatch, dtype, spec, n: int, m: int, k: int) -> None:
+    """Rows below, at and past the twelve that run at once, columns inside and past a panel, one to
+    three blocks of k."""
+    x = randn(n, k, dtype=dtype)
+    weight = randn(m, k, seed=1, dtype=dtype) / math.sqrt(k)
+    extras = extras_of(spec, n, m, k, dtype)
+    packed = kernels.pack_weight(weight, impl="native")
+    assert packed.shape == weight.shape
+    with guarded_outputs(monkeypatch):
+        got = kernels.fused_linear(x, packed, impl="native", **extras)
+    plain = kernels.fused_linear(x, weight, impl="torch", **extras)
+    assert_accurate(got, plain, exact_linear(x, weight, **extras))
+
+
+@pytest.mark.parametrize("shape", [(2304, 768), (768, 3072), (1001, 768), (96, 32)])
+def test_a_row_has_the_same_bits_in_every_batch(dtype, shape: tuple[int, int]) -> None:
+    weight = kernels.pack_weight(randn(*shape, seed=1, dtype=dtype), impl="native")
+    x, norm = randn(300, shape[1], seed=2, dtype=dtype), (randn(shape[1], dtype=dtype), None)
+    together = kernels.fused_linear(x, weight, norm=norm, impl="native")
+    for n in (1, 2, 3, 7, 11, 12, 13, 16, 17, 64, 257):
+        for rows in (slice(0, n), slice(300 - n, 300)):
+            alone = kernels.fused_linear(x[rows], weight, norm=norm, impl="native")
+            assert torch.equal(alone, together[rows]), n
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_bits_do_not_depend_on_the_number_of_threads(dtype, threads: int) -> None:
+    weight = kernels.pack_weight(randn(200, 96, seed=1, dtype=dtype), impl="native")
+    x, qkv = randn(30, 96, seed=2, dtype=dtype), randn(1, 70, 3, 2, 32, seed=3, dtype=dtype)
+    y = kernels.fused_linear(x, weight, impl="native")
+    attended = kernels.bidirectional_attention(*qkv.unbind(2), impl="native")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(kernels.fused_linear(x, weight, impl="native"), y)
+        again = kernels.bidirectional_attention(*qkv.unbind(2), impl="native")
+        assert torch.equal(again, attended)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("heads", "size"), [(3, 16), (2, 32), (1, 64), (4, 6)])
+def test_qkv_to_pages(monkeypatch, dtype, heads: int, size: int) -> None:
+    n, width, page_size = 5, heads * size, 4
+    x, weight = randn(n, width, dtype=dtype), randn(3 * width, width, seed=1, dtype=dtype)
+    weight = weight / math.sqrt(width)
+    norm, bias = (randn(width, seed=2, dtype=dtype), None), randn(3 * width, seed=3, dtype=dtype)
+    slots = torch.tensor([3, 8, -1, 27, 12])
+    k_pages = torch.full((7, heads, page_size, size), math.nan, dtype=dtype)
+    v_pages = k_pages.clone()
+    with guarded_outputs(monkeypatch):
+        q = kernels.qkv_to_pages(
+            x, kernels.pack_weight(weight, impl="native"), bias, norm=norm, k_pages=k_pages,
+            v_pages=v_pages, slots=slots, impl="native",
+        )  # fmt: skip
+    exact = exact_linear(x, weight, bias, norm=norm).view(n, 3, heads, size).unbind(1)
+    plain = kernels.fused_linear(x, weight, bias, norm=norm).view(n, 3, heads, size).unbind(1)
+    assert_accurate(q, plain[0], exact[0])
+    kept = slots >= 0
+    pages, offsets = slots[kept] // page_size, slots[kept] % page_size
+    for stored, p, e in zip((k_pages, v_pages), plain[1:], exact[1:], strict=True):
+        assert_accurate(stored[pages, :, offsets], p[kept], e[kept])
+        written = (n - 1) * width
+        assert int(stored.isnan().sum()) == stored.numel() - written, "a write outside the slots"
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 64, 1024])
+@pytest.mark.parametrize("size", [10, 32, 64, 128])
+def test_decode_attention(monkeypatch, dtype, page_size: int, size: int) -> None:
+    s = Sequences([1, 16, 17, 0, 300, 33], page_size, size=size, dtype=dtype)
+    q = randn(6, 2, size, seed=9, dtype=dtype)
+    with guarded_outputs(monkeypatch):
+        s.check(q, [1] * 6, "native", decode=True)
+    together = s.run(q, [1] * 6, "native", decode=True)
+    for i in range(6):
+        alone = kernels.paged_attention(
+            q[i : i + 1], s.k_pages, s.v_pages, block_tables=s.tables[i : i + 1],
+            kv_lengths=torch.tensor(s.lengths[i : i + 1]), max_queries=1, max_length=300,
+            decode=True, impl="native",
+        )  # fmt: skip
+        assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 1024])
+@pytest.mark.parametrize("size", [16, 40, 64])
+def test_prefill_and_extend(monkeypatch, dtype, page_size: int, size: int) -> None:
+    """Whole prompts, extensions of what is in the pages, single steps and nothing, packed."""
+    lengths, queries = [1, 7, 64, 33, 90, 20, 0, 300], [1, 7, 64, 5, 1, 0, 2, 300]
+    s = Sequences(lengths, page_size, size=size, dtype=dtype)
+    q = randn(sum(queries), 2, size, seed=9, dtype=dtype)
+    with guarded_outputs(monkeypatch):
+        s.check(q, queries, "native")
+    together, parts = s.run(q, queries, "native").split(queries), q.split(queries)
+    for i in (2, 4, 7):
+        alone = kernels.paged_attention(
+            parts[i], s.k_pages, s.v_pages, block_tables=s.tables[i : i + 1],
+            query_starts=torch.tensor([0, queries[i]]), kv_lengths=torch.tensor([lengths[i]]),
+            max_queries=queries[i], max_length=lengths[i], impl="native",
+        )  # fmt: skip
+        assert torch.equal(alone, together[i])
+
+
+@pytest.mark.parametrize(("length", "size"), [(1, 16), (37, 32), (65, 64), (300, 10)])
+def test_bidirectional(monkeypatch, dtype, length: int, size: int) -> None:
+    q, k, v = randn(2, length, 3, 3, size, dtype=dtype).unbind(2)
+    with guarded_outputs(monkeypatch):
+        got = kernels.bidirectional_attention(q, k, v, impl="native")
+    plain = kernels.bidirectional_attention(q, k, v, impl="torch")
+    assert_accurate(got, plain, exact_bidirectional(q, k, v))
+    apart = kernels.bidirectional_attention(*(t.contiguous() for t in (q, k, v)), impl="native")
+    assert torch.equal(apart, got)
+
+
+def test_a_large_score_does_not_overflow(dtype) -> None:
+    q = randn(1, 40, 1, 32, dtype=dtype) * 100
+    got = kernels.bidirectional_attention(q, q, q, impl="native")
+    assert_accurate(got, kernels.bidirectional_attention(q, q, q), exact_bidirectional(q, q, q))
+
+
+def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:
+    """Each thing that they need, taken away."""
+    assert "not torch.float16" in native.why_not(torch.float16)
+
+    def reason() -> str:
+        native._load.cache_clear()
+        return native.why_not(torch.float32) or ""
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "_cpu_flags", lambda: frozenset({"avx2"}))
+            assert "AVX-512" in reason()
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "_cpu_flags", lambda: frozenset({"avx512bw"}))
+            patch.setattr(native.shutil, "which", lambda name: None)
+            assert "compiler" in reason()
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "_cpu_flags", lambda: frozenset({"avx512bw"}))
+            patch.setattr(native.shutil, "which", lambda name: "/bin/false")
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+            assert "/bin/false failed" in reason()
+            assert not list(tmp_path.glob("**/*.so")), "nothing half-made is left"
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "_cpu_flags", lambda: frozenset({"avx512bw"}))
+            patch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+            assert "/proc/nowhere" in reason()
+    finally:
+        native._load.cache_clear()
+
+
+def test_it_is_compiled_once(dtype, monkeypatch, tmp_path) -> None:
+    """Another process finds the library, and two that compile at once do not disturb each other."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = (
+        "import torch; from bark_fast.kernels import native; print(native.why_not(torch.float32))"
+    )
+    command = [sys.executable, "-c", code]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == ["None", "None"]
+    (library,) = Path(tmp_path / "bark-fast").iterdir()
+    made = library.stat().st_mtime_ns
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "None"
+    assert library.stat().st_mtime_ns == made
+
+
+def test_threads_are_those_of_torch(dtype) -> None:
+    """One pool: the library brings no OpenMP runtime of its own."""
+    maps = Path("/proc/self/maps").read_text().split()
+    runtimes = {Path(word).name for word in maps if "/" in word and "omp" in Path(word).name}
+    assert len({name for name in runtimes if name.startswith("libgomp")}) == 1, runtimes
