@@ -16,6 +16,7 @@ else is in the batch ("triton"; for "torch", whose libraries choose by shape, up
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -60,6 +61,7 @@ __all__ = [
     "process_logits",
     "qkv_to_pages",
     "random_words",
+    "record_native",
     "sample",
     "why_not_native",
 ]
@@ -84,6 +86,12 @@ def can_run_triton(device: torch.device) -> bool:
     except ImportError:
         return False
     return device.type == "cuda" or bool(runtime.interpret)
+
+
+def record_native(step: Callable[[], None]) -> Callable[[], None]:
+    """Run `step` once and return what repeats its operations, all of impl="native", on the same
+    tensors in one call: what a CUDA graph is on a GPU."""
+    return native.record(step)
 
 
 def pack_weight(weight: Tensor, *, impl: Impl) -> Weight:
@@ -117,6 +125,8 @@ def embedding_sum(
     Returns:
         [N, C]
     """
+    if impl == "native":
+        return native.embedding_sum(ids, tables, positions=positions, position_table=position_table)
     if impl != "triton":
         return reference.embedding_sum(
             ids, tables, positions=positions, position_table=position_table
@@ -405,6 +415,8 @@ def sample(
         "first_id": first_id,
         "state": state,
     }
+    if impl == "native":
+        return native.sample(logits, **options)
     if impl != "triton":
         return reference.sample(logits, **options)
     from bark_fast.kernels import sampling
@@ -421,6 +433,8 @@ def random_words(
     (i // 4, position, stage, 0) and the seed as its key. The noise is -log(-log(u)), where u in
     (0, 1) is the word's upper 23 bits, centred, and so exact in float32.
     """
+    if impl == "native":
+        return native.random_words(seeds, positions, stage=stage, n_ids=n_ids)
     if impl != "triton":
         return reference.random_words(seeds, positions, stage=stage, n_ids=n_ids)
     from bark_fast.kernels import sampling

@@ -15,6 +15,9 @@
  * same product: scores of 12 queries, softmax, product with the values (Vaswani et al. 2017, eq. 1).
  * Attention of one query reads keys and values where they lie.
  *
+ * An operation is a struct of 64-bit words that Python fills in, and `run` takes any number of them: a
+ * whole decode step is recorded once and then one call, as a CUDA graph is on a GPU.
+ *
  * Functions return 0, or -1 where there is no memory left.
  */
 #include <immintrin.h>
@@ -52,18 +55,57 @@ static char *scratch(size_t bytes) {
     return memory;
 }
 
-/* A layer norm; weight is NULL where there is none. */
-typedef struct {
-    const char *weight, *bias;
-    float eps;
-} Norm;
+/* Operations: what `run` takes. All members have 64 bits; `kind` and `half` come first in each. */
 
-/* Where a projection's keys and values go, [P, heads, page_size, d]; NULL for other products. */
+enum { EMBEDDING_SUM, LINEAR, PAGED_ATTENTION, DECODE_ATTENTION, BIDIRECTIONAL_ATTENTION, SAMPLE, WORDS = 40 };
+
 typedef struct {
-    char *keys, *values;
+    i64 kind, half;
+    char *y;
+    const i64 *ids; /* [streams, rows], ids_stride apart */
+    const char *tables;
+    const i64 *positions;
+    const char *position_table;
+    i64 streams, rows, width, ids_stride, table_stride;
+} Embedding;
+
+typedef struct {
+    i64 kind, half;
+    char *y;
+    const char *x, *panels, *bias, *norm_weight, *norm_bias, *residual; /* NULL where there is none */
+    double eps;
+    i64 gelu, rows, n, k;
+    /* Where a projection's keys and values go, [P, heads, page_size, d]; NULL for other products. */
+    char *k_pages, *v_pages;
     const i64 *slots; /* page * page_size + offset of each row; -1 nowhere */
     i64 heads, page_size, d;
-} Pages;
+} Linear;
+
+typedef struct {
+    i64 kind, half;
+    char *out;
+    const char *q, *keys, *values;
+    i64 q_stride;
+    const i64 *tables, *starts, *lengths;
+    i64 batch, max_pages, page_size, heads, d;
+} Attention;
+
+typedef struct {
+    i64 kind, half;
+    i64 *chosen;
+    const char *logits;
+    i64 rows, columns;
+    const float *temperature, *top_p;
+    const i64 *top_k, *seeds, *positions;
+    const float *min_eos_p; /* NULL where there is no end token */
+    i64 stage, n_ranges, range_size;
+    /* DecodeState; finished is NULL where there is none. */
+    int32_t *finished;
+    i64 *token_ids, *state_positions, *kv_lengths, *slots, *draws;
+    const i64 *limits, *tables;
+    i64 *history;
+    i64 max_pages, page_size, history_width, first_id;
+} Sample;
 
 /* Queries of sequences one after another, a row of heads * d every token_stride numbers. */
 typedef struct {
@@ -113,6 +155,165 @@ INLINE __m512 sum_each(const __m512 v[16]) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
 }
 
+/* log x of a positive x: the mantissa m in [3/4, 3/2) by 2 artanh((m - 1) / (m + 1)). */
+INLINE __m512 log_of(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f), m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_zero);
+    const __mmask16 below = _mm512_cmp_ps_mask(m, one, _CMP_LT_OQ);
+    __m512 n = _mm512_getexp_ps(x);
+    n = _mm512_mask_add_ps(n, below, n, one);
+    const __m512 s = _mm512_div_ps(_mm512_sub_ps(m, one), _mm512_add_ps(m, one)), z = _mm512_mul_ps(s, s);
+    __m512 p = _mm512_set1_ps(2.0f / 11);
+    const float terms[] = {2.0f / 9, 2.0f / 7, 2.0f / 5, 2.0f / 3};
+    for (int i = 0; i < 4; i++) p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(terms[i]));
+    p = _mm512_mul_ps(_mm512_mul_ps(p, z), s);
+    p = _mm512_fmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), p); /* ln 2 in two parts, as above */
+    p = _mm512_fmadd_ps(s, _mm512_set1_ps(2.0f), p);
+    return _mm512_fmadd_ps(n, _mm512_set1_ps(0.693359375f), p);
+}
+
+/* x (1 + erf(x / sqrt 2)) / 2. erf t is t times a polynomial in t^2 up to 1; above, 1 - exp(-t^2)
+ * times one in 1 / (1 + t / 2). Both are least-squares fits at Chebyshev points; erf is within 1.5e-7. */
+INLINE __m512 gelu_of(__m512 x) {
+    static const float inner[] = {-9.59150653e-06f, 0.000112413101f, -0.000848094251f, 0.00522083537f,
+                                  -0.0268653682f,   0.112837816f,    -0.376126384f,    1.12837917f};
+    static const float outer[] = {0.118970002f, -0.469256447f, 0.5593178f,  -0.0993794744f,
+                                  0.345189088f, 0.26062498f,   0.28473106f, -0.000139519873f};
+    const __m512 one = _mm512_set1_ps(1.0f), half_x = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
+    const __m512 t = _mm512_abs_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.707106781f))), z = _mm512_mul_ps(t, t);
+    const __m512 s = _mm512_div_ps(one, _mm512_fmadd_ps(t, _mm512_set1_ps(0.5f), one));
+    __m512 a = _mm512_set1_ps(inner[0]), b = _mm512_set1_ps(outer[0]);
+    for (int i = 1; i < 8; i++) {
+        a = _mm512_fmadd_ps(a, z, _mm512_set1_ps(inner[i]));
+        b = _mm512_fmadd_ps(b, s, _mm512_set1_ps(outer[i]));
+    }
+    b = _mm512_fnmadd_ps(exp_of(_mm512_sub_ps(_mm512_setzero_ps(), z)), b, one);
+    a = _mm512_mask_mov_ps(_mm512_mul_ps(a, t), _mm512_cmp_ps_mask(t, one, _CMP_GE_OQ), b);
+    const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    a = _mm512_mask_sub_ps(a, negative, _mm512_setzero_ps(), a);
+    return _mm512_fmadd_ps(half_x, a, half_x);
+}
+
+/* Sampling, of one row of float32 ---------------------------------------------------------------*/
+
+INLINE float max_of_row(const float *values, i64 n) {
+    __m512 best = _mm512_set1_ps(-INFINITY);
+    for (i64 j = 0; j < n; j += 16) best = _mm512_mask_max_ps(best, first_lanes(n - j), best, _mm512_loadu_ps(values + j));
+    return _mm512_reduce_max_ps(best);
+}
+
+/* The first of the largest. */
+static i64 argmax_of(const float *values, i64 n) {
+    const __m512 best = _mm512_set1_ps(max_of_row(values, n));
+    for (i64 j = 0; j < n; j += 16) {
+        const __mmask16 equal = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + j), best, _CMP_EQ_OQ) & first_lanes(n - j);
+        if (equal) return j + __builtin_ctz(equal);
+    }
+    return 0; /* all are NaN */
+}
+
+/* The softmax's last element. */
+static float last_probability(const float *values, i64 n) {
+    const float best = max_of_row(values, n);
+    __m512 total = _mm512_setzero_ps();
+    for (i64 j = 0; j < n; j += 16) {
+        const __m512 e = exp_of(_mm512_sub_ps(_mm512_loadu_ps(values + j), _mm512_set1_ps(best)));
+        total = _mm512_mask_add_ps(total, first_lanes(n - j), total, e);
+    }
+    return expf(values[n - 1] - best) / _mm512_reduce_add_ps(total);
+}
+
+static int ascending(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* The least value that top-k, then top-p keep: reference.process_logits. */
+static float least_kept(const float *values, i64 n, i64 top_k, float top_p, float *sorted) {
+    const int limited = top_k > 0 && top_k < n;
+    if (!limited && top_p >= 1) return -INFINITY;
+    memcpy(sorted, values, n * 4);
+    qsort(sorted, n, 4, ascending);
+    const float kth = limited ? sorted[n - top_k] : -INFINITY;
+    if (top_p >= 1) return kth;
+    i64 first = 0;
+    while (sorted[first] < kth) first++;
+    double total = 0, tail = 0;
+    for (i64 j = first; j < n; j++) total += expf(sorted[j] - sorted[n - 1]);
+    /* Dropped are the least likely, equal ones together, as long as they have at most 1 - p. */
+    for (i64 j = first, next; j < n; j = next) {
+        for (next = j; next < n && sorted[next] == sorted[j]; next++) tail += expf(sorted[next] - sorted[n - 1]);
+        if (tail / total > 1 - top_p || next == n) return sorted[j];
+    }
+    return kth;
+}
+
+/* hi and lo of a * m for 16 lanes. */
+INLINE void multiply_words(__m512i a, uint32_t m, __m512i *hi, __m512i *lo) {
+    const __m512i by = _mm512_set1_epi32(m);
+    const __m512i even = _mm512_mul_epu32(a, by), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), by);
+    *hi = _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xAAAA, odd);
+    *lo = _mm512_mullo_epi32(a, by);
+}
+
+/* Philox-4x32-10 (Salmon et al. 2011) with counter (block, position, stage, 0) and the seed as its
+ * key, a block for four words: reference.random_words. Writes whole runs of 64. */
+static void random_words(uint32_t *words, i64 n, uint64_t seed, i64 position, i64 stage) {
+    for (i64 at = 0; at < n; at += 64) {
+        __m512i c0 = _mm512_add_epi32(_mm512_set1_epi32(at / 4), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        __m512i c1 = _mm512_set1_epi32(position), c2 = _mm512_set1_epi32(stage), c3 = _mm512_setzero_si512();
+        uint32_t k0 = seed, k1 = seed >> 32;
+        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+            __m512i hi0, lo0, hi1, lo1;
+            multiply_words(c0, 0xD2511F53u, &hi0, &lo0);
+            multiply_words(c2, 0xCD9E8D57u, &hi1, &lo1);
+            c0 = _mm512_xor_si512(_mm512_xor_si512(hi1, c1), _mm512_set1_epi32(k0));
+            c2 = _mm512_xor_si512(_mm512_xor_si512(hi0, c3), _mm512_set1_epi32(k1));
+            c1 = lo1, c3 = lo0;
+        }
+        /* From four vectors of 16 blocks to words in order: a 4 x 4 transpose of lanes, then one of
+         * 128-bit lanes. */
+        const __m512i a = _mm512_unpacklo_epi32(c0, c1), b = _mm512_unpacklo_epi32(c2, c3);
+        const __m512i c = _mm512_unpackhi_epi32(c0, c1), d = _mm512_unpackhi_epi32(c2, c3);
+        const __m512i r0 = _mm512_unpacklo_epi64(a, b), r1 = _mm512_unpackhi_epi64(a, b);
+        const __m512i r2 = _mm512_unpacklo_epi64(c, d), r3 = _mm512_unpackhi_epi64(c, d);
+        const __m512i s0 = _mm512_shuffle_i32x4(r0, r1, 0x44), s1 = _mm512_shuffle_i32x4(r0, r1, 0xEE);
+        const __m512i s2 = _mm512_shuffle_i32x4(r2, r3, 0x44), s3 = _mm512_shuffle_i32x4(r2, r3, 0xEE);
+        _mm512_storeu_si512(words + at, _mm512_shuffle_i32x4(s0, s2, 0x88));
+        _mm512_storeu_si512(words + at + 16, _mm512_shuffle_i32x4(s0, s2, 0xDD));
+        _mm512_storeu_si512(words + at + 32, _mm512_shuffle_i32x4(s1, s3, 0x88));
+        _mm512_storeu_si512(words + at + 48, _mm512_shuffle_i32x4(s1, s3, 0xDD));
+    }
+}
+
+/* -log(-log u), u in (0, 1) from the upper 23 bits of a word: reference.gumbel_noise. */
+INLINE __m512 gumbel_of(__m512i words) {
+    __m512 u = _mm512_cvtepi32_ps(_mm512_srli_epi32(words, 9));
+    u = _mm512_mul_ps(_mm512_add_ps(u, _mm512_set1_ps(0.5f)), _mm512_set1_ps(0x1p-23f));
+    const __m512 zero = _mm512_setzero_ps();
+    return _mm512_sub_ps(zero, log_of(_mm512_sub_ps(zero, log_of(u))));
+}
+
+/* Write what a row's next step reads: reference._advance. */
+static void advance(const Sample *a, i64 r) {
+    const i64 column = a->chosen[r];
+    int more = !(a->min_eos_p && column == a->columns - 1);
+    if (more) {
+        a->history[r * a->history_width + a->draws[r] % a->history_width] = column + a->first_id;
+        more = ++a->draws[r] < a->limits[r];
+    }
+    if (!more) {
+        a->finished[r] = 1;
+        a->slots[r] = -1;
+        a->kv_lengths[r] = 0;
+        return;
+    }
+    const i64 at = a->state_positions[r] + 1, page = a->tables[r * a->max_pages + at / a->page_size];
+    a->token_ids[r] = column + a->first_id;
+    a->state_positions[r] = at;
+    a->kv_lengths[r] = at + 1;
+    a->slots[r] = page * a->page_size + at % a->page_size;
+}
+
 #define HALF 0
 #define T(name) f32_##name
 #include "native.h"
@@ -128,7 +329,7 @@ int has_bfloat16(void) { return 1; }
 int has_bfloat16(void) { return 0; }
 #endif
 
-/* What native.py calls; `half` asks for bfloat16 -------------------------------------------------*/
+/* What native.py calls ---------------------------------------------------------------------------*/
 
 i64 packed_bytes(int half, i64 n, i64 k) { return ceil_div(n, PANEL) * CALL(panel_bytes, k); }
 
@@ -140,33 +341,35 @@ void pack(int half, char *panels, const char *weight, i64 n, i64 k) {
             CALL(pack_row, panels + p * CALL(panel_bytes, k), i % PANEL, weight + i * k * (half ? 2 : 4), k);
 }
 
-int linear(int half, char *y, const char *x, const char *panels, const char *bias, const char *norm_weight,
-           const char *norm_bias, float eps, const char *residual, i64 rows, i64 n, i64 k, char *k_pages,
-           char *v_pages, const i64 *slots, i64 heads, i64 page_size, i64 d) {
-    const Norm norm = {norm_weight, norm_bias, eps};
-    const Pages pages = {k_pages, v_pages, slots, heads, page_size, d};
-    return CALL(linear, y, x, panels, bias, &norm, residual, rows, n, k, &pages);
+static int attention(const Attention *a) {
+    const int half = a->half;
+    const Queries queries = {a->q, a->q_stride, a->starts, a->lengths};
+    Source source = {a->keys, a->values, a->tables, a->max_pages, a->page_size, a->heads * a->page_size * a->d, a->page_size * a->d, a->d};
+    if (a->kind == DECODE_ATTENTION) return CALL(decode_attention, a->out, &queries, &source, a->batch, a->heads, a->d);
+    if (a->kind == PAGED_ATTENTION) return CALL(attention, a->out, &queries, &source, a->batch, a->heads, a->d, 1);
+    /* Keys lie like the queries: one "page" a sequence, heads side by side. */
+    source = (Source){a->keys, a->values, NULL, 0, a->page_size, a->page_size * a->q_stride, a->d, a->q_stride};
+    return CALL(attention, a->out, &queries, &source, a->batch, a->heads, a->d, 0);
 }
 
-int paged_attention(int half, char *out, const char *q, i64 q_stride, const char *k_pages, const char *v_pages,
-                    const i64 *tables, const i64 *starts, const i64 *lengths, i64 batch, i64 max_pages,
-                    i64 page_size, i64 heads, i64 d) {
-    const Queries queries = {q, q_stride, starts, lengths};
-    const Source source = {k_pages, v_pages, tables, max_pages, page_size, heads * page_size * d, page_size * d, d};
-    return CALL(attention, out, &queries, &source, batch, heads, d, 1);
+/* Run n operations of WORDS 64-bit words each, one after another. */
+int run(const i64 *operations, i64 n) {
+    for (i64 i = 0; i < n; i++) {
+        const i64 *operation = operations + i * WORDS;
+        const int half = operation[1];
+        int failed = -1;
+        switch (operation[0]) {
+            case EMBEDDING_SUM: failed = CALL(embedding_sum, (const Embedding *)operation); break;
+            case LINEAR: failed = CALL(linear, (const Linear *)operation); break;
+            case SAMPLE: failed = CALL(sample, (const Sample *)operation); break;
+            default: failed = attention((const Attention *)operation);
+        }
+        if (failed) return failed;
+    }
+    return 0;
 }
 
-int decode_attention(int half, char *out, const char *q, const char *k_pages, const char *v_pages,
-                     const i64 *tables, const i64 *lengths, i64 batch, i64 max_pages, i64 page_size,
-                     i64 heads, i64 d) {
-    const Source source = {k_pages, v_pages, tables, max_pages, page_size, heads * page_size * d, page_size * d, d};
-    return CALL(decode_attention, out, q, &source, lengths, batch, heads, d);
-}
-
-/* q, k and v have the same strides; sequence b is rows b * tokens on, starts and lengths say so. */
-int bidirectional_attention(int half, char *out, const char *q, const char *k, const char *v, i64 stride,
-                            const i64 *starts, const i64 *lengths, i64 batch, i64 tokens, i64 heads, i64 d) {
-    const Queries queries = {q, stride, starts, lengths};
-    const Source source = {k, v, NULL, 0, tokens, tokens * stride, d, stride};
-    return CALL(attention, out, &queries, &source, batch, heads, d, 0);
+/* For tests of the generator. */
+void words_of_rows(uint32_t *words, const i64 *seeds, const i64 *positions, i64 rows, i64 width, i64 stage) {
+    for (i64 r = 0; r < rows; r++) random_words(words + r * width, width, seeds[r], positions[r], stage);
 }

@@ -21,6 +21,16 @@ INLINE void T(store)(void *p, i64 i, __mmask16 lanes, __m512 value) {
 #endif
 }
 
+/* What would be loaded after storing: in the reference every operation rounds. */
+INLINE __m512 T(rounded)(__m512 value) {
+#if HALF
+    const __m512i raw = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
+#else
+    return value;
+#endif
+}
+
 /* sum + x * w, of PER_WORD numbers a lane. */
 INLINE __m512 T(multiply)(__m512 sum, __m512 x, __m512 w) {
 #if HALF
@@ -83,7 +93,8 @@ INLINE void T(tile)(i64 rows, const char *x, i64 stride, const char *panel, i64 
 }
 
 /* Layer norm of one row (Ba et al. 2016), statistics in float32. */
-INLINE void T(norm_row)(char *y, const char *x, const Norm *norm, i64 k) {
+INLINE void T(norm_row)(char *y, const char *x, const Linear *a) {
+    const i64 k = a->k;
     __m512 sum = _mm512_setzero_ps(), squares = sum;
     for (i64 i = 0; i < k; i += 16) sum = _mm512_add_ps(sum, T(load)(x, i, first_lanes(k - i)));
     const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / k);
@@ -92,74 +103,86 @@ INLINE void T(norm_row)(char *y, const char *x, const Norm *norm, i64 k) {
         const __m512 d = _mm512_maskz_sub_ps(lanes, T(load)(x, i, lanes), mean);
         squares = _mm512_fmadd_ps(d, d, squares);
     }
-    const __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / k + norm->eps));
+    const __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / k + (float)a->eps));
     for (i64 i = 0; i < k; i += 16) {
         const __mmask16 lanes = first_lanes(k - i);
         __m512 v = _mm512_mul_ps(_mm512_sub_ps(T(load)(x, i, lanes), mean), scale);
-        v = _mm512_mul_ps(v, T(load)(norm->weight, i, lanes));
-        if (norm->bias) v = _mm512_add_ps(v, T(load)(norm->bias, i, lanes));
+        v = _mm512_mul_ps(v, T(load)(a->norm_weight, i, lanes));
+        if (a->norm_bias) v = _mm512_add_ps(v, T(load)(a->norm_bias, i, lanes));
         T(store)(y, i, lanes, v);
     }
 }
 
-/* Bias, then residual, on one row of a panel's sums. */
-INLINE void T(finish_row)(char *y, const float *sums, const char *bias, const char *residual, i64 row, i64 column, i64 n) {
+/* Bias, then GELU, then residual, on one row of a panel's sums. */
+INLINE void T(finish_row)(const Linear *a, const float *sums, i64 row, i64 column) {
     for (i64 j = 0; j < PANEL; j += 16, column += 16) {
-        const __mmask16 lanes = first_lanes(n - column);
-        const i64 at = row * n + column;
+        const __mmask16 lanes = first_lanes(a->n - column);
+        const i64 at = row * a->n + column;
         __m512 v = _mm512_loadu_ps(sums + j);
-        if (bias) v = _mm512_add_ps(v, T(load)(bias, column, lanes));
-        if (residual) {
-            if (HALF) { /* as in the reference, the product is rounded before the sum is */
-                T(store)(y, at, lanes, v);
-                v = T(load)(y, at, lanes);
-            }
-            v = _mm512_add_ps(v, T(load)(residual, at, lanes));
-        }
-        T(store)(y, at, lanes, v);
+        if (a->bias) v = _mm512_add_ps(v, T(load)(a->bias, column, lanes));
+        if (a->gelu) v = gelu_of(T(rounded)(v));
+        if (a->residual) v = _mm512_add_ps(T(rounded)(v), T(load)(a->residual, at, lanes));
+        T(store)(a->y, at, lanes, v);
     }
 }
 
 /* Copy the keys and values of one row, which follow its queries, to their pages. */
-INLINE void T(write_row)(const Pages *pages, const char *keys, i64 row) {
-    const i64 slot = pages->slots[row], bytes = pages->d * SIZE;
+INLINE void T(write_row)(const Linear *a, i64 row) {
+    const i64 slot = a->slots[row], bytes = a->d * SIZE;
+    const char *keys = a->y + (row * a->n + a->n / 3) * SIZE;
     if (slot < 0) return;
-    const i64 page = slot / pages->page_size, offset = slot % pages->page_size;
-    for (i64 h = 0; h < pages->heads; h++) {
-        const i64 to = ((page * pages->heads + h) * pages->page_size + offset) * bytes;
-        memcpy(pages->keys + to, keys + h * bytes, bytes);
-        memcpy(pages->values + to, keys + (pages->heads + h) * bytes, bytes);
+    const i64 page = slot / a->page_size, offset = slot % a->page_size;
+    for (i64 h = 0; h < a->heads; h++) {
+        const i64 to = ((page * a->heads + h) * a->page_size + offset) * bytes;
+        memcpy(a->k_pages + to, keys + h * bytes, bytes);
+        memcpy(a->v_pages + to, keys + (a->heads + h) * bytes, bytes);
     }
 }
 
-static int T(linear)(char *y, const char *x, const char *panels, const char *bias, const Norm *norm,
-                     const char *residual, i64 rows, i64 n, i64 k, const Pages *pages) {
-    const i64 n_panels = ceil_div(n, PANEL), blocks = ceil_div(rows, MAX_ROWS), x_bytes = k * SIZE;
-    char *normed = norm->weight ? scratch(rows * x_bytes) : NULL;
-    if (norm->weight && !normed) return -1;
-    const char *in = normed ? normed : x;
+static int T(linear)(const Linear *a) {
+    const i64 rows = a->rows, blocks = ceil_div(rows, MAX_ROWS), x_bytes = a->k * SIZE;
+    char *normed = a->norm_weight ? scratch(rows * x_bytes) : NULL;
+    if (a->norm_weight && !normed) return -1;
+    const char *x = normed ? normed : a->x;
 #pragma omp parallel
     {
         if (normed) {
 #pragma omp for schedule(static)
-            for (i64 r = 0; r < rows; r++) T(norm_row)(normed + r * x_bytes, x + r * x_bytes, norm, k);
+            for (i64 r = 0; r < rows; r++) T(norm_row)(normed + r * x_bytes, a->x + r * x_bytes, a);
         }
 #pragma omp for schedule(static)
-        for (i64 p = 0; p < n_panels; p++) {
-            const char *panel = panels + p * T(panel_bytes)(k);
+        for (i64 p = 0; p < ceil_div(a->n, PANEL); p++) {
+            const char *panel = a->panels + p * T(panel_bytes)(a->k);
             for (i64 block = 0; block < blocks; block++) {
                 float sums[MAX_ROWS][PANEL];
                 /* Blocks of nearly equal size: 8 + 8 rows take less time than 12 + 4. */
                 const i64 start = block * rows / blocks, stop = (block + 1) * rows / blocks;
-                T(tile)(stop - start, in + start * x_bytes, x_bytes, panel, k, sums);
-                for (i64 r = start; r < stop; r++) T(finish_row)(y, sums[r - start], bias, residual, r, p * PANEL, n);
+                T(tile)(stop - start, x + start * x_bytes, x_bytes, panel, a->k, sums);
+                for (i64 r = start; r < stop; r++) T(finish_row)(a, sums[r - start], r, p * PANEL);
             }
         }
-        if (pages->keys) {
+        if (a->k_pages) {
 #pragma omp for schedule(static)
-            for (i64 r = 0; r < rows; r++) T(write_row)(pages, y + (r * n + n / 3) * SIZE, r);
+            for (i64 r = 0; r < rows; r++) T(write_row)(a, r);
         }
     }
+    return 0;
+}
+
+/* Embeddings: of each row the sum over streams, negative ids left out, and a position's. */
+static int T(embedding_sum)(const Embedding *a) {
+    for (i64 r = 0; r < a->rows; r++)
+        for (i64 i = 0; i < a->width; i += 16) {
+            const __mmask16 lanes = first_lanes(a->width - i);
+            __m512 sum = _mm512_setzero_ps();
+            for (i64 k = 0; k < a->streams; k++) {
+                const i64 id = a->ids[k * a->ids_stride + r];
+                if (id < 0) continue;
+                sum = T(rounded)(_mm512_add_ps(sum, T(load)(a->tables, k * a->table_stride + id * a->width + i, lanes)));
+            }
+            sum = _mm512_add_ps(sum, T(load)(a->position_table, a->positions[r] * a->width + i, lanes));
+            T(store)(a->y, r * a->width + i, lanes, sum);
+        }
     return 0;
 }
 
@@ -308,7 +331,8 @@ INLINE void T(attend_one)(char *out, const char *q, const Source *source, i64 b,
     }
 }
 
-static int T(decode_attention)(char *out, const char *q, const Source *source, const i64 *lengths, i64 batch, i64 heads, i64 d) {
+static int T(decode_attention)(char *out, const Queries *queries, const Source *source, i64 batch, i64 heads, i64 d) {
+    const i64 *lengths = queries->lengths;
     i64 longest = 0;
     for (i64 b = 0; b < batch; b++) longest = max_of(longest, lengths[b]);
     const i64 width = ceil_div(longest + 1, 16) * 16;
@@ -318,10 +342,57 @@ static int T(decode_attention)(char *out, const char *q, const Source *source, c
     for (i64 b = 0; b < batch; b++)
         for (i64 h = 0; h < heads; h++) {
             float *scores = all + omp_get_thread_num() * width;
-            const i64 at = (b * heads + h) * d * SIZE;
-            if (d == 64) T(attend_one)(out + at, q + at, source, b, h, lengths[b], 64, scores); /* Bark's; unrolled */
-            else T(attend_one)(out + at, q + at, source, b, h, lengths[b], d, scores);
+            char *to = out + (b * heads + h) * d * SIZE;
+            const char *q = queries->q + (b * queries->token_stride + h * d) * SIZE;
+            if (d == 64) T(attend_one)(to, q, source, b, h, lengths[b], 64, scores); /* Bark's; unrolled */
+            else T(attend_one)(to, q, source, b, h, lengths[b], d, scores);
         }
+    return 0;
+}
+
+/* Sampling --------------------------------------------------------------------------------------*/
+
+/* One row's column; `values` and `noise` hold 64 numbers more than there are columns. */
+INLINE i64 T(sample_row)(const Sample *a, i64 row, float *values, float *noise) {
+    const i64 columns = a->columns, position = a->positions[row], turn = position % a->n_ranges;
+    const i64 from = turn * a->range_size, to = turn == a->n_ranges - 1 ? columns : from + a->range_size;
+    for (i64 j = 0; j < columns; j += 16) {
+        const __m512 v = T(load)(a->logits, row * columns + j, first_lanes(columns - j));
+        const __mmask16 lanes = first_lanes(to - j) & ~first_lanes(from - j);
+        _mm512_storeu_ps(values + j, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), lanes, v));
+    }
+    if (a->min_eos_p && a->min_eos_p[row] > 0 && last_probability(values, columns) > a->min_eos_p[row]) return columns - 1;
+    if (a->temperature[row] != 0) {
+        const __m512 temperature = _mm512_set1_ps(a->temperature[row]);
+        for (i64 j = 0; j < columns; j += 16)
+            _mm512_storeu_ps(values + j, _mm512_div_ps(_mm512_loadu_ps(values + j), temperature));
+        const float least = least_kept(values, columns, a->top_k[row], a->top_p[row], noise);
+        random_words((uint32_t *)noise, columns, a->seeds[row], position, a->stage);
+        for (i64 j = 0; j < columns; j += 16) {
+            __m512 v = _mm512_loadu_ps(values + j);
+            const __mmask16 kept = _mm512_cmp_ps_mask(v, _mm512_set1_ps(least), _CMP_GE_OQ);
+            v = _mm512_add_ps(v, gumbel_of(_mm512_loadu_si512(noise + j)));
+            _mm512_storeu_ps(values + j, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), kept, v));
+        }
+    }
+    return argmax_of(values, columns);
+}
+
+static int T(sample)(const Sample *a) {
+    const i64 width = ceil_div(a->columns, 64) * 64 + 64;
+    const i64 own_bytes = 2 * width * 4;
+    char *all = scratch(omp_get_max_threads() * own_bytes);
+    if (!all) return -1;
+#pragma omp parallel for schedule(dynamic) if (a->rows > 1)
+    for (i64 r = 0; r < a->rows; r++) {
+        if (a->finished && a->finished[r]) {
+            a->chosen[r] = 0;
+            continue;
+        }
+        float *values = (float *)(all + omp_get_thread_num() * own_bytes);
+        a->chosen[r] = T(sample_row)(a, r, values, values + width);
+        if (a->finished) advance(a, r);
+    }
     return 0;
 }
 

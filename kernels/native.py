@@ -27,14 +27,19 @@ import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from bark_fast.kernels.state import DecodeState
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("native.c", "native.h")
@@ -72,8 +77,14 @@ def why_not(dtype: torch.dtype) -> str | None:
 
 
 def pack(weight: Tensor) -> PackedWeight:
-    """weight [N, K] on the CPU, in panels."""
+    """weight [N, K] on the CPU, in panels.
+
+    Raises:
+        ValueError: K is odd in bfloat16, which is multiplied by pairs.
+    """
     n, k = weight.shape
+    if weight.dtype == torch.bfloat16 and k % 2:
+        raise ValueError(f"a bfloat16 weight [N, K] must have an even K, got {k}")
     weight = weight.contiguous()
     half = weight.dtype == torch.bfloat16
     library = _load()
@@ -82,6 +93,21 @@ def pack(weight: Tensor) -> PackedWeight:
     panels = raw[-raw.data_ptr() % 64 :]
     library.pack(half, panels.data_ptr(), weight.data_ptr(), n, k)
     return PackedWeight(panels, weight.shape, weight.dtype)
+
+
+def embedding_sum(
+    ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
+) -> Tensor:
+    """See `bark_fast.kernels.embedding_sum`."""
+    ids = ids if ids.stride(1) == 1 else _contiguous(ids)
+    streams, rows = ids.shape
+    width = tables.shape[2]
+    y = torch.empty(rows, width, dtype=tables.dtype)
+    _run(
+        _EMBEDDING_SUM, y, ids, tables, positions, position_table, streams, rows, width,
+        ids.stride(0), tables.stride(0),
+    )  # fmt: skip
+    return y
 
 
 def fused_linear(
@@ -95,11 +121,7 @@ def fused_linear(
     eps: float,
 ) -> Tensor:
     """See `bark_fast.kernels.fused_linear`."""
-    y = _linear(x, weight, bias, norm, None if gelu else residual, eps)
-    if not gelu:
-        return y
-    y = F.gelu(y)
-    return y if residual is None else y.add_(residual)
+    return _linear(x, weight, bias, norm, residual, eps, gelu)
 
 
 def qkv_to_pages(
@@ -114,8 +136,9 @@ def qkv_to_pages(
     eps: float,
 ) -> Tensor:
     """See `bark_fast.kernels.qkv_to_pages`; the result is a view with a row stride of 3 C."""
-    y = _linear(x, weight, bias, norm, None, eps, pages=(k_pages, v_pages, slots))
-    _, heads, _, d = k_pages.shape
+    _, heads, page_size, d = k_pages.shape
+    pages = (k_pages, v_pages, slots, heads, page_size, d)
+    y = _linear(x, weight, bias, norm, None, eps, False, *pages)
     return y.view(len(x), 3, heads, d)[:, 0]
 
 
@@ -126,20 +149,17 @@ def _linear(
     norm: tuple[Tensor, Tensor | None] | None,
     residual: Tensor | None,
     eps: float,
-    pages: tuple[Tensor, Tensor, Tensor] | None = None,
+    gelu: bool,
+    *pages: Tensor | int,
 ) -> Tensor:
-    rows, (n, k) = len(x), weight.shape
-    x = x.contiguous()
-    y = torch.empty(rows, n, dtype=x.dtype)
-    norm_weight, norm_bias = norm or (None, None)
-    k_pages, v_pages, slots = pages or (None, None, None)
-    _, heads, page_size, d = (0, 0, 0, 0) if k_pages is None else k_pages.shape
-    failed = _load().linear(
-        weight.dtype == torch.bfloat16, y.data_ptr(), x.data_ptr(), weight.panels.data_ptr(),
-        _address(bias), _address(norm_weight), _address(norm_bias), eps, _address(residual),
-        rows, n, k, _address(k_pages), _address(v_pages), _address(slots), heads, page_size, d,
+    n, k = weight.shape
+    x = _contiguous(x)
+    y = torch.empty(x.shape[0], n, dtype=x.dtype)
+    _run(
+        _LINEAR, y, x, weight.panels, bias, *(norm or (None, None)), residual, _bits(eps), gelu,
+        x.shape[0], n, k, *pages,
     )  # fmt: skip
-    return _made(y, failed)
+    return y
 
 
 def paged_attention(
@@ -153,21 +173,13 @@ def paged_attention(
 ) -> Tensor:
     """See `bark_fast.kernels.paged_attention`."""
     _, heads, page_size, d = k_pages.shape
-    out = torch.empty(len(q), heads, d, dtype=q.dtype)
-    half = q.dtype == torch.bfloat16
-    pages = (k_pages.data_ptr(), v_pages.data_ptr(), block_tables.data_ptr())
-    sizes = (len(kv_lengths), block_tables.stride(0), page_size, heads, d)
-    if query_starts is None:
-        q = q.contiguous()
-        failed = _load().decode_attention(
-            half, out.data_ptr(), q.data_ptr(), *pages, kv_lengths.data_ptr(), *sizes
-        )
-    else:
-        failed = _load().paged_attention(
-            half, out.data_ptr(), q.data_ptr(), q.stride(0), *pages, query_starts.data_ptr(),
-            kv_lengths.data_ptr(), *sizes,
-        )  # fmt: skip
-    return _made(out, failed)
+    out = torch.empty(q.shape[0], heads, d, dtype=q.dtype)
+    kind = _DECODE_ATTENTION if query_starts is None else _PAGED_ATTENTION
+    _run(
+        kind, out, q, k_pages, v_pages, q.stride(0), block_tables, query_starts, kv_lengths,
+        kv_lengths.shape[0], block_tables.stride(0), page_size, heads, d,
+    )  # fmt: skip
+    return out
 
 
 def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -179,21 +191,123 @@ def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.empty(batch, tokens, heads, d, dtype=q.dtype)
     starts = torch.arange(0, (batch + 1) * tokens, tokens)
     lengths = torch.full((batch,), tokens)
-    failed = _load().bidirectional_attention(
-        q.dtype == torch.bfloat16, out.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr(),
-        q.stride(1), starts.data_ptr(), lengths.data_ptr(), batch, tokens, heads, d,
+    _run(
+        _BIDIRECTIONAL_ATTENTION, out, q, k, v, q.stride(1), None, starts, lengths, batch, 0,
+        tokens, heads, d,
     )  # fmt: skip
-    return _made(out, failed)
+    return out
 
 
-def _made(result: Tensor, failed: int) -> Tensor:
-    if failed:
-        raise MemoryError("no memory left for a product's or attention's intermediate results")
-    return result
+def sample(
+    logits: Tensor,
+    *,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    stage: int,
+    min_eos_p: Tensor | None,
+    n_ranges: int,
+    range_size: int,
+    first_id: int,
+    state: DecodeState | None,
+) -> Tensor:
+    """See `bark_fast.kernels.sample`."""
+    logits = _contiguous(logits)
+    rows, columns = logits.shape
+    chosen = torch.empty(rows, dtype=torch.int64)
+    advanced: tuple[Tensor | int, ...] = ()
+    if state is not None:
+        advanced = (
+            state.finished, state.token_ids, state.positions, state.kv_lengths, state.slots,
+            state.draws, state.limits, state.block_tables, state.history,
+            state.block_tables.stride(0), state.page_size, state.history.shape[1], first_id,
+        )  # fmt: skip
+    _run(
+        _SAMPLE, chosen, logits, rows, columns, temperature, top_p, top_k, seeds, positions,
+        min_eos_p, stage, n_ranges, range_size, *advanced, dtype=logits.dtype,
+    )  # fmt: skip
+    return chosen
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def random_words(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
+    """See `bark_fast.kernels.random_words`."""
+    width = -(-n_ids // 64) * 64
+    words = torch.empty(len(seeds), width, dtype=torch.int32)
+    _load().words_of_rows(
+        words.data_ptr(), seeds.data_ptr(), positions.data_ptr(), len(seeds), width, stage
+    )
+    return words[:, :n_ids].to(torch.int64) & 0xFFFFFFFF
+
+
+# Running and recording --------------------------------------------------------------------------
+
+# As in native.c.
+_EMBEDDING_SUM, _LINEAR, _PAGED_ATTENTION, _DECODE_ATTENTION, _BIDIRECTIONAL_ATTENTION, _SAMPLE = (
+    range(6)
+)
+_WORDS = 40
+_Operation = ctypes.c_int64 * _WORDS
+
+_thread = threading.local()
+
+
+def record(step: Callable[[], None]) -> Callable[[], None]:
+    """Run `step` once and return what repeats its operations, on the same tensors, in one call.
+
+    All that `step` computes must be operations of this file: what torch computes is not repeated.
+    """
+    operations: list[Any] = []
+    tensors: list[Any] = []
+    _thread.recording = (operations, tensors)
+    try:
+        step()
+    finally:
+        _thread.recording = None
+    program = (_Operation * len(operations))(*operations)
+    run = _load().run
+
+    def repeat(held: list[Any] = tensors) -> None:
+        # Held here, the tensors stay where they are and nobody else is given their memory.
+        if run(program, len(program)):
+            raise MemoryError(_NO_MEMORY)
+
+    return repeat
+
+
+_NO_MEMORY = "no memory left for the intermediate results of a product, attention or sampling"
+
+
+def _run(kind: int, result: Tensor, *arguments: Any, dtype: torch.dtype | None = None) -> None:
+    """Run one operation, whose struct's members are the arguments in their order."""
+    half = (dtype or result.dtype) == torch.bfloat16
+    words = [kind, half, result.data_ptr()]
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            words.append(argument.data_ptr())
+        else:
+            words.append(argument or 0)
+    operation = _Operation(*words)
+    if _load().run(operation, 1):
+        raise MemoryError(_NO_MEMORY)
+    recording = getattr(_thread, "recording", None)
+    if recording is not None:
+        recording[0].append(operation)
+        recording[1].append((result, arguments))
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    if x.is_contiguous():
+        return x
+    assert getattr(_thread, "recording", None) is None, "a copy would not be repeated"
+    return x.contiguous()
+
+
+@functools.cache
+def _bits(value: float) -> int:
+    """The 64 bits of a double, as an integer."""
+    return int(struct.unpack("q", struct.pack("d", value))[0])
 
 
 # Compiling and loading --------------------------------------------------------------------------
@@ -215,25 +329,8 @@ def _load() -> ctypes.CDLL:
         ("has_bfloat16", integer, ()),
         ("packed_bytes", number, (integer, number, number)),
         ("pack", None, (integer, pointer, pointer, number, number)),
-        (
-            "linear",
-            integer,
-            (
-                *(integer, *[pointer] * 6, ctypes.c_float, pointer),
-                *([number] * 3 + [pointer] * 3 + [number] * 3),
-            ),
-        ),
-        (
-            "paged_attention",
-            integer,
-            (integer, pointer, pointer, number, *[pointer] * 5, *[number] * 5),
-        ),
-        ("decode_attention", integer, (integer, *[pointer] * 6, *[number] * 5)),
-        (
-            "bidirectional_attention",
-            integer,
-            (integer, *[pointer] * 4, number, *[pointer] * 2, *[number] * 4),
-        ),
+        ("run", integer, (pointer, number)),
+        ("words_of_rows", None, (pointer, pointer, pointer, number, number, number)),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = returns, takes

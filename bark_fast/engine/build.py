@@ -13,7 +13,7 @@ from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.weights import load_weights
 from bark_fast.engine.decoder import Decoder
 from bark_fast.engine.engine import Engine, Runners, Setup
-from bark_fast.engine.graphs import CudaGraphRecorder, NoRecorder, Recorder, ladder
+from bark_fast.engine.graphs import CudaGraphRecorder, NativeRecorder, NoRecorder, Recorder, ladder
 from bark_fast.engine.kv_cache import PagePool
 from bark_fast.engine.options import EngineOptions
 from bark_fast.engine.scheduler import Work
@@ -88,10 +88,11 @@ def load_engine(
         device=device,
     )
     if recorder is None:
-        # Plain torch asks for lengths as it goes, which no graph can hold.
-        graphs = on_cuda and impl == "triton" and options.cuda_graphs
-        recorder = CudaGraphRecorder(device) if graphs else NoRecorder()
-    sizes = None if isinstance(recorder, NoRecorder) else ladder(setup.max_running)
+        recorder = _recorder(device, impl, cuda_graphs=options.cuda_graphs)
+    # On a CPU every batch is run as it is: an empty row costs as much as another, and recording
+    # next to nothing.
+    exact = isinstance(recorder, (NoRecorder, NativeRecorder))
+    sizes = None if exact else ladder(setup.max_running)
 
     def decoder(stage: CausalStage) -> Decoder:
         return Decoder(
@@ -110,6 +111,14 @@ def load_engine(
         stage: PagePool(cache.keys.shape[1], cache.page_size) for stage, cache in caches.items()
     }
     return Engine(runners, pools, config, setup, device=device)
+
+
+def _recorder(device: torch.device, impl: Impl, *, cuda_graphs: bool) -> Recorder:
+    if impl == "native":
+        return NativeRecorder()
+    # Plain torch asks for lengths as it goes, which no graph can hold.
+    graphs = device.type == "cuda" and impl == "triton" and cuda_graphs
+    return CudaGraphRecorder(device) if graphs else NoRecorder()
 
 
 def allocate_pages(

@@ -1,8 +1,9 @@
-"""CUDA graphs over a decode step: one for each of a ladder of batch sizes.
+"""Decode steps recorded once and repeated: CUDA graphs, one for each of a ladder of batch sizes.
 
 A decode step of Bark is some hundred launches of a few microseconds each, more than the host can
 issue in that time; as a graph it is one. A graph freezes its launches and the addresses that they
-read, so it serves one batch size, on tensors that stay where they are.
+read, so it serves one batch size, on tensors that stay where they are. The native CPU kernels have
+the same in small.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
+
+from bark_fast import kernels
 
 Step = Callable[[], None]
 
@@ -47,6 +50,13 @@ class CudaGraphRecorder:
         ):
             step()
         return graph.replay
+
+
+class NativeRecorder:
+    """Repeats a step of the native CPU kernels as one call, which spares the interpreter's part."""
+
+    def record(self, step: Step) -> Step:
+        return kernels.record_native(step)
 
 
 class NoRecorder:

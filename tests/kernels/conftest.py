@@ -1,5 +1,5 @@
 """One fixture runs a test on plain torch, on Triton as it is launched, and on Triton with small
-tiles, so that small inputs cross the tiles' edges."""
+tiles, so that small inputs cross the tiles' edges; another on Triton and the native CPU kernels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bark_fast import kernels
 from bark_fast.kernels import attention, codebook, linear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,3 +42,11 @@ def triton_impl(request: pytest.FixtureRequest) -> str:
     if request.param == "triton-small":
         request.getfixturevalue("small_tiles")
     return "triton"
+
+
+@pytest.fixture(params=["triton", "native"])
+def compiled_impl(request: pytest.FixtureRequest) -> str:
+    missing = kernels.why_not_native(DEVICE, torch.float32)
+    if request.param == "native" and missing:
+        pytest.skip(f"no native kernels here: {missing}")
+    return request.param

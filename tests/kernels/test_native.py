@@ -154,6 +154,57 @@ def test_bidirectional(monkeypatch, dtype, length: int, size: int) -> None:
     assert torch.equal(apart, got)
 
 
+@pytest.mark.parametrize("streams", [1, 3])
+def test_embedding_sum(monkeypatch, dtype, streams: int) -> None:
+    tables, place = randn(streams, 20, 50, dtype=dtype), randn(9, 50, seed=1, dtype=dtype)
+    ids = torch.randint(-1, 20, (7, streams)).T  # as the fine model's codes lie: side by side
+    positions = torch.tensor([0, 8, 3, 3, 1, 2, 5])
+    for given, shared in ((ids, tables), (ids.contiguous(), tables[:1].expand(streams, -1, -1))):
+        about = {"positions": positions, "position_table": place}
+        with guarded_outputs(monkeypatch):
+            got = kernels.embedding_sum(given, shared, **about, impl="native")
+        exact = kernels.embedding_sum(
+            given, shared.double(), positions=positions, position_table=place.double()
+        )
+        assert_accurate(got, kernels.embedding_sum(given, shared, **about), exact)
+
+
+def test_gelu_over_its_range(dtype) -> None:
+    x = torch.linspace(-12, 12, 4096).view(-1, 2).to(dtype)
+    identity = kernels.pack_weight(torch.eye(2, dtype=dtype), impl="native")
+    got = kernels.fused_linear(x, identity, gelu=True, impl="native")
+    exact = torch.nn.functional.gelu(x.double())
+    assert_accurate(got, torch.nn.functional.gelu(x), exact)
+
+
+def test_an_odd_width_is_refused_in_pairs() -> None:
+    with pytest.raises(ValueError, match="even K, got 3"):
+        native.pack(torch.zeros(4, 3, dtype=torch.bfloat16))
+
+
+def test_a_recorded_step_is_the_step(dtype) -> None:
+    """Repeats read what is in the tensors then; a copy that would not be repeated is refused."""
+    weight = kernels.pack_weight(randn(64, 32, seed=1, dtype=dtype), impl="native")
+    x, results = randn(3, 32, dtype=dtype), []
+
+    def chain() -> None:
+        y = kernels.fused_linear(x, weight, gelu=True, impl="native")
+        results.append(kernels.fused_linear(y.view(6, 32), weight, residual=None, impl="native"))
+
+    repeat = kernels.record_native(chain)
+    first = results[0].clone()
+    x.copy_(randn(3, 32, seed=5, dtype=dtype))
+    repeat()
+    again = results[0].clone()
+    assert not torch.equal(first, again)
+    chain()
+    assert torch.equal(results[1], again)
+    with pytest.raises(AssertionError, match="would not be repeated"):
+        kernels.record_native(
+            lambda: kernels.fused_linear(randn(32, 3, dtype=dtype).T, weight, impl="native")
+        )
+
+
 def test_a_large_score_does_not_overflow(dtype) -> None:
     q = randn(1, 40, 1, 32, dtype=dtype) * 100
     got = kernels.bidirectional_attention(q, q, q, impl="native")

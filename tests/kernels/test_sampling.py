@@ -8,7 +8,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -217,15 +217,15 @@ def test_equal_logits_are_kept_or_dropped_together() -> None:
         assert int(got.isfinite().sum()) == kept
 
 
-# The Triton kernel against the reference.
+# The compiled ones against the reference.
 
 
-def test_random_words_equal_the_reference(triton_impl) -> None:
+def test_random_words_equal_the_reference(compiled_impl) -> None:
     seeds = torch.tensor([0, 1, -1, 2**62 + 12345, -(2**63), 2**63 - 1], device=DEVICE)
     positions = torch.tensor([0, 7, 2**32 - 1, 767, 2**31, 1], device=DEVICE)
     for stage, n_ids in ((0, 101), (2, 4), (1, 1)):
         options = {"stage": stage, "n_ids": n_ids}
-        got = kernels.random_words(seeds, positions, impl=triton_impl, **options)
+        got = kernels.random_words(seeds, positions, impl=compiled_impl, **options)
         assert torch.equal(got, kernels.random_words(seeds, positions, impl="torch", **options))
 
 
@@ -241,41 +241,50 @@ def options_of(n: int, seed: int = 0) -> dict:
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     columns=st.integers(1, 300), seed=st.integers(0, 10**6), eos=st.booleans(),
     ranges=st.integers(1, 3), half=st.booleans(),
 )  # fmt: skip
 def test_draws_equal_the_reference(
-    columns: int, seed: int, eos: bool, ranges: int, half: bool
+    compiled_impl, columns: int, seed: int, eos: bool, ranges: int, half: bool
 ) -> None:
     n = 6
     logits = randn(n, columns, seed=seed) * 3
-    logits = logits.half() if half else logits  # half precision makes ties
+    if half:  # makes ties
+        bfloat16 = (
+            compiled_impl == "native" and kernels.why_not_native(DEVICE, torch.bfloat16) is None
+        )
+        logits = logits.to(torch.bfloat16 if bfloat16 else torch.float16)
+        logits = logits if compiled_impl == "triton" or bfloat16 else logits.float()
     options = options_of(n, seed)
     if ranges > 1 and columns >= ranges:
         options |= {"n_ranges": ranges, "range_size": columns // ranges}
     elif eos:
         options["min_eos_p"] = torch.full((n,), 0.02)
-    assert draw(logits, **options, impl="triton").tolist() == draw(logits, **options).tolist()
+    assert draw(logits, **options, impl=compiled_impl).tolist() == draw(logits, **options).tolist()
 
 
 @pytest.mark.parametrize("columns", [1024, 2096, 10_001])
-def test_draws_at_the_models_sizes(monkeypatch, columns: int) -> None:
+def test_draws_at_the_models_sizes(compiled_impl, monkeypatch, columns: int) -> None:
     logits = randn(4, columns) * 2
     options = options_of(4, 3) | {"temperature": torch.tensor([0.7, 1.0, 0.3, 0.0])}
     with guarded_outputs(monkeypatch):
-        got = draw(logits, **options, impl="triton")
+        got = draw(logits, **options, impl=compiled_impl)
     assert got.tolist() == draw(logits, **options).tolist()
 
 
-def test_a_row_draws_the_same_in_any_batch_of_triton() -> None:
+def test_a_row_draws_the_same_in_any_batch_of_the_compiled(compiled_impl) -> None:
     logits = randn(18, 120)
     options = options_of(18, 5)
-    together = draw(logits, **options, impl="triton").tolist()
+    together = draw(logits, **options, impl=compiled_impl).tolist()
     for i in (0, 7, 17):
         alone = {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-        assert draw(logits[i : i + 1], **alone, impl="triton").tolist() == [together[i]]
+        assert draw(logits[i : i + 1], **alone, impl=compiled_impl).tolist() == [together[i]]
 
 
 def loop_state(n: int, page_size: int) -> kernels.DecodeState:
@@ -300,10 +309,10 @@ def loop_state(n: int, page_size: int) -> kernels.DecodeState:
 
 
 @pytest.mark.parametrize("eos", [True, False])
-def test_the_loop_needs_no_host(triton_impl, eos: bool) -> None:
+def test_the_loop_needs_no_host(compiled_impl, eos: bool) -> None:
     """Ten draws in a row: what each leaves for the next step equals the reference's."""
     n, page_size = 4, 4
-    states = {impl: loop_state(n, page_size) for impl in ("torch", triton_impl)}
+    states = {impl: loop_state(n, page_size) for impl in ("torch", compiled_impl)}
     options = options_of(n) | {"temperature": torch.ones(n), "first_id": 1000}
     if eos:
         options["min_eos_p"] = torch.tensor([0.0, 0.08, 0.0, 0.03])
