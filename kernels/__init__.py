@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bark_fast.kernels import cpu, native, reference
-from bark_fast.kernels.native import PackedWeight
+from bark_fast.kernels.native import PackedWeight, release_threads
 from bark_fast.kernels.reference import process_logits
 from bark_fast.kernels.state import DecodeState
 
@@ -62,6 +62,7 @@ __all__ = [
     "qkv_to_pages",
     "random_words",
     "record_native",
+    "release_threads",
     "sample",
     "why_not_native",
 ]

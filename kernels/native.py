@@ -310,6 +310,23 @@ def _bits(value: float) -> int:
     return int(struct.unpack("q", struct.pack("d", value))[0])
 
 
+def release_threads() -> None:
+    """Give back the OpenMP workers of the calling thread; its next parallel operation makes new
+    ones.
+
+    Each thread that computes has workers of its own. As soon as there are more of them than cores,
+    libgomp lets all sleep between operations instead of watching for the next, and those of a
+    decode step follow within microseconds.
+    """
+    try:
+        pause = ctypes.CDLL(_openmp_of_torch()).omp_pause_resource_all
+    except (_UnavailableError, AttributeError):  # another runtime, or one before OpenMP 5
+        return
+    pause(_OMP_PAUSE_SOFT)
+
+
+_OMP_PAUSE_SOFT = 1  # OpenMP 5.0, section 3.2.44: omp_pause_resource_all
+
 # Compiling and loading --------------------------------------------------------------------------
 
 
@@ -347,6 +364,7 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(found[1].split()) if found else frozenset()
 
 
+@functools.cache
 def _openmp_of_torch() -> str:
     """The OpenMP runtime that torch has loaded into this process."""
     try:

@@ -155,6 +155,10 @@ class Engine:
         return future.cancel()
 
     @property
+    def on_cpu(self) -> bool:
+        return self._device.type == "cpu"
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._inbox or self._active or self._under_way or self._cancelled)

@@ -261,3 +261,24 @@ def test_threads_are_those_of_torch(dtype) -> None:
     maps = Path("/proc/self/maps").read_text().split()
     runtimes = {Path(word).name for word in maps if "/" in word and "omp" in Path(word).name}
     assert len({name for name in runtimes if name.startswith("libgomp")}) == 1, runtimes
+
+
+def test_a_thread_can_give_its_workers_back(dtype) -> None:
+    """... and go on: they come again when they are needed."""
+    weight = kernels.pack_weight(randn(640, 64, dtype=dtype), impl="native")
+    x = randn(5, 64, dtype=dtype)
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        y = kernels.fused_linear(x, weight, impl="native")
+        working = threads()
+        kernels.release_threads()
+        assert threads() == working - 2
+        assert torch.equal(kernels.fused_linear(x, weight, impl="native"), y)
+        assert threads() == working
+    finally:
+        torch.set_num_threads(before)
