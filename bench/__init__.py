@@ -1,1 +1,1 @@
-"""Benchmarks, run from the repository's root: `python -m bench.kernels` and so on."""
+"""Benchmarks, run from the repository's root: `python -m bench --help`."""

@@ -1,102 +1,278 @@
-"""One request, text to samples, side by side with transformers' BarkModel in the same run.
+"""Whole requests, text to samples, side by side with transformers' BarkModel in the same run.
 
-    python -m bench.end_to_end --size small --semantic-tokens 100
+    python -m bench end_to_end --size small --dtype bfloat16 --requests 1 16
 
-Random weights, greedy, the same checkpoint, dtype and threads (but that bark-fast's codec is always
-float32); outputs are checked equal (float32) before anything is timed. Runs alternate, and the
-ratio is taken pair by pair, because the speed of a machine drifts.
+Random weights; the same checkpoint, dtype, device, threads and lengths on both sides, each in a
+process of its own. (bark-fast's codec is always float32.) Before anything is timed, greedy outputs
+in float32 are compared, token by token. transformers gets its best: requests are sorted into static
+batches of one voice, several batch sizes and attention implementations are tried, and the best one
+is what counts. Both sides are warm. Runs alternate, and ratios are taken pair by pair, because the
+speed of a machine drifts.
+
+The figures are written after each workload, so that an end halfway loses nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import tempfile
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
-from bark_fast import Bark, GenerationParams
-from bark_fast.checkpoint.random import create_checkpoint
-from bench.machine import device_name
+from bark_fast.bark import open_voices
+from bench.arguments import add_checkpoint, add_common, begin, dtype_of
+from bench.checkpoint import checkpoint_for, read_config
+from bench.machine import Limits
+from bench.request_costs import floor_s
+from bench.results import Case, Spread, percentile
+from bench.search import find_best
+from bench.sides import Made, Ours, SideOptions, Theirs
+from bench.worker import Worker, WorkerError
+from bench.workload import Utterance, mixed_utterances, one_utterance
 
-TEXT = "Hello, my dog is cute"
-
-
-def main() -> None:
-    """Measure, print, and with --json also write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="small", choices=["tiny", "small", "large"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--semantic-tokens", type=int, default=100)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    arguments = parser.parse_args()
-
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = create_checkpoint(Path(folder) / "checkpoint", size=arguments.size)
-        ours, theirs = build(checkpoint, arguments)
-    first, second = ours(), theirs()  # warm-up, and the proof that both do the same work
-    if arguments.dtype == "float32":
-        np.testing.assert_allclose(first, second, rtol=0, atol=1e-4)
-    assert first.shape == second.shape, "both must make the same length"
-
-    times: dict[str, list[float]] = {"bark-fast": [], "transformers": []}
-    for _ in range(arguments.runs):
-        for name, run in (("bark-fast", ours), ("transformers", theirs)):
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(*times.values(), strict=True)]
-    audio_s = len(first) / 24_000
-    report = {
-        "device": device_name(arguments.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "size": arguments.size,
-        "dtype": arguments.dtype,
-        "semantic_tokens": arguments.semantic_tokens,
-        "audio_s": audio_s,
-        "seconds": times,
-        "ratio": {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)},
-    }
-    for name, seconds in times.items():
-        print(f"{name:<13} {statistics.median(seconds):7.2f} s for {audio_s:.2f} s of audio")
-    print("ratio         {min:.2f} .. {median:.2f} .. {max:.2f}".format(**report["ratio"]))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+_CHECK_TOKENS = 12  # enough for a coarse window, a fine window and the codec
+_AUDIO_TOLERANCE = 1e-4
+_OTHER_ATTENTIONS = ("sdpa", "flash_attention_2")
 
 
-def build(
-    checkpoint: Path, arguments: argparse.Namespace
-) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
-    """Two functions that say TEXT and return the samples."""
-    n, width = arguments.semantic_tokens, 256
-    bark = Bark.from_pretrained(checkpoint, device=arguments.device, dtype=arguments.dtype)
-    dtype = getattr(torch, arguments.dtype)
-    model = transformers.BarkModel.from_pretrained(checkpoint, dtype=dtype).to(arguments.device)
-    processor = transformers.BarkProcessor(transformers.AutoTokenizer.from_pretrained(checkpoint))
-    inputs = processor(TEXT, max_length=width).to(arguments.device)
-    params = GenerationParams(temperature=0, min_eos_p=0, max_semantic_tokens=n)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+    add_checkpoint(parser)
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16], help="at a time")
+    parser.add_argument("--semantic-tokens", type=int, default=100, help="of a single request")
+    parser.add_argument("--shortest", type=int, default=30, help="semantic tokens, mixed requests")
+    parser.add_argument("--longest", type=int, default=200)
+    parser.add_argument("--voices", type=int, default=2, choices=[1, 2, 3], help="one is no voice")
+    parser.add_argument("--max-batch", type=int, help="of bark-fast's engine")
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128],
+        help="static batches to try for transformers",
+    )  # fmt: skip
+    parser.add_argument("--search-s", type=float, default=300.0, help="for trying batch sizes")
+    parser.add_argument("--budget-s", type=float, help="then fewer runs, and no further workload")
+    parser.add_argument("--keep-going", action="store_true", help="time unequal outputs too")
 
-    def ours() -> np.ndarray:
-        return bark.generate(TEXT, params=params).samples
 
-    def theirs() -> np.ndarray:
-        samples = model.generate(
-            **inputs, do_sample=False, fine_temperature=None, semantic_max_new_tokens=n
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print; 1 if outputs were not equal."""
+    results, limits = begin("end_to_end", arguments)
+    deadline = time.monotonic() + (arguments.budget_s or float("inf"))
+    with (
+        checkpoint_for(
+            arguments.checkpoint, size=arguments.size, seed=arguments.seed, dtype=arguments.dtype
+        ) as checkpoint,
+        ExitStack() as stack,
+    ):
+        options = SideOptions(
+            checkpoint,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            threads=arguments.threads,
+            impl=arguments.impl,
+            max_batch=arguments.max_batch,
         )
-        return samples[0].float().cpu().numpy()
+        exact = replace(options, dtype="float32", exact=True)
+        if exact.dtype == options.dtype and arguments.device == "cpu":
+            ours, eager = open_pair(stack, exact)
+            equal = check_equal(ours, eager, arguments.voices)
+        else:
+            with ExitStack() as briefly:
+                equal = check_equal(*open_pair(briefly, exact), arguments.voices)
+            ours, eager = open_pair(stack, options)
+        results.settings["outputs_equal_float32"] = equal
+        if not equal and not arguments.keep_going:
+            return 1
+        theirs = {"eager": eager, **open_others(stack, eager, options)}
+        results.settings["attention_tried"] = list(theirs)
+        for n in sorted(arguments.requests):
+            if time.monotonic() > deadline:
+                print(f"{n} requests: not run, the budget is spent")
+                continue
+            utterances = workload(n, arguments)
+            case = compare(ours, theirs, utterances, arguments, deadline)
+            case.values["floor_s"] = floor_of(utterances, checkpoint, limits, arguments)
+            results.cases.append(case)
+            print_case(case)
+            results.write(arguments.json)
+    return 0 if equal else 1
 
+
+def workload(n: int, arguments: argparse.Namespace) -> list[Utterance]:
+    if n == 1:
+        return one_utterance(arguments.semantic_tokens)
+    return mixed_utterances(
+        n,
+        n_voices=arguments.voices,
+        shortest=arguments.shortest,
+        longest=arguments.longest,
+        seed=arguments.seed,
+    )
+
+
+def open_pair(stack: ExitStack, options: SideOptions) -> tuple[Worker, Worker]:
+    """bark-fast and transformers, which load at the same time."""
+    ours, theirs = (stack.enter_context(Worker(side, options=options)) for side in (Ours, Theirs))
+    ours.wait()
+    theirs.wait()
     return ours, theirs
 
 
+def open_others(stack: ExitStack, eager: Worker, options: SideOptions) -> dict[str, Worker]:
+    """transformers with each further attention implementation that it takes."""
+    workers = {}
+    for attention in _OTHER_ATTENTIONS:
+        reason = eager.call("refusal", attention)
+        if reason is not None:
+            print(f"transformers refuses {attention}: {reason[:100]}", flush=True)
+            continue
+        worker = stack.enter_context(Worker(Theirs, options=replace(options, attention=attention)))
+        try:
+            worker.wait()
+        except WorkerError as error:
+            print(f"transformers failed with {attention}: {str(error).strip()[-100:]}", flush=True)
+        else:
+            workers[attention] = worker
+    return workers
+
+
+def check_equal(ours: Worker, theirs: Worker, n_voices: int) -> bool:
+    """Whether both sides make the same of a short request, without and with a voice."""
+    equal = True
+    for utterance in mixed_utterances(
+        min(2, n_voices), n_voices=n_voices, shortest=_CHECK_TOKENS, longest=_CHECK_TOKENS
+    ):
+        shares = compare_outputs(
+            ours.call("run", [utterance], keep=True), theirs.call("run", [utterance], keep=True)
+        )
+        error = shares.pop("audio_error")
+        same = min(shares.values()) == 1.0 and error < _AUDIO_TOLERANCE
+        equal &= same
+        print(
+            f"float32, {'no voice' if utterance.voice is None else 'a voice'}: "
+            + ("tokens equal" if same else f"NOT EQUAL, shares of equal tokens {shares}")
+            + f", audio within {error:.1e}",
+            flush=True,
+        )
+    return equal
+
+
+def compare_outputs(first: Made, second: Made) -> dict[str, float]:
+    """Shares of equal tokens, and the largest difference in audio."""
+    assert first.outputs is not None
+    assert second.outputs is not None
+    pairs = list(zip(first.outputs, second.outputs, strict=True))
+    return {
+        "semantic": float(np.mean([np.mean(a.semantic == b.semantic) for a, b in pairs])),
+        "fine": float(np.mean([np.mean(a.fine == b.fine) for a, b in pairs])),
+        "audio_error": float(max(np.abs(a.samples - b.samples).max() for a, b in pairs)),
+    }
+
+
+def compare(
+    ours: Worker,
+    theirs: dict[str, Worker],
+    utterances: Sequence[Utterance],
+    arguments: argparse.Namespace,
+    deadline: float,
+) -> Case:
+    """One workload on both sides, in pairs of runs."""
+    first: Made = ours.call("run", utterances, keep=True)  # the warm-up
+    tried = find_best(theirs, utterances, arguments.batch_sizes, arguments.search_s)
+    best = tried[0]
+    rival = theirs[best.attention]
+    pairs: list[tuple[Made, Made]] = []
+    single = len(utterances) == 1
+    took = 0.0
+    while len(pairs) < arguments.runs and (not pairs or time.monotonic() + took < deadline):
+        start = time.monotonic()
+        mine = ours.call("run", utterances)
+        other = rival.call("run", utterances, batch_size=best.batch_size, keep=single)
+        pairs.append((mine, other))
+        took = time.monotonic() - start
+    values: dict[str, Any] = {
+        "requests": len(utterances),
+        "audio_s": first.audio_s,
+        "ratio": Spread.of([b.seconds / a.seconds for a, b in pairs]).as_dict(),
+        "bark_fast": summarize([a for a, _ in pairs]),
+        "transformers": {
+            **summarize([b for _, b in pairs]),
+            "batch_size": best.batch_size,
+            "attention": best.attention,
+            "tried": [asdict(trial) for trial in tried],
+        },
+    }
+    if single:
+        values["equal_tokens"] = compare_outputs(first, pairs[-1][1])
+        times = [ours.call("first_audio_s", utterances[0]) for _ in range(arguments.runs + 1)]
+        values["bark_fast"]["first_audio_s"] = Spread.of(times[1:]).as_dict()
+        # transformers gives a sentence out when it is whole.
+        values["transformers"]["first_audio_s"] = values["transformers"]["seconds"]
+    return Case(name_of(len(utterances)), Spread.of([a.seconds for a, _ in pairs]), values)
+
+
+def summarize(runs: Sequence[Made]) -> dict[str, Any]:
+    """What several runs of one side came to; details are those of the median run."""
+    middle = sorted(runs, key=lambda made: made.seconds)[(len(runs) - 1) // 2]
+    return {
+        "seconds": Spread.of([made.seconds for made in runs]).as_dict(),
+        "audio_s_per_s": middle.audio_s / middle.seconds,
+        "real_time_factor": middle.seconds / middle.audio_s,
+        "latency_p50_s": percentile(middle.done_s, 0.5),
+        "latency_p95_s": percentile(middle.done_s, 0.95),
+        "stage_s": middle.stage_s,
+        "peak_bytes": max(made.peak_bytes for made in runs),
+    }
+
+
+def floor_of(
+    utterances: Sequence[Utterance], checkpoint: Path, limits: Limits, arguments: argparse.Namespace
+) -> float:
+    """The least time that the workload can take on this machine."""
+    voices = open_voices(checkpoint, local_files_only=True)
+    requests = [(u.n_tokens, voices.get(u.voice)) for u in utterances]
+    size = dtype_of(arguments).itemsize
+    return floor_s(requests, read_config(checkpoint), limits, size=size)
+
+
+def name_of(n_requests: int) -> str:
+    return "1 request" if n_requests == 1 else f"{n_requests} mixed requests"
+
+
+def print_case(case: Case) -> None:
+    values = case.values
+    ratio, rival = values["ratio"], values["transformers"]
+    print(f"{case.name}, {values['audio_s']:.1f} s of audio, floor {values['floor_s']:.2f} s")
+    for name in ("bark_fast", "transformers"):
+        side = values[name]
+        seconds = side["seconds"]
+        first = side.get("first_audio_s")
+        print(
+            f"  {name.replace('_', '-'):<13}{seconds['median']:8.2f} s "
+            f"({seconds['min']:.2f} to {seconds['max']:.2f}), "
+            f"{side['audio_s_per_s']:.2f} s of audio a second, RTF {side['real_time_factor']:.2f}, "
+            f"p50 {side['latency_p50_s']:.2f} s, p95 {side['latency_p95_s']:.2f} s, "
+            f"{side['peak_bytes'] / 2**30:.2f} GiB"
+            + (f", first audio {first['median']:.2f} s" if first else "")
+        )
+    print(
+        f"  ratio {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, "
+        f"{len(ratio['runs'])} pairs; transformers: {rival['attention']}, "
+        f"batches of {rival['batch_size']})",
+        flush=True,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,18 +1,232 @@
-"""What the figures were measured on."""
+"""What the figures were measured on, and what this machine can do at most.
+
+The limits are measured at the start of every run and printed before any timing: a figure without
+the limit beside it says nothing. They are the best of several repeats, because a limit is what can
+be reached, not what is usual.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+
+from bench.timing import time_calls
+
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+_PACKAGES = ("torch", "triton", "transformers", "numpy", "bark-fast")
+_ROOT = Path(__file__).parent.parent
 
 
-def device_name(device: str) -> str:
-    """What the figures were measured on."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+@dataclass(frozen=True)
+class Limits:
+    """The measured limits of a device.
+
+    Attributes:
+        copy_bytes_per_s: of a copy of a large buffer, bytes read plus bytes written.
+        read_bytes_per_s: of reading alone, as weights are read.
+        flops_per_s: of a large matrix product in the dtype of the run.
+        flops_per_s_float32: the same in float32, for the parts that are always in it.
+    """
+
+    copy_bytes_per_s: float
+    read_bytes_per_s: float
+    flops_per_s: float
+    flops_per_s_float32: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The most bytes that can be moved, whichever way."""
+        return max(self.copy_bytes_per_s, self.read_bytes_per_s)
+
+    def floor_s(self, n_bytes: float, flops: float, *, float32: bool = False) -> float:
+        """The least time for so many bytes and so many operations, the two overlapped."""
+        rate = self.flops_per_s_float32 if float32 else self.flops_per_s
+        return max(n_bytes / self.bytes_per_s, flops / rate)
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
+    """Measure them now; a few seconds."""
+    copied, read = _bandwidths(device)
+    own = _matrix_rate(dtype, device)
+    float32 = own if dtype == torch.float32 else _matrix_rate(torch.float32, device)
+    return Limits(copied, read, own, float32)
+
+
+def _bandwidths(device: torch.device) -> tuple[float, float]:
+    """Of a copy and of reading, in bytes a second."""
+    reader = Reader(device)
+    target = torch.empty_like(reader.source)
+    copy_s = _fastest(lambda: target.copy_(reader.source), device)
+    return 2 * reader.n_bytes / copy_s, reader.bytes_per_s(at_least_s=0.6)
+
+
+class Reader:
+    """Measures how fast memory is read at the moment."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # Well beyond the caches: 1 GiB and 256 MiB of float32. Not zeros, which some chips move
+        # faster.
+        self.source = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
+        self.source.uniform_()
+        self._matrix, self._vector = self.source.view(-1, 4096), self.source[:4096].clone()
+        self.n_bytes = self.source.numel() * self.source.element_size()
+
+    def bytes_per_s(self, *, at_least_s: float) -> float:
+        """The best of several ways."""
+        ways = (self.source.sum, self.source.amax, lambda: self._matrix @ self._vector)
+        best = min(_fastest(way, self._device, at_least_s=at_least_s / 3) for way in ways)
+        return self.n_bytes / best
+
+
+def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Of a large product, in FLOPs a second."""
+    best = 0.0
+    for side in (4096, 8192) if device.type == "cuda" else (1024, 2048):
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        best = max(best, 2 * side**3 / _fastest(partial(F.linear, a, b), device))
+    return best
+
+
+def _fastest(run: Callable[[], object], device: torch.device, *, at_least_s: float = 0.2) -> float:
+    return time_calls(lambda _: run(), device, runs=3, at_least_s=at_least_s).min
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Name, cores, caches and the like."""
+    about: dict[str, Any] = {
+        "device": device_name(device),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": _usable_cores(),
+        "threads": torch.get_num_threads(),
+        "caches": _cpu_caches(),
+        "cpu_flags": _cpu_flags(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        about |= {
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": properties.L2_cache_size,
+        }
+    return about
+
+
+def describe_versions() -> dict[str, Any]:
+    """Of everything that a figure may depend on."""
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    found["torch"] = torch.__version__  # tells CPU builds from CUDA ones
+    found["git_commit"] = _git_commit()
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """As a person would call it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def cpu_name() -> str:
+    """With family and model, because clouds hide the rest of the name."""
+    info = _cpu_info()
+    name = info.get("model name", platform.processor() or platform.machine())
+    if "cpu family" not in info:
+        return name
+    return f"{name} (family {info['cpu family']}, model {info.get('model', '?')})"
+
+
+def cache_bytes(device: torch.device) -> int:
+    """The largest cache: what is smaller than this may not come from memory at all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    return max((_size(size) for size in _cpu_caches().values()), default=32 * 2**20)
+
+
+def print_header(device: torch.device, dtype: torch.dtype, limits: Limits) -> None:
+    """The machine and its limits, before any timing."""
+    versions = describe_versions()
+    parts = [f"{name} {versions[name]}" for name in ("torch", "triton", "transformers")]
+    print(f"{device_name(device)}, {_usable_cores()} cores, {torch.get_num_threads()} threads")
+    print(f"{', '.join(parts)}, commit {versions['git_commit']}")
+    print(
+        f"limits: copy {limits.copy_bytes_per_s / 1e9:.1f} GB/s, "
+        f"read {limits.read_bytes_per_s / 1e9:.1f} GB/s, "
+        f"{str(dtype).removeprefix('torch.')} {limits.flops_per_s / 1e12:.3g} TFLOP/s, "
+        f"float32 {limits.flops_per_s_float32 / 1e12:.3g} TFLOP/s",
+        flush=True,
+    )
+
+
+def _cpu_info() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    lines = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in lines}
+
+
+def _cpu_flags() -> list[str]:
+    have = set(_cpu_info().get("flags", "").split())
+    return [flag for flag in _CPU_FLAGS if flag in have]
+
+
+def _cpu_caches() -> dict[str, str]:
+    """Sizes as Linux writes them, by level and type: {"L3 unified": "32768K"}."""
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = (
+                (index / name).read_text().strip() for name in ("level", "type", "size")
+            )
+        except OSError:
+            continue
+        caches[f"L{level} {kind.lower()}"] = size
+    return caches
+
+
+def _size(text: str) -> int:
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return int(text[:-1]) * units[text[-1]] if text[-1] in units else int(text)
+
+
+def _usable_cores() -> int:
+    """Those that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _git_commit() -> str | None:
+    """The commit, with a + if files differ from it."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=_ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -5,22 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bark_fast.kernels import choose_impl
+from bark_fast.devices import resolve_impl
 from bark_fast.kernels.aot import SHAPES
-from bench.kernels import Case, cases
+from bench.kernel_cases import Case, CaseMaker
+from bench.timing import synchronize
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    "case", cases(SHAPES["small"], DTYPE, DEVICE), ids=lambda case: case.name.replace(" ", "-")
-)
+def cases() -> list[Case]:
+    impl = resolve_impl("auto", DEVICE, DTYPE)
+    # All cases are made before the first is run: one copy of each operand has to do.
+    return list(CaseMaker(SHAPES["small"], DTYPE, DEVICE, impl, cache_bytes=0).all())
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name.replace(" ", "-"))
 def test_kernel(benchmark, case: Case) -> None:
     def run() -> None:
-        case.ours(choose_impl(DEVICE))
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
+        case.ours()
+        synchronize(DEVICE)
 
-    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+    with torch.inference_mode():
+        benchmark.pedantic(run, rounds=5, warmup_rounds=1)
     benchmark.extra_info |= {"bytes": case.n_bytes, "flops": case.flops}

@@ -1,0 +1,300 @@
+"""One case an operation: as the models call it, the same in torch, and what it must cost at least.
+
+Weights, keys and values take turns among as many copies as overflow the cache: a model's next
+layer never finds its weights there either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bark_fast import kernels
+from bark_fast.kernels import Impl
+from bark_fast.kernels.aot import ModelShape
+
+MOST_COPIES = 64
+DECODE_CONTEXT = 700
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one size.
+
+    Attributes:
+        ours: runs it with the implementation that the case was made for.
+        torch_way: as a torch user would, or the plain reference where torch has no call for it.
+        n_bytes: what must be read and written once. flops: multiplications and additions.
+    """
+
+    name: str
+    ours: Callable[[], object]
+    torch_way: Callable[[], object]
+    n_bytes: int
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything, by device: enough to fill it, not so much that a CPU takes minutes.
+
+    Attributes:
+        rows: of decode steps. prompts: of 257 tokens, run together. windows: of the fine model.
+        page_size: of keys and values, as the engine has it.
+    """
+
+    rows: tuple[int, ...]
+    prompts: int
+    windows: int
+    page_size: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> Sizes:
+        if device.type == "cuda":
+            return cls((1, 8, 32, 128), 8, 8, 64)
+        return cls((1, 4, 16), 1, 1, 1024)
+
+
+def linear_cost(m: int, n: int, k: int, size: int, *, residual: bool = False) -> tuple[int, int]:
+    """(bytes, FLOPs) of an [m, k] x [k, n] product, with the reading of a residual if asked."""
+    return (n * k + m * k + m * n * (1 + residual)) * size, 2 * m * n * k
+
+
+def attention_cost(
+    queries: int, keys: int, width: int, size: int, *, seen: float | None = None
+) -> tuple[int, int]:
+    """(bytes, FLOPs) of `queries` queries of which each sees `seen` keys on average (None: all);
+    every key and value is read once."""
+    seen = keys if seen is None else seen
+    return (2 * queries + 2 * keys) * width * size, int(4 * queries * seen * width)
+
+
+class CaseMaker:
+    """Makes the cases of one model size, dtype, device and implementation.
+
+    Args:
+        cache_bytes: what the copies of an operand have to overflow.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        impl: Impl,
+        *,
+        cache_bytes: int,
+    ) -> None:
+        self._shape, self._dtype, self._device, self._impl = shape, dtype, device, impl
+        self._cache_bytes = cache_bytes
+        self._generator = torch.Generator().manual_seed(0)
+        self._bytes = dtype.itemsize
+        self._norm = (self._randn(shape.width), None)
+        self._sizes = Sizes.of(device)
+
+    def all(self) -> Iterator[Case]:
+        """Decode at several batch sizes, prompts, the fine model's windows, and the rest."""
+        sizes = self._sizes
+        for rows in sizes.rows:
+            yield from self._products(rows, decode=True, tail=f"M={rows}")
+            yield self._paged(rows, 1, DECODE_CONTEXT, tail=f"decode B={rows} T={DECODE_CONTEXT}")
+        prompt = 257
+        rows = sizes.prompts * prompt
+        yield from self._products(rows, decode=False, tail=f"M={rows}")
+        yield self._paged(
+            sizes.prompts, prompt, prompt, tail=f"prefill B={sizes.prompts} T={prompt}"
+        )
+        yield from self._products(sizes.windows * 1024, decode=False, tail="fine window")
+        yield self._bidirectional(sizes.windows)
+        yield from self._small(sizes.windows * 1024)
+        for what, columns in (
+            ("semantic", self._shape.semantic_ids),
+            ("coarse", self._shape.coarse_ids),
+        ):
+            yield self._sample(what, max(sizes.rows), columns)
+
+    def _randn(self, *of: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+        drawn = torch.randn(of, generator=self._generator) * scale
+        return drawn.to(self._device, self._dtype if dtype is None else dtype)
+
+    def _integers(self, high: int, *of: int) -> Tensor:
+        return torch.randint(high, of, generator=self._generator).to(self._device)
+
+    def _copies(self, n_bytes: int) -> int:
+        return min(MOST_COPIES, 2 * self._cache_bytes // n_bytes + 1)
+
+    def _weights(self, outputs: int, inputs: int) -> tuple[_Turns, _Turns]:
+        """A weight as our kernels take it, and as torch does."""
+        plain = [self._randn(outputs, inputs, scale=inputs**-0.5)]
+        n_bytes = outputs * inputs * self._bytes
+        plain += [plain[0].clone() for _ in range(self._copies(n_bytes) - 1)]
+        packed = [kernels.pack_weight(weight.clone(), impl=self._impl) for weight in plain]
+        return _Turns(packed), _Turns(plain)
+
+    def _products(self, rows: int, *, decode: bool, tail: str) -> Iterator[Case]:
+        c, h, norm = self._shape.width, self._shape.heads, self._norm
+        size = self._bytes
+        how: Any = {"decode": decode, "impl": self._impl}
+        x, wide = self._randn(rows, c), self._randn(rows, 4 * c)
+        slots = torch.arange(rows, device=self._device)
+        page_size = self._sizes.page_size
+        n_pages = -(-rows // page_size)
+        kv_dtype = kernels.kv_dtype(self._dtype, impl=self._impl)
+        ours_kv = self._randn(2, n_pages, h, page_size, c // h, dtype=kv_dtype)
+        torch_kv = self._randn(2, rows, h, c // h)
+
+        qkv, qkv_plain = self._weights(3 * c, c)
+
+        def qkv_torch() -> object:
+            out = F.linear(F.layer_norm(x, (c,), norm[0]), qkv_plain())
+            q, k, v = out.view(rows, 3, h, c // h).unbind(1)
+            torch_kv[0] = k
+            torch_kv[1] = v
+            return q
+
+        yield Case(
+            f"qkv to pages {tail}",
+            lambda: kernels.qkv_to_pages(
+                x, qkv(), None, norm=norm, k_pages=ours_kv[0], v_pages=ours_kv[1], slots=slots,
+                **how,
+            ),
+            qkv_torch,
+            *linear_cost(rows, 3 * c, c, size),
+        )  # fmt: skip
+        out, out_plain = self._weights(c, c)
+        yield Case(
+            f"out + residual {tail}",
+            lambda: kernels.fused_linear(x, out(), residual=x, **how),
+            lambda: F.linear(x, out_plain()) + x,
+            *linear_cost(rows, c, c, size, residual=True),
+        )
+        fc1, fc1_plain = self._weights(4 * c, c)
+        yield Case(
+            f"norm + fc1 + gelu {tail}",
+            lambda: kernels.fused_linear(x, fc1(), norm=norm, gelu=True, **how),
+            lambda: F.gelu(F.linear(F.layer_norm(x, (c,), norm[0]), fc1_plain())),
+            *linear_cost(rows, 4 * c, c, size),
+        )
+        fc2, fc2_plain = self._weights(c, 4 * c)
+        yield Case(
+            f"fc2 + residual {tail}",
+            lambda: kernels.fused_linear(wide, fc2(), residual=x, **how),
+            lambda: F.linear(wide, fc2_plain()) + x,
+            *linear_cost(rows, c, 4 * c, size, residual=True),
+        )
+
+    def _paged(self, batch: int, queries: int, length: int, *, tail: str) -> Case:
+        """Causal attention to pages; torch has none, and gets the keys and values side by side."""
+        c, h, decode = self._shape.width, self._shape.heads, queries == 1
+        page_size = self._sizes.page_size
+        per_sequence = -(-length // page_size)
+        kv_dtype = kernels.kv_dtype(self._dtype, impl=self._impl)
+        tables = torch.randperm(batch * per_sequence, generator=self._generator)
+        tables = tables.view(batch, per_sequence).to(self._device)
+        q = self._randn(batch * queries, h, c // h)
+        copies = self._copies(2 * batch * length * c * self._bytes)
+        paged = self._randn(2, batch * per_sequence, h, page_size, c // h, dtype=kv_dtype)
+        pages = _Turns([paged, *(paged.clone() for _ in range(copies - 1))])
+        side_by_side = self._randn(2, batch, h, length, c // h)
+        dense = _Turns([side_by_side, *(side_by_side.clone() for _ in range(copies - 1))])
+        q_torch = q.view(batch, queries, h, c // h).transpose(1, 2)
+        starts = torch.arange(batch + 1, device=self._device) * queries
+        lengths = torch.full((batch,), length, device=self._device)
+        workspace = torch.zeros(batch * h, dtype=torch.int32, device=self._device)
+
+        def ours() -> object:
+            k, v = pages()
+            return kernels.paged_attention(
+                q, k, v, block_tables=tables, query_starts=starts, kv_lengths=lengths,
+                max_queries=queries, max_length=length, decode=decode, workspace=workspace,
+                impl=self._impl,
+            )  # fmt: skip
+
+        def torch_way() -> object:
+            k, v = dense()
+            return F.scaled_dot_product_attention(q_torch, k, v, is_causal=not decode)
+
+        seen = length if decode else (length + 1) / 2
+        n_bytes, flops = attention_cost(queries, length, c, self._bytes, seen=seen)
+        return Case(f"attention {tail}", ours, torch_way, batch * n_bytes, batch * flops)
+
+    def _bidirectional(self, windows: int) -> Case:
+        c, h = self._shape.width, self._shape.heads
+        q, k, v = self._randn(windows, 1024, 3, h, c // h).unbind(2)
+        n_bytes, flops = attention_cost(1024, 1024, c, self._bytes)
+        return Case(
+            f"attention fine B={windows} T=1024",
+            lambda: kernels.bidirectional_attention(q, k, v, impl=self._impl),
+            lambda: F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))),
+            windows * n_bytes,
+            windows * flops,
+        )
+
+    def _small(self, rows: int) -> Iterator[Case]:
+        """What is bound by the reading and writing of its rows."""
+        c, norm, impl = self._shape.width, self._norm, self._impl
+        x = self._randn(rows, c)
+        yield Case(
+            f"layer norm M={rows}",
+            lambda: kernels.layer_norm(x, norm[0], None, impl=impl),
+            lambda: F.layer_norm(x, (c,), norm[0]),
+            2 * rows * c * self._bytes,
+        )
+        tables, positions = self._randn(8, 1056, c), torch.arange(1024).repeat(rows // 1024)
+        ids, position_table = self._integers(1056, 8, rows), self._randn(1024, c)
+        positions = positions.to(self._device)
+
+        def embed(impl: Impl) -> object:
+            return kernels.embedding_sum(
+                ids, tables, positions=positions, position_table=position_table, impl=impl
+            )
+
+        yield Case(
+            f"embedding sum K=8 M={rows}",
+            lambda: embed(impl),
+            lambda: embed("torch"),
+            # Tables stay in cache: their rows are read once, the ids and the sum pass through.
+            (tables.numel() + position_table.numel() + rows * c) * self._bytes + ids.numel() * 8,
+        )
+        n = self._shape.codebooks
+        codes = self._integers(1024, rows // 1024, n, 1024)
+        books = self._randn(n, 1024, self._shape.codec_channels, dtype=torch.float32)
+        yield Case(
+            f"codebook sum F={rows}",
+            lambda: kernels.codebook_sum(codes, books, impl=impl),
+            lambda: kernels.codebook_sum(codes, books, impl="torch"),
+            (books.numel() + rows * self._shape.codec_channels) * 4 + codes.numel() * 8,
+        )
+
+    def _sample(self, what: str, batch: int, columns: int) -> Case:
+        logits = self._randn(batch, columns)
+        seeds = torch.arange(batch, device=self._device)
+        options = {
+            "temperature": torch.full((batch,), 0.7, device=self._device),
+            "top_k": torch.zeros(batch, dtype=torch.int64, device=self._device),
+            "top_p": torch.ones(batch, device=self._device),
+            "seeds": seeds,
+            "positions": seeds.clone(),
+        }
+        return Case(
+            f"sample {what} B={batch}",
+            lambda: kernels.sample(logits, stage=0, impl=self._impl, **options),
+            lambda: torch.multinomial((logits.float() / 0.7).softmax(-1), 1),
+            logits.numel() * self._bytes,
+        )
+
+
+class _Turns:
+    """Gives its items by turns, one a call."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = cycle(items)
+
+    def __call__(self) -> Any:
+        return next(self._items)

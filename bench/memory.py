@@ -1,0 +1,34 @@
+"""The most memory that this process has had."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """Of a stretch of work: on CUDA what torch had allocated, on a CPU the resident set."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def reset(self) -> None:
+        """Forget what was before, where the system can."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        with suppress(OSError):  # then the peak is the whole process's
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is now
+
+    def n_bytes(self) -> int:
+        """The peak since `reset`."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        with suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

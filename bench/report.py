@@ -1,0 +1,151 @@
+"""The results of a folder as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.results import Case, Results, read_folder
+
+
+def write_report(folder: Path) -> Path | None:
+    """Write `results.md` beside the JSON files; None if there is nothing to tell."""
+    found = [(path, r) for path, r in read_folder(folder) if r.kind in _TABLES]
+    if not found:
+        return None
+    target = folder / "results.md"
+    target.write_text(render([results for _, results in found]), encoding="utf-8")
+    return target
+
+
+def render(all_results: Sequence[Results]) -> str:
+    """One section for each."""
+    first = all_results[0]
+    versions = ", ".join(
+        f"{name} {version}" for name, version in first.versions.items() if version is not None
+    )
+    lines = [f"# {first.machine['device']}", "", f"{_machine(first.machine)}. {versions}.", ""]
+    for results in all_results:
+        lines += [f"## {_title(results)}", "", _limits(results), ""]
+        lines += [*_TABLES[results.kind](results.cases), ""]
+    return "\n".join(lines)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; the first column is left-aligned, the others right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    text = f"{machine['cores']} cores of {machine['cpu']}, {machine['threads']} threads"
+    if "gpu_memory_gib" in machine:
+        text = f"{machine['gpu_memory_gib']} GiB; host: {text}"
+    return text
+
+
+def _title(results: Results) -> str:
+    settings = results.settings
+    return f"{results.kind.replace('_', ' ')}, {settings['size']}, {settings['dtype']}"
+
+
+def _limits(results: Results) -> str:
+    limits = results.limits
+    return (
+        f"Measured limits: copy {limits['copy_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"read {limits['read_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"{results.settings['dtype']} {limits['flops_per_s'] / 1e12:.3g} TFLOP/s, "
+        f"float32 {limits['flops_per_s_float32'] / 1e12:.3g} TFLOP/s."
+    )
+
+
+def _end_to_end(cases: Sequence[Case]) -> list[str]:
+    rows = []
+    for case in cases:
+        v = case.values
+        ratio = v["ratio"]
+        for name in ("bark_fast", "transformers"):
+            side = v[name]
+            first = side.get("first_audio_s")
+            how = ""
+            if name == "transformers":
+                how = f" ({side['attention']}, batches of {side['batch_size']})"
+            rows.append(
+                [
+                    f"{case.name}, {v['audio_s']:.1f} s of audio",
+                    name.replace("_", "-") + how,
+                    _spread(side["seconds"], "{:.2f}"),
+                    f"{side['audio_s_per_s']:.2f}",
+                    f"{side['real_time_factor']:.2f}",
+                    f"{first['median']:.2f}" if first else "",
+                    f"{side['latency_p50_s']:.2f} / {side['latency_p95_s']:.2f}",
+                    f"{side['peak_bytes'] / 2**30:.2f}",
+                    _spread(ratio, "{:.2f}") if name == "bark_fast" else "",
+                ]
+            )
+    header = (
+        "workload", "", "s (min to max)", "audio s/s", "RTF", "first audio s", "p50 / p95 s",
+        "peak GiB", "ratio (min to max)",
+    )  # fmt: skip
+    return table(header, rows)
+
+
+def _stages(cases: Sequence[Case]) -> list[str]:
+    rows = [
+        [
+            case.name,
+            f"{case.values['floor_s'] * 1e3:.3f}",
+            f"{case.seconds.median * 1e3:.3f}",
+            f"{case.values['of_floor']:.0%}",
+            f"{case.values['per_s']:.4g} {case.values['unit']}",
+        ]
+        for case in cases
+    ]
+    return table(("stage", "floor ms", "ms", "of floor", "a second"), rows)
+
+
+def _kernels(cases: Sequence[Case]) -> list[str]:
+    rows = [
+        [
+            case.name,
+            f"{case.values['floor_s'] * 1e6:.1f}",
+            f"{case.seconds.median * 1e6:.1f}",
+            f"{case.values['of_floor']:.0%}",
+            f"{case.values['torch']['median'] * 1e6:.1f}",
+            f"{case.values['ratio']:.2f}",
+        ]
+        for case in cases
+    ]
+    return table(("operation", "floor us", "us", "of floor", "torch us", "ratio"), rows)
+
+
+def _serve(cases: Sequence[Case]) -> list[str]:
+    rows = [
+        [
+            case.name,
+            f"{case.values['rate_per_s']:.3g}",
+            str(case.values["requests"]),
+            *(f"{case.values[f'latency_{which}_s']:.2f}" for which in ("p50", "p95", "max")),
+            f"{case.values['pending_mean']:.1f}",
+            f"{case.values['audio_s_per_s']:.2f}",
+        ]
+        for case in cases
+    ]
+    header = (
+        "arrivals", "a second", "requests", "p50 s", "p95 s", "max s", "under way", "audio s/s",
+    )  # fmt: skip
+    return table(header, rows)
+
+
+def _spread(spread: dict[str, Any], form: str) -> str:
+    median, least, most = (form.format(spread[key]) for key in ("median", "min", "max"))
+    return f"{median} ({least} to {most})"
+
+
+_TABLES: dict[str, Callable[[Sequence[Case]], list[str]]] = {
+    "end_to_end": _end_to_end,
+    "stages": _stages,
+    "kernels": _kernels,
+    "serve": _serve,
+}

@@ -1,0 +1,61 @@
+"""The best that transformers can do on a workload: which static batch size, which attention."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.sides import Made
+from bench.worker import Worker, WorkerError
+from bench.workload import Utterance, batch_sizes_to_try
+
+
+@dataclass(frozen=True)
+class Trial:
+    """transformers with one attention and batch size, on one workload."""
+
+    attention: str
+    batch_size: int
+    seconds: float
+
+
+def find_best(
+    theirs: dict[str, Worker],
+    utterances: Sequence[Utterance],
+    sizes: Sequence[int],
+    search_s: float,
+) -> list[Trial]:
+    """Try batch sizes, the largest first, until two in a row are slower than the best before them
+    or the time is over; then the other attention implementations at the best size. The best trial
+    comes first."""
+    deadline = time.monotonic() + search_s
+    trials: list[Trial] = []
+
+    def attempt(attention: str, batch_size: int) -> None:
+        try:
+            made: Made = theirs[attention].call("run", utterances, batch_size=batch_size)
+        except WorkerError as error:
+            if "out of memory" not in str(error).lower():
+                raise
+            print(f"  transformers, batches of {batch_size}: out of memory", flush=True)
+            return
+        trials.append(Trial(attention, batch_size, made.seconds))
+        print(f"  transformers, {attention}, batches of {batch_size}: {made.seconds:.2f} s")
+
+    def best() -> Trial:
+        return min(trials, key=lambda trial: trial.seconds)
+
+    first, *others = theirs
+    slower = 0
+    for size in batch_sizes_to_try(utterances, sizes):
+        if slower == 2 or (trials and time.monotonic() > deadline):
+            break
+        before = len(trials)
+        attempt(first, size)
+        if len(trials) > before:
+            slower = 0 if trials[-1] is best() else slower + 1
+    for attention in others:
+        if time.monotonic() < deadline:
+            attempt(attention, best().batch_size)
+    return sorted(trials, key=lambda trial: trial.seconds)
