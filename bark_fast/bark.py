@@ -79,8 +79,9 @@ class Bark:
             dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, or float16 before sm_80),
                 "float32", "bfloat16", "float16", or the torch dtype. float16 on a CPU runs as
                 float32, with a warning.
-            impl: who computes: "auto" ("triton" on CUDA, "cpu" on a CPU), "triton", "cpu" or
-                "torch" (the plain reference, which runs anywhere).
+            impl: who computes: "auto" ("triton" on CUDA, on a CPU "native" where it runs, else
+                "cpu"), "triton", "native" (C for AVX-512, compiled at first use), "cpu" (torch and
+                oneDNN) or "torch" (the plain reference, which runs anywhere).
             engine: how utterances share the machine; see `EngineOptions`.
             revision: of a hub repository; the newest if None.
             local_files_only: ask nothing of the network.
