@@ -15,6 +15,7 @@ import torch
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import demo_folder
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.driver import Driver
@@ -104,7 +105,7 @@ class Bark:
         )
         voices = VoiceLibrary(source, config)
         loaded = load_engine(
-            source,
+            TensorsInFiles(source),
             config,
             dtype=chosen_dtype,
             device=chosen_device,

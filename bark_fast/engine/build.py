@@ -9,7 +9,7 @@ import torch
 
 from bark_fast import kernels
 from bark_fast.checkpoint.config import Config, GPTConfig
-from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import StoredTensors
 from bark_fast.checkpoint.weights import load_weights
 from bark_fast.engine.decoder import Decoder
 from bark_fast.engine.engine import Engine, Runners, Setup
@@ -33,7 +33,7 @@ _CUDA_PAGE = 64
 
 
 def load_engine(
-    source: Source,
+    stored: StoredTensors,
     config: Config,
     *,
     dtype: torch.dtype,
@@ -42,7 +42,7 @@ def load_engine(
     options: EngineOptions,
     recorder: Recorder | None = None,
 ) -> Engine:
-    """Read the checkpoint's weights and build the engine on them.
+    """Read a checkpoint's weights and build the engine on them.
 
     Args:
         impl: the kernels that serve it.
@@ -51,7 +51,7 @@ def load_engine(
     Raises:
         InputError: `options` ask for what this checkpoint or the memory cannot give.
     """
-    tensors = load_weights(source, config, dtype=dtype, device=device)
+    tensors = load_weights(stored, config, dtype=dtype, device=device)
     semantic_ids = semantic.sampled_ids(config.semantic_rules)
     n_fine = config.fine_rules.n_fine_codebooks
     stages = {
