@@ -18,7 +18,8 @@ class Request:
     """An utterance ready to be generated.
 
     Attributes:
-        text: normalised; `text_ids`: its tokens.
+        text: normalised; `text_ids`: its tokens, -1 for a pad.
+        min_semantic_tokens: the end token cannot be drawn before so many.
         seed: never None; drawn here if none was asked for.
     """
 
@@ -31,6 +32,7 @@ class Request:
     min_eos_p: float
     max_semantic_tokens: int
     seed: int
+    min_semantic_tokens: int = 0
 
     @classmethod
     def resolve(
