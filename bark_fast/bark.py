@@ -79,7 +79,8 @@ class Bark:
             device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
             dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, or float16 before sm_80),
                 "float32", "bfloat16", "float16", or the torch dtype. float16 on a CPU runs as
-                float32, with a warning.
+                float32, with a warning. "int8", on CPUs with AVX-512: weights in 8 bits, the rest
+                in bfloat16 (without avx512_bf16 in float32).
             impl: who computes: "auto" ("triton" on CUDA, on a CPU "native" where it runs, else
                 "cpu"), "triton", "native" (C for AVX-512, compiled at first use), "cpu" (torch and
                 oneDNN) or "torch" (the plain reference, which runs anywhere).
@@ -93,7 +94,9 @@ class Bark:
         """
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype, chosen_device)
-        chosen_impl = resolve_impl(impl, chosen_device, chosen_dtype)
+        chosen_impl = resolve_impl(
+            impl, chosen_device, chosen_dtype, int8=isinstance(dtype, str) and dtype == "int8"
+        )
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
         source, config = _open(model, revision, local_files_only)

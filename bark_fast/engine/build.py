@@ -114,7 +114,7 @@ def load_engine(
 
 
 def _recorder(device: torch.device, impl: Impl, *, cuda_graphs: bool) -> Recorder:
-    if impl == "native":
+    if impl in ("native", "int8"):
         return NativeRecorder()
     # Plain torch asks for lengths as it goes, which no graph can hold.
     graphs = device.type == "cuda" and impl == "triton" and cuda_graphs

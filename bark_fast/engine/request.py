@@ -59,6 +59,8 @@ class Request:
             min_eos_p=rules.min_eos_p if params.min_eos_p is None else float(params.min_eos_p),
             max_semantic_tokens=_max_semantic_tokens(params, config),
             seed=secrets.randbits(64) if params.seed is None else int(params.seed),
+            # No sequence has more positions; an int64 holds this.
+            min_semantic_tokens=min(params.min_semantic_tokens or 0, rules.max_new_tokens),
         )
 
 

@@ -83,10 +83,10 @@ def check_head_size(config: GPTConfig, impl: Impl) -> None:
         InputError: this model's heads are of another size.
     """
     size = config.head_size
-    if impl == "native" and size % 2:
+    if impl in ("native", "int8") and size % 2:
         raise InputError(
             'impl must be "cpu" or "torch" for a model whose hidden_size / num_heads is odd, got '
-            f"impl='native' and {config.hidden_size} / {config.num_heads} = {size}"
+            f"impl={impl!r} and {config.hidden_size} / {config.num_heads} = {size}"
         )
     if impl == "triton" and (size < 16 or size & (size - 1)):
         raise InputError(
@@ -233,20 +233,12 @@ class GPT:
         Returns:
             Logits after the last token of each, [B, len(head_ids)].
         """
-        batch = PackedPrompts.pack(chunks, cache.page_size, self.device)
-        x = self._run(
-            batch.ids,
-            batch.positions,
-            cache,
-            slots=batch.slots,
-            decode=False,
-            block_tables=batch.block_tables,
-            query_starts=batch.query_starts,
-            kv_lengths=batch.kv_lengths,
-            max_queries=batch.max_queries,
-            max_length=batch.max_length,
-        )
+        x, batch = self._states(chunks, cache)
         return self._logits(x[batch.last])
+
+    def score(self, chunk: Chunk, cache: KVPages) -> Tensor:
+        """Logits after every token of one sequence (teacher forcing), [T, len(head_ids)]."""
+        return self._logits(self._states([chunk], cache)[0])
 
     def step(
         self,
@@ -279,6 +271,23 @@ class GPT:
             workspace=workspace,
         )
         return self._logits(x, pdl=pdl)
+
+    def _states(self, chunks: Sequence[Chunk], cache: KVPages) -> tuple[Tensor, PackedPrompts]:
+        """The states of packed prompts, [N, C], before the final norm."""
+        batch = PackedPrompts.pack(chunks, cache.page_size, self.device)
+        x = self._run(
+            batch.ids,
+            batch.positions,
+            cache,
+            slots=batch.slots,
+            decode=False,
+            block_tables=batch.block_tables,
+            query_starts=batch.query_starts,
+            kv_lengths=batch.kv_lengths,
+            max_queries=batch.max_queries,
+            max_length=batch.max_length,
+        )
+        return x, batch
 
     def _run(
         self,
