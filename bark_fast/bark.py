@@ -16,7 +16,7 @@ from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import demo_folder
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
-from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
+from bark_fast.devices import check_offload, resolve_device, resolve_dtype, resolve_impl
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
@@ -69,6 +69,7 @@ class Bark:
         dtype: str | torch.dtype = "auto",
         impl: str = "auto",
         engine: EngineOptions | None = None,
+        offload: bool = False,
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> Bark:
@@ -85,6 +86,8 @@ class Bark:
                 "cpu"), "triton", "native" (C for AVX-512, compiled at first use), "cpu" (torch and
                 oneDNN) or "torch" (the plain reference, which runs anywhere).
             engine: how utterances share the machine; see `EngineOptions`.
+            offload: keep the weights on the host but for those of the running stage, for GPUs with
+                little memory. Utterances then go through the stages together.
             revision: of a hub repository; the newest if None.
             local_files_only: ask nothing of the network.
 
@@ -97,6 +100,7 @@ class Bark:
         chosen_impl = resolve_impl(
             impl, chosen_device, chosen_dtype, int8=isinstance(dtype, str) and dtype == "int8"
         )
+        check_offload(offload, chosen_device)
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
         source, config = _open(model, revision, local_files_only)
@@ -114,6 +118,7 @@ class Bark:
             device=chosen_device,
             impl=chosen_impl,
             options=engine or EngineOptions(),
+            offload=offload,
         )
         return cls(loaded, tokenizer, voices, device=chosen_device, dtype=chosen_dtype)
 

@@ -76,6 +76,19 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return resolved
 
 
+def check_offload(offload: object, device: torch.device) -> None:
+    """
+    Raises:
+        InputError: weights cannot be kept off `device`.
+    """
+    if not isinstance(offload, bool):
+        raise InputError(f"offload must be True or False, got {offload!r}")
+    if offload and device.type == "cpu":
+        raise InputError(
+            "offload must be False on a CPU, whose memory is where weights would be kept, got True"
+        )
+
+
 def resolve_impl(
     impl: str, device: torch.device, dtype: torch.dtype, *, int8: bool = False
 ) -> Impl:

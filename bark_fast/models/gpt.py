@@ -7,8 +7,8 @@ a sequence takes the same one whoever else is there. Keys and values go to the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -61,6 +61,16 @@ class Block:
             fc_2=packed("mlp.out_proj.weight"),
             fc_2_bias=bias("mlp.out_proj"),
         )
+
+    def map_weights(self, change: Callable[[Any], Any]) -> Block:
+        """The same block with `change(weight)` in the place of every weight."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(changed(part) for part in value)
+            return None if value is None else change(value)
+
+        return Block(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})
 
     def finish(
         self, x: Tensor, attended: Tensor, *, decode: bool, impl: Impl, pdl: bool = False
@@ -226,6 +236,14 @@ class GPT:
     @property
     def device(self) -> torch.device:
         return self.embedding.device
+
+    def map_weights(self, change: Callable[[Any], Any]) -> None:
+        """Put `change(weight)` in the place of every weight."""
+        self.embedding, self.positions = change(self.embedding), change(self.positions)
+        self.blocks = [block.map_weights(change) for block in self.blocks]
+        weight, bias = self.final_norm
+        self.final_norm = change(weight), None if bias is None else change(bias)
+        self.head = change(self.head)
 
     def prefill(self, chunks: Sequence[Chunk], cache: KVPages) -> Tensor:
         """Run prompts, packed without padding, and store their keys and values.
