@@ -11,7 +11,8 @@ Which kind, by policy:
 * staged: the stage that ran last as long as it has work, then the one with the most; for engines in
   which going from one stage to another is costly.
 
-Whatever the policy, work that was passed over `patience` times runs next. Within a kind nobody
+Whatever the policy, work that was passed over `patience` times (staged: 16 times as often) runs
+next. Within a kind nobody
 overtakes: an utterance that waits for pages holds back younger prompts, and may take the pages of
 younger utterances that are not being run.
 """
@@ -27,6 +28,9 @@ from typing import Any, Literal
 from bark_fast.engine.kv_cache import PagePool
 
 Policy = Literal["latency", "throughput", "staged"]
+
+
+_STAGED_PATIENCE = 16  # times the usual: going back and forth is what that policy avoids
 
 
 class Work(IntEnum):
@@ -194,9 +198,10 @@ class Scheduler:
 
     def _ranked(self, ready: list[Work], policy: Policy) -> Iterator[Work]:
         def rank(work: Work) -> tuple[float, ...]:
-            if policy == "staged":  # nobody waits for ever: no stage's work makes more of its own
-                return (work.stage != self._last_stage, -len(self._queues[work]), work)
-            overdue = self._passed_over[work] if self._passed_over[work] >= self._patience else 0
+            patience = self._patience * (_STAGED_PATIENCE if policy == "staged" else 1)
+            overdue = self._passed_over[work] if self._passed_over[work] >= patience else 0
+            if policy == "staged":
+                return (-overdue, work.stage != self._last_stage, -len(self._queues[work]), work)
             if policy == "latency":
                 ending = work in (Work.FINE, Work.CODEC)
                 return (-overdue, not ending, 0 if ending else self._last_run[work], -work)
