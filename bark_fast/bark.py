@@ -15,7 +15,8 @@ import torch
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import demo_folder
 from bark_fast.checkpoint.source import Source
-from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
+from bark_fast.checkpoint.stored import TensorsInFiles
+from bark_fast.devices import check_offload, resolve_device, resolve_dtype, resolve_impl
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
@@ -68,6 +69,7 @@ class Bark:
         dtype: str | torch.dtype = "auto",
         impl: str = "auto",
         engine: EngineOptions | None = None,
+        offload: bool = False,
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> Bark:
@@ -78,11 +80,14 @@ class Bark:
             device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
             dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, or float16 before sm_80),
                 "float32", "bfloat16", "float16", or the torch dtype. float16 on a CPU runs as
-                float32, with a warning.
+                float32, with a warning. "int8", on CPUs with AVX-512: weights in 8 bits, the rest
+                in bfloat16 (without avx512_bf16 in float32).
             impl: who computes: "auto" ("triton" on CUDA, on a CPU "native" where it runs, else
                 "cpu"), "triton", "native" (C for AVX-512, compiled at first use), "cpu" (torch and
                 oneDNN) or "torch" (the plain reference, which runs anywhere).
             engine: how utterances share the machine; see `EngineOptions`.
+            offload: keep the weights on the host but for those of the running stage, for GPUs with
+                little memory. Utterances then go through the stages together.
             revision: of a hub repository; the newest if None.
             local_files_only: ask nothing of the network.
 
@@ -92,7 +97,10 @@ class Bark:
         """
         chosen_device = resolve_device(device)
         chosen_dtype = resolve_dtype(dtype, chosen_device)
-        chosen_impl = resolve_impl(impl, chosen_device, chosen_dtype)
+        chosen_impl = resolve_impl(
+            impl, chosen_device, chosen_dtype, int8=isinstance(dtype, str) and dtype == "int8"
+        )
+        check_offload(offload, chosen_device)
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
         source, config = _open(model, revision, local_files_only)
@@ -104,12 +112,13 @@ class Bark:
         )
         voices = VoiceLibrary(source, config)
         loaded = load_engine(
-            source,
+            TensorsInFiles(source),
             config,
             dtype=chosen_dtype,
             device=chosen_device,
             impl=chosen_impl,
             options=engine or EngineOptions(),
+            offload=offload,
         )
         return cls(loaded, tokenizer, voices, device=chosen_device, dtype=chosen_dtype)
 

@@ -170,7 +170,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     _add_source_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16, int8")
 
 
 def _say(arguments: argparse.Namespace) -> int:

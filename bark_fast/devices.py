@@ -51,6 +51,9 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     Raises:
         InputError: it is none that Bark runs in.
     """
+    if dtype == "int8":  # of the weights; what is computed with them has this one
+        short = why_not_native(device, torch.bfloat16, int8=True) is None
+        return torch.bfloat16 if short else torch.float32
     if dtype == "auto":
         if device.type != "cuda":
             return torch.float32
@@ -59,7 +62,8 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         return torch.float16 if old else torch.bfloat16
     resolved = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if resolved not in _DTYPES.values():
-        raise InputError(f'dtype must be "auto", {", ".join(map(repr, _DTYPES))}, got {dtype!r}')
+        names = ", ".join(map(repr, [*_DTYPES, "int8"]))
+        raise InputError(f'dtype must be "auto", {names}, got {dtype!r}')
     if resolved == torch.float16 and device.type == "cpu":
         warnings.warn(
             "float16 is slower than float32 on CPUs, which compute it by converting; running in "
@@ -72,12 +76,35 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return resolved
 
 
-def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype) -> Impl:
-    """The kernels that `impl` means for a model in `dtype` on `device`.
+def check_offload(offload: object, device: torch.device) -> None:
+    """
+    Raises:
+        InputError: weights cannot be kept off `device`.
+    """
+    if not isinstance(offload, bool):
+        raise InputError(f"offload must be True or False, got {offload!r}")
+    if offload and device.type == "cpu":
+        raise InputError(
+            "offload must be False on a CPU, whose memory is where weights would be kept, got True"
+        )
+
+
+def resolve_impl(
+    impl: str, device: torch.device, dtype: torch.dtype, *, int8: bool = False
+) -> Impl:
+    """The kernels that `impl` means for a model in `dtype` on `device`, with weights in 8 bits if
+    `int8`.
 
     Raises:
         InputError: it is none, or it cannot run there.
     """
+    if int8:
+        if impl != "auto":
+            raise InputError(f'impl must be "auto" with dtype="int8", got {impl!r}')
+        reason = why_not_native(device, dtype, int8=True)
+        if reason is not None:
+            raise InputError(f"dtype must be one that runs here, got 'int8': {reason}")
+        return "int8"
     if impl == "auto":
         return choose_impl(device, dtype)
     if impl not in ("torch", "cpu", "native", "triton"):

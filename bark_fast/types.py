@@ -101,6 +101,7 @@ class GenerationParams:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the fewest most likely tokens whose probabilities reach p; 1 keeps all.
         min_eos_p: end the text as soon as the end token's probability exceeds this; 0 never does.
+        min_semantic_tokens: the text does not end before so many semantic tokens.
         max_semantic_tokens: at most this many semantic tokens (about 50 a second).
         max_duration_s: at most this many seconds of audio.
         seed: 0 .. 2**64 - 1; the same seed gives the same speech, alone or in a list. None draws
@@ -123,6 +124,7 @@ class GenerationParams:
     coarse_top_p: float | None = None
     fine_top_p: float | None = None
     min_eos_p: float | None = None
+    min_semantic_tokens: int | None = None
     max_semantic_tokens: int | None = None
     max_duration_s: float | None = None
     seed: int | None = None
@@ -140,6 +142,8 @@ class GenerationParams:
                 check_number(f.name, value, "a number above 0, at most 1", 0, 1, low_open=True)
             elif f.name == "min_eos_p":
                 check_number(f.name, value, "a number from 0 (never) to 1", 0, 1)
+            elif f.name == "min_semantic_tokens":
+                check_integer(f.name, value, "an integer >= 0", 0, math.inf)
             elif f.name == "max_semantic_tokens":
                 check_integer(f.name, value, "an integer >= 1", 1, math.inf)
             elif f.name == "max_duration_s":

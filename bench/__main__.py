@@ -11,13 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import compare, end_to_end, everything, kernels, plot, serve, stages
+from bench import compare, end_to_end, everything, kernels, plot, precision, serve, stages
 
 _COMMANDS = {
     "kernels": kernels,
     "stages": stages,
     "end_to_end": end_to_end,
     "serve": serve,
+    "precision": precision,
     "compare": compare,
     "plot": plot,
 }

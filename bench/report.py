@@ -138,6 +138,22 @@ def _serve(cases: Sequence[Case]) -> list[str]:
     return table(header, rows)
 
 
+def _precision(cases: Sequence[Case]) -> list[str]:
+    rows = [
+        [
+            case.name,
+            stage,
+            f"{case.values[stage]['same_token']:.1%}",
+            f"{case.values[stage]['logit_error']:.4f}",
+            _spread(case.seconds.as_dict(), "{:.2f}") if stage == "semantic" else "",
+        ]
+        for case in cases
+        for stage in ("semantic", "coarse", "fine")
+    ]
+    header = ("precision", "stage", "same token", "logit error", "request s (min to max)")
+    return table(header, rows)
+
+
 def _spread(spread: dict[str, Any], form: str) -> str:
     median, least, most = (form.format(spread[key]) for key in ("median", "min", "max"))
     return f"{median} ({least} to {most})"
@@ -148,4 +164,5 @@ _TABLES: dict[str, Callable[[Sequence[Case]], list[str]]] = {
     "stages": _stages,
     "kernels": _kernels,
     "serve": _serve,
+    "precision": _precision,
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 SCHEMA = 1
 _MOST_RUNS = 16
-KINDS = ("kernels", "stages", "end_to_end", "serve", "summary")
+KINDS = ("kernels", "stages", "end_to_end", "serve", "precision", "summary")
 
 
 class ResultsError(ValueError):

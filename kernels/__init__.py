@@ -2,8 +2,9 @@
 
 A name means a mathematical result; `impl` picks who computes it: "torch" (`reference.py`, plain
 torch, any device: the oracle), "cpu" (the same, but for what `cpu.py` does faster), "native" (what
-`native.c` has, the reference for the rest; CPUs with AVX-512 and a compiler) or "triton" (the other
-files; CUDA devices, or any under triton's interpreter). `choose_impl` says which serves a device; a
+`native.c` has, the reference for the rest; CPUs with AVX-512 and a compiler), "int8" (the same with
+the products' weights in 8 bits) or "triton" (the other files; CUDA devices, or any under triton's
+interpreter). `choose_impl` says which serves a device; a
 model asks once, when it is built.
 
 Shapes use one vocabulary: B batch, T tokens, N packed tokens of several sequences, H heads, D head
@@ -27,7 +28,7 @@ from bark_fast.kernels.native import PackedWeight, release_threads
 from bark_fast.kernels.reference import process_logits
 from bark_fast.kernels.state import DecodeState
 
-Impl = Literal["torch", "cpu", "native", "triton"]
+Impl = Literal["torch", "cpu", "native", "int8", "triton"]
 Norm = tuple[Tensor, Tensor | None]
 """Weight and bias of a layer norm; the bias may be None."""
 
@@ -36,10 +37,13 @@ Weight = Tensor | PackedWeight
 
 LAYER_NORM_EPS = 1e-5
 
+_NATIVE = ("native", "int8")
+
 _PRODUCTS: dict[str, reference.Product] = {
     "torch": torch.nn.functional.linear,
     "cpu": cpu.product,
     "native": torch.nn.functional.linear,  # of a weight that was not packed
+    "int8": torch.nn.functional.linear,
 }
 
 __all__ = [
@@ -75,9 +79,12 @@ def choose_impl(device: torch.device, dtype: torch.dtype) -> Impl:
     return "triton" if can_run_triton(device) else "torch"
 
 
-def why_not_native(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps "native" from serving a model in `dtype` on `device`; None if nothing does."""
-    return f"it serves CPUs, not {device.type}" if device.type != "cpu" else native.why_not(dtype)
+def why_not_native(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> str | None:
+    """What keeps "native" (or "int8") from serving a model in `dtype` on `device`; None if nothing
+    does."""
+    if device.type != "cpu":
+        return f"it serves CPUs, not {device.type}"
+    return native.why_not(dtype, int8=int8)
 
 
 def can_run_triton(device: torch.device) -> bool:
@@ -98,8 +105,8 @@ def record_native(step: Callable[[], None]) -> Callable[[], None]:
 def pack_weight(weight: Tensor, *, impl: Impl) -> Weight:
     """weight [O, K] of a product in the form that this `impl` multiplies fastest by; it has the
     same shape, and serves nothing but `fused_linear` and `qkv_to_pages`."""
-    if impl == "native":
-        return native.pack(weight)
+    if impl in _NATIVE:
+        return native.pack(weight, int8=impl == "int8")
     return cpu.pack(weight) if impl == "cpu" else weight
 
 
@@ -126,7 +133,7 @@ def embedding_sum(
     Returns:
         [N, C]
     """
-    if impl == "native":
+    if impl in _NATIVE:
         return native.embedding_sum(ids, tables, positions=positions, position_table=position_table)
     if impl != "triton":
         return reference.embedding_sum(
@@ -295,7 +302,7 @@ def paged_attention(
     Returns:
         [N, H, D]
     """
-    if impl == "native":
+    if impl in _NATIVE:
         return native.paged_attention(
             q,
             k_pages,
@@ -335,7 +342,7 @@ def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor, *, impl: Impl = "to
 
     q, k and v may be slices of one projection: the last two dimensions contiguous.
     """
-    if impl == "native":
+    if impl in _NATIVE:
         return native.bidirectional_attention(q, k, v)
     if impl != "triton":
         return reference.bidirectional_attention(q, k, v)
@@ -370,6 +377,7 @@ def sample(
     stage: int,
     positions: Tensor | None = None,
     min_eos_p: Tensor | None = None,
+    min_draws: Tensor | None = None,
     n_ranges: int = 1,
     range_size: int = 0,
     first_id: int = 0,
@@ -394,6 +402,8 @@ def sample(
         min_eos_p: float32 [B], or None where there is no end token. The end token is taken at once
             if its probability, before temperature, exceeds this (transformers'
             BarkEosPrioritizerLogitsProcessor); 0 never.
+        min_draws: int64 [B], or None; at positions before it the last column, the end token, is
+            impossible.
         n_ranges, range_size: alternating codebooks: at position p only the columns from
             (p % n_ranges) * range_size on are possible, range_size of them, but for the last range,
             which goes to the end of the row.
@@ -411,12 +421,13 @@ def sample(
         "positions": positions if state is None else state.draws,
         "stage": stage,
         "min_eos_p": min_eos_p,
+        "min_draws": min_draws,
         "n_ranges": n_ranges,
         "range_size": range_size,
         "first_id": first_id,
         "state": state,
     }
-    if impl == "native":
+    if impl in _NATIVE:
         return native.sample(logits, **options)
     if impl != "triton":
         return reference.sample(logits, **options)
@@ -434,7 +445,7 @@ def random_words(
     (i // 4, position, stage, 0) and the seed as its key. The noise is -log(-log(u)), where u in
     (0, 1) is the word's upper 23 bits, centred, and so exact in float32.
     """
-    if impl == "native":
+    if impl in _NATIVE:
         return native.random_words(seeds, positions, stage=stage, n_ids=n_ids)
     if impl != "triton":
         return reference.random_words(seeds, positions, stage=stage, n_ids=n_ids)

@@ -297,7 +297,8 @@ def _sample(
     return lambda: kernels.sample(
         new(rows, ids, of=dtype), temperature=vector(f32), top_k=vector(), top_p=vector(f32),
         seeds=vector(), positions=vector(), stage=0 if eos else 1,
-        min_eos_p=vector(f32) if eos else None, n_ranges=1 if eos else 2,
+        min_eos_p=vector(f32) if eos else None, min_draws=vector() if eos else None,
+        n_ranges=1 if eos else 2,
         range_size=1024, first_id=10_000, state=loop if state else None, impl="triton",
     )  # fmt: skip
 

@@ -72,7 +72,10 @@ typedef struct {
 typedef struct {
     i64 kind, half;
     char *y;
-    const char *x, *panels, *bias, *norm_weight, *norm_bias, *residual; /* NULL where there is none */
+    const char *x, *panels;
+    const float *scales;   /* of bytes, one an output; NULL where the weights are no bytes */
+    const int32_t *excess; /* what the 128 in each byte of x adds to an output's sum */
+    const char *bias, *norm_weight, *norm_bias, *residual; /* NULL where there is none */
     double eps;
     i64 gelu, rows, n, k;
     /* Where a projection's keys and values go, [P, heads, page_size, d]; NULL for other products. */
@@ -98,6 +101,7 @@ typedef struct {
     const float *temperature, *top_p;
     const i64 *top_k, *seeds, *positions;
     const float *min_eos_p; /* NULL where there is no end token */
+    const i64 *min_draws;   /* before so many the end token is impossible; NULL for always possible */
     i64 stage, n_ranges, range_size;
     /* DecodeState; finished is NULL where there is none. */
     int32_t *finished;
@@ -314,6 +318,26 @@ static void advance(const Sample *a, i64 r) {
     a->slots[r] = page * a->page_size + at % a->page_size;
 }
 
+/* Weights as signed bytes, x as unsigned ones, sums as integers, which are exact. */
+#define T(name) i8_##name
+#define SIZE 1
+#define PER_WORD 4
+#ifdef __AVX512VNNI__
+#define MULTIPLY(sum, x, w) \
+    _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sum), _mm512_castps_si512(x), _mm512_castps_si512(w)))
+int has_int8(void) { return 1; }
+#else
+#define MULTIPLY(sum, x, w) (sum) /* never asked for */
+int has_int8(void) { return 0; }
+#endif
+#define ADD(a, b) _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
+#include "native_products.h"
+#undef T
+#undef SIZE
+#undef PER_WORD
+#undef MULTIPLY
+#undef ADD
+
 #define HALF 0
 #define T(name) f32_##name
 #include "native.h"
@@ -331,14 +355,25 @@ int has_bfloat16(void) { return 0; }
 
 /* What native.py calls ---------------------------------------------------------------------------*/
 
-i64 packed_bytes(int half, i64 n, i64 k) { return ceil_div(n, PANEL) * CALL(panel_bytes, k); }
+/* Weights of type 0 (float32), 1 (bfloat16) or 2 (signed bytes) as panels. */
 
-void pack(int half, char *panels, const char *weight, i64 n, i64 k) {
-    memset(panels, 0, packed_bytes(half, n, k));
+static i64 bytes_of_panel(int type, i64 k) {
+    const int half = type == 1;
+    return type == 2 ? i8_panel_bytes(k) : CALL(panel_bytes, k);
+}
+
+i64 packed_bytes(int type, i64 n, i64 k) { return ceil_div(n, PANEL) * bytes_of_panel(type, k); }
+
+void pack(int type, char *panels, const char *weight, i64 n, i64 k) {
+    const int half = type == 1;
+    const i64 row_bytes = k * (type == 2 ? 1 : half ? 2 : 4);
+    memset(panels, 0, packed_bytes(type, n, k));
 #pragma omp parallel for
-    for (i64 p = 0; p < ceil_div(n, PANEL); p++)
-        for (i64 i = p * PANEL; i < min_of(n, (p + 1) * PANEL); i++)
-            CALL(pack_row, panels + p * CALL(panel_bytes, k), i % PANEL, weight + i * k * (half ? 2 : 4), k);
+    for (i64 i = 0; i < n; i++) {
+        char *panel = panels + i / PANEL * bytes_of_panel(type, k);
+        if (type == 2) i8_pack_row(panel, i % PANEL, weight + i * row_bytes, k);
+        else CALL(pack_row, panel, i % PANEL, weight + i * row_bytes, k);
+    }
 }
 
 static int attention(const Attention *a) {

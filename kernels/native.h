@@ -2,7 +2,15 @@
  * names this type's version of a function. Included once for each. */
 
 #define SIZE (HALF ? 2 : 4)
-#define PER_WORD (HALF ? 2 : 1) /* numbers in 32 bits: what a lane of a product takes at once */
+#define PER_WORD (HALF ? 2 : 1)
+#if HALF
+#define MULTIPLY(sum, x, w) _mm512_dpbf16_ps(sum, (__m512bh)(x), (__m512bh)(w))
+#else
+#define MULTIPLY(sum, x, w) _mm512_fmadd_ps(x, w, sum)
+#endif
+#define ADD(a, b) _mm512_add_ps(a, b)
+
+#include "native_products.h"
 
 INLINE __m512 T(load)(const void *p, i64 i, __mmask16 lanes) {
 #if HALF
@@ -31,68 +39,6 @@ INLINE __m512 T(rounded)(__m512 value) {
 #endif
 }
 
-/* sum + x * w, of PER_WORD numbers a lane. */
-INLINE __m512 T(multiply)(__m512 sum, __m512 x, __m512 w) {
-#if HALF
-    return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
-#else
-    return _mm512_fmadd_ps(x, w, sum);
-#endif
-}
-
-/* Products --------------------------------------------------------------------------------------*/
-
-/* Bytes of the panel of a weight of k columns. */
-INLINE i64 T(panel_bytes)(i64 k) { return ceil_div(k, PER_WORD) * PANEL * 4; }
-
-/* Put row i of a panel, k numbers, in its place. */
-INLINE void T(pack_row)(char *panel, i64 i, const char *row, i64 k) {
-    for (i64 j = 0; j < k; j++) memcpy(panel + ((j / PER_WORD * PANEL + i) * PER_WORD + j % PER_WORD) * SIZE, row + j * SIZE, SIZE);
-}
-
-/* sums[r][0 .. PANEL) = x[r][0 .. k) times one panel, for rows of x that lie `stride` bytes apart and
- * rows of sums `apart` numbers. */
-INLINE void T(tile_of)(const int rows, const char *x, i64 stride, const char *panel, i64 k, float *sums, i64 apart) {
-    const i64 words = ceil_div(k, PER_WORD), block = BLOCK_K / PER_WORD;
-    for (i64 from = 0; from < words; from += block) {
-        const i64 to = min_of(from + block, words);
-        __m512 a[MAX_ROWS], b[MAX_ROWS];
-        for (int r = 0; r < rows; r++) a[r] = b[r] = _mm512_setzero_ps();
-        /* Every third row has a pointer; the others are one or two strides further, which an x86
-         * address can say. Twelve pointers would not fit the registers. */
-        const char *base[MAX_ROWS / 3], *w = panel + from * PANEL * 4;
-        for (int g = 0; g < MAX_ROWS / 3; g++) base[g] = x + 3 * g * stride + from * 4;
-        for (i64 i = from; i < to; i++, w += PANEL * 4) {
-            _mm_prefetch(w + AHEAD, _MM_HINT_T0);
-            _mm_prefetch(w + AHEAD + 64, _MM_HINT_T0);
-            const __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 64);
-            for (int r = 0; r < rows; r++) {
-                const __m512 v = _mm512_set1_ps(*(const float *)(base[r / 3] + r % 3 * stride));
-                a[r] = T(multiply)(a[r], v, w0);
-                b[r] = T(multiply)(b[r], v, w1);
-            }
-            for (int g = 0; g < MAX_ROWS / 3; g++) base[g] += 4;
-        }
-        for (int r = 0; r < rows; r++) {
-            if (from) {
-                a[r] = _mm512_add_ps(a[r], _mm512_loadu_ps(sums + r * apart));
-                b[r] = _mm512_add_ps(b[r], _mm512_loadu_ps(sums + r * apart + 16));
-            }
-            _mm512_storeu_ps(sums + r * apart, a[r]);
-            _mm512_storeu_ps(sums + r * apart + 16, b[r]);
-        }
-    }
-}
-
-/* The same for a number of rows that is known when it runs. */
-INLINE void T(tile)(i64 rows, const char *x, i64 stride, const char *panel, i64 k, float *sums, i64 apart) {
-    switch (rows) {
-#define ROWS(r) case r: T(tile_of)(r, x, stride, panel, k, sums, apart); break;
-        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
-#undef ROWS
-    }
-}
-
 /* Layer norm of one row (Ba et al. 2016), statistics in float32. */
 INLINE void T(norm_row)(char *y, const char *x, const Linear *a) {
     const i64 k = a->k;
@@ -114,12 +60,32 @@ INLINE void T(norm_row)(char *y, const char *x, const Linear *a) {
     }
 }
 
-/* Bias, then GELU, then residual, on one row of a panel's sums. */
-INLINE void T(finish_row)(const Linear *a, const float *sums, i64 row, i64 column) {
+/* One row of k numbers as bytes, 128 more than the nearest multiple of the returned scale, up to 127;
+ * bytes past the end stand for 0. */
+INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
+    __m512 largest = _mm512_setzero_ps();
+    for (i64 i = 0; i < k; i += 16) largest = _mm512_max_ps(largest, _mm512_abs_ps(T(load)(x, i, first_lanes(k - i))));
+    const float most = _mm512_reduce_max_ps(largest);
+    const __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0);
+    for (i64 i = 0; i < k; i += 16) {
+        const __m512 v = _mm512_mul_ps(T(load)(x, i, first_lanes(k - i)), inverse);
+        const __m512i n = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(128));
+        _mm_mask_storeu_epi8(bytes + i, first_lanes(ceil_div(k, 4) * 4 - i), _mm512_cvtepi32_epi8(n));
+    }
+    return most / 127.0f;
+}
+
+/* Bias, then GELU, then residual, on one row of a panel's sums; those of bytes first become numbers. */
+INLINE void T(finish_row)(const Linear *a, const float *sums, float scale, i64 row, i64 column) {
     for (i64 j = 0; j < PANEL; j += 16, column += 16) {
         const __mmask16 lanes = first_lanes(a->n - column);
         const i64 at = row * a->n + column;
         __m512 v = _mm512_loadu_ps(sums + j);
+        if (a->scales) {
+            const __m512i whole = _mm512_sub_epi32(_mm512_castps_si512(v), _mm512_maskz_loadu_epi32(lanes, a->excess + column));
+            v = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, a->scales + column), _mm512_set1_ps(scale));
+            v = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), v);
+        }
         if (a->bias) v = _mm512_add_ps(v, T(load)(a->bias, column, lanes));
         if (a->gelu) v = gelu_of(T(rounded)(v));
         if (a->residual) v = _mm512_add_ps(T(rounded)(v), T(load)(a->residual, at, lanes));
@@ -142,24 +108,38 @@ INLINE void T(write_row)(const Linear *a, i64 row) {
 
 static int T(linear)(const Linear *a) {
     const i64 rows = a->rows, blocks = ceil_div(rows, MAX_ROWS), x_bytes = a->k * SIZE;
-    char *normed = a->norm_weight ? scratch(rows * x_bytes) : NULL;
-    if (a->norm_weight && !normed) return -1;
-    const char *x = normed ? normed : a->x;
+    const i64 in_bytes = a->scales ? ceil_div(a->k, 4) * 4 : x_bytes;
+    const i64 panel_bytes = a->scales ? i8_panel_bytes(a->k) : T(panel_bytes)(a->k);
+    char *normed = NULL, *quantised = NULL;
+    float *row_scales = NULL;
+    if (a->norm_weight || a->scales) {
+        normed = scratch(rows * (x_bytes + in_bytes + sizeof *row_scales));
+        if (!normed) return -1;
+        row_scales = (float *)(normed + rows * x_bytes);
+        quantised = (char *)(row_scales + rows);
+    }
+    const char *x = a->norm_weight ? normed : a->x, *in = a->scales ? quantised : x;
 #pragma omp parallel
     {
         if (normed) {
 #pragma omp for schedule(static)
-            for (i64 r = 0; r < rows; r++) T(norm_row)(normed + r * x_bytes, a->x + r * x_bytes, a);
+            for (i64 r = 0; r < rows; r++) {
+                if (a->norm_weight) T(norm_row)(normed + r * x_bytes, a->x + r * x_bytes, a);
+                if (a->scales) row_scales[r] = T(quantise_row)((uint8_t *)quantised + r * in_bytes, x + r * x_bytes, a->k);
+            }
         }
 #pragma omp for schedule(static)
         for (i64 p = 0; p < ceil_div(a->n, PANEL); p++) {
-            const char *panel = a->panels + p * T(panel_bytes)(a->k);
+            const char *panel = a->panels + p * panel_bytes;
             for (i64 block = 0; block < blocks; block++) {
                 float sums[MAX_ROWS][PANEL];
                 /* Blocks of nearly equal size: 8 + 8 rows take less time than 12 + 4. */
                 const i64 start = block * rows / blocks, stop = (block + 1) * rows / blocks;
-                T(tile)(stop - start, x + start * x_bytes, x_bytes, panel, a->k, sums[0], PANEL);
-                for (i64 r = start; r < stop; r++) T(finish_row)(a, sums[r - start], r, p * PANEL);
+                const char *first = in + start * in_bytes;
+                if (a->scales) i8_tile(stop - start, first, in_bytes, panel, a->k, sums[0], PANEL);
+                else T(tile)(stop - start, first, in_bytes, panel, a->k, sums[0], PANEL);
+                for (i64 r = start; r < stop; r++)
+                    T(finish_row)(a, sums[r - start], a->scales ? row_scales[r] : 1, r, p * PANEL);
             }
         }
         if (a->k_pages) {
@@ -321,7 +301,7 @@ INLINE __m512 T(score_keys)(const char *q, const char *keys, i64 count, const i6
         if (j >= count) continue;
         for (i64 e = 0; e < d / PER_WORD; e += 16) {
             const __mmask16 lanes = first_lanes(d / PER_WORD - e);
-            sums[j] = T(multiply)(sums[j], _mm512_maskz_loadu_ps(lanes, q + e * 4), _mm512_maskz_loadu_ps(lanes, keys + j * d * SIZE + e * 4));
+            sums[j] = MULTIPLY(sums[j], _mm512_maskz_loadu_ps(lanes, q + e * 4), _mm512_maskz_loadu_ps(lanes, keys + j * d * SIZE + e * 4));
         }
     }
     return sum_each(sums);
@@ -382,7 +362,9 @@ static int T(decode_attention)(char *out, const Queries *queries, const Source *
 /* One row's column; `values` and `noise` hold 64 numbers more than there are columns. */
 INLINE i64 T(sample_row)(const Sample *a, i64 row, float *values, float *noise) {
     const i64 columns = a->columns, position = a->positions[row], turn = position % a->n_ranges;
-    const i64 from = turn * a->range_size, to = turn == a->n_ranges - 1 ? columns : from + a->range_size;
+    const i64 from = turn * a->range_size;
+    i64 to = turn == a->n_ranges - 1 ? columns : from + a->range_size;
+    if (a->min_draws && position < a->min_draws[row]) to = min_of(to, columns - 1);
     for (i64 j = 0; j < columns; j += 16) {
         const __m512 v = T(load)(a->logits, row * columns + j, first_lanes(columns - j));
         const __mmask16 lanes = first_lanes(to - j) & ~first_lanes(from - j);
@@ -425,5 +407,7 @@ static int T(sample)(const Sample *a) {
 
 #undef SIZE
 #undef PER_WORD
+#undef MULTIPLY
+#undef ADD
 #undef HALF
 #undef T

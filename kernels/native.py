@@ -42,7 +42,7 @@ from torch import Tensor
 from bark_fast.kernels.state import DecodeState
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("native.c", "native.h")
+_SOURCES = ("native.c", "native.h", "native_products.h")
 # Contraction is off so that only what is written as a fused multiply-add is one.
 _COMPILE = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off")
 
@@ -53,15 +53,23 @@ class _UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight [N, K] in the panels of `native.c`; serves `linear` alone."""
+    """A weight [N, K] in the panels of `native.c`; serves products alone.
 
-    panels: Tensor  # uint8
+    Attributes:
+        panels: uint8.
+        scales: float32 [N], where the weight is in 8 bits: what one unit of a row stands for.
+        excess: int32 [N], 128 times the sum of a row's units: x is shifted by 128 to be unsigned.
+    """
+
+    panels: Tensor
     shape: torch.Size
-    dtype: torch.dtype
+    scales: Tensor | None = None
+    excess: Tensor | None = None
 
 
-def why_not(dtype: torch.dtype) -> str | None:
-    """What keeps this machine from running `dtype` here; None if nothing does."""
+def why_not(dtype: torch.dtype, *, int8: bool = False) -> str | None:
+    """What keeps this machine from running `dtype` here, with weights in 8 bits if `int8`; None if
+    nothing does."""
     if dtype not in (torch.float32, torch.bfloat16):
         return f"it has float32 and bfloat16, not {dtype}"
     try:
@@ -73,26 +81,35 @@ def why_not(dtype: torch.dtype) -> str | None:
             return "bfloat16 needs a CPU with avx512_bf16"
         if "amx_bf16" in _cpu_flags():
             return "oneDNN has the matrix tiles (amx_bf16) of this CPU"
+    if int8 and not library.has_int8():
+        return "int8 needs a CPU with avx512_vnni"
     return None
 
 
-def pack(weight: Tensor) -> PackedWeight:
-    """weight [N, K] on the CPU, in panels.
+def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
+    """weight [N, K] on the CPU, in panels; with `int8` each row in steps of its largest number
+    over 127.
 
     Raises:
         ValueError: K is odd in bfloat16, which is multiplied by pairs.
     """
     n, k = weight.shape
-    if weight.dtype == torch.bfloat16 and k % 2:
+    if weight.dtype == torch.bfloat16 and k % 2 and not int8:
         raise ValueError(f"a bfloat16 weight [N, K] must have an even K, got {k}")
     weight = weight.contiguous()
-    half = weight.dtype == torch.bfloat16
+    kind = 2 if int8 else 1 if weight.dtype == torch.bfloat16 else 0
+    scales = excess = None
+    if int8:
+        weight = weight.float()
+        scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        weight = (weight / scales[:, None]).round_().to(torch.int8)
+        excess = 128 * weight.sum(dim=1, dtype=torch.int32)
     library = _load()
     # Rows start at whole vectors, so that a load never spans two cache lines.
-    raw = torch.empty(library.packed_bytes(half, n, k) + 64, dtype=torch.uint8)
+    raw = torch.empty(library.packed_bytes(kind, n, k) + 64, dtype=torch.uint8)
     panels = raw[-raw.data_ptr() % 64 :]
-    library.pack(half, panels.data_ptr(), weight.data_ptr(), n, k)
-    return PackedWeight(panels, weight.shape, weight.dtype)
+    library.pack(kind, panels.data_ptr(), weight.data_ptr(), n, k)
+    return PackedWeight(panels, weight.shape, scales, excess)
 
 
 def embedding_sum(
@@ -156,8 +173,8 @@ def _linear(
     x = _contiguous(x)
     y = torch.empty(x.shape[0], n, dtype=x.dtype)
     _run(
-        _LINEAR, y, x, weight.panels, bias, *(norm or (None, None)), residual, _bits(eps), gelu,
-        x.shape[0], n, k, *pages,
+        _LINEAR, y, x, weight.panels, weight.scales, weight.excess, bias, *(norm or (None, None)),
+        residual, _bits(eps), gelu, x.shape[0], n, k, *pages,
     )  # fmt: skip
     return y
 
@@ -208,6 +225,7 @@ def sample(
     positions: Tensor,
     stage: int,
     min_eos_p: Tensor | None,
+    min_draws: Tensor | None,
     n_ranges: int,
     range_size: int,
     first_id: int,
@@ -226,7 +244,7 @@ def sample(
         )  # fmt: skip
     _run(
         _SAMPLE, chosen, logits, rows, columns, temperature, top_p, top_k, seeds, positions,
-        min_eos_p, stage, n_ranges, range_size, *advanced, dtype=logits.dtype,
+        min_eos_p, min_draws, stage, n_ranges, range_size, *advanced, dtype=logits.dtype,
     )  # fmt: skip
     return chosen
 
@@ -344,6 +362,7 @@ def _load() -> ctypes.CDLL:
     pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for name, returns, takes in (
         ("has_bfloat16", integer, ()),
+        ("has_int8", integer, ()),
         ("packed_bytes", number, (integer, number, number)),
         ("pack", None, (integer, pointer, pointer, number, number)),
         ("run", integer, (pointer, number)),

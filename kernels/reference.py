@@ -200,6 +200,7 @@ def sample(
     positions: Tensor,
     stage: int,
     min_eos_p: Tensor | None,
+    min_draws: Tensor | None,
     n_ranges: int,
     range_size: int,
     first_id: int,
@@ -211,6 +212,8 @@ def sample(
     allowed = (columns >= turn * range_size) & (
         (columns < (turn + 1) * range_size) | (turn == n_ranges - 1)
     )
+    if min_draws is not None:
+        allowed &= (columns < logits.shape[1] - 1) | (positions >= min_draws)[:, None]
     logits = logits.float().masked_fill(~allowed, -math.inf)
     chosen = logits.argmax(dim=1)
     drawn = (temperature != 0).nonzero()[:, 0]

@@ -72,6 +72,7 @@ def sample_kernel(
     top_k_ptr,
     top_p_ptr,
     min_eos_p_ptr,
+    min_draws_ptr,
     seeds_ptr,
     positions_ptr,
     out_ptr,
@@ -93,6 +94,7 @@ def sample_kernel(
     BLOCK_V: tl.constexpr,
     CHUNK_V: tl.constexpr,
     HAS_EOS: tl.constexpr,
+    HAS_LEAST: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HAS_STATE: tl.constexpr,
 ):
@@ -106,6 +108,8 @@ def sample_kernel(
     turn = position % n_ranges
     first = turn * range_size
     last = tl.where(turn == n_ranges - 1, V, first + range_size)
+    if HAS_LEAST:
+        last = tl.where(position < tl.load(min_draws_ptr + row), tl.minimum(last, V - 1), last)
     logits = tl.load(
         logits_ptr + row * V + v, mask=(v >= first) & (v < last), other=-float("inf")
     ).to(tl.float32)
@@ -194,6 +198,7 @@ def sample(
     positions: Tensor,
     stage: int,
     min_eos_p: Tensor | None,
+    min_draws: Tensor | None,
     n_ranges: int,
     range_size: int,
     first_id: int,
@@ -215,13 +220,15 @@ def sample(
     )  # fmt: skip
     block = max(16, power_of_two(columns))
     sample_kernel[(rows,)](
-        logits, temperature, top_k, top_p, temperature if min_eos_p is None else min_eos_p, seeds,
-        positions, out, *fields, out if state is None else state.history,
+        logits, temperature, top_k, top_p, temperature if min_eos_p is None else min_eos_p,
+        out if min_draws is None else min_draws, seeds, positions, out, *fields,
+        out if state is None else state.history,
         stage, columns, first_id, range_size, n_ranges,
         0 if state is None else state.block_tables.shape[1],
         0 if state is None else state.history.shape[1],
         BLOCK_V=block, CHUNK_V=min(block, CHUNK), HAS_EOS=min_eos_p is not None,
-        PAGE_SIZE=1 if state is None else state.page_size, HAS_STATE=state is not None,
+        HAS_LEAST=min_draws is not None, PAGE_SIZE=1 if state is None else state.page_size,
+        HAS_STATE=state is not None,
         # 16 logits a thread.
         num_warps=min(32, max(1, block // 512)), **ALWAYS,
     )  # fmt: skip

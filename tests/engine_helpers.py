@@ -11,6 +11,7 @@ import torch
 
 from bark_fast import EngineOptions, GenerationParams, Speech
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.request import Request
@@ -31,7 +32,7 @@ def make_engine(
 ) -> Engine:
     source = Source.open(checkpoint.folder, revision=None, local_files_only=True)
     return load_engine(
-        source,
+        TensorsInFiles(source),
         checkpoint.config,
         dtype=dtype,
         device=device,

@@ -24,6 +24,7 @@ from bark_fast.bark import open_voices
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import create_checkpoint
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import load_weights
 from bark_fast.cli import main
 from bark_fast.devices import resolve_device, resolve_dtype
@@ -443,7 +444,7 @@ def test_model(model: Any, message: str) -> None:
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     source = Source.open(folder)
     return load_weights(
-        source, Config.read(source), dtype=torch.float32, device=torch.device("cpu")
+        TensorsInFiles(source), Config.read(source), dtype=torch.float32, device=torch.device("cpu")
     )
 
 
@@ -691,7 +692,9 @@ def test_damaged_bin(tmp_path: Path, small: Checkpoint, options: dict[str, Any])
             damaged[at] = rng.integers(256)
         (tmp_path / "pytorch_model.bin").write_bytes(damaged)
         with pytest.raises(CheckpointError):
-            load_weights(source, config, dtype=torch.float32, device=torch.device("cpu"))
+            load_weights(
+                TensorsInFiles(source), config, dtype=torch.float32, device=torch.device("cpu")
+            )
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")  # from torch

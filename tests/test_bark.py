@@ -24,7 +24,7 @@ from bark_fast import (
     devices,
 )
 from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
-from bark_fast.kernels import native
+from bark_fast.kernels import native, why_not_native
 from checkpoints import Checkpoint
 
 SAMPLED = GenerationParams(temperature=1.0, max_semantic_tokens=20, min_eos_p=0, seed=11)
@@ -391,6 +391,49 @@ def test_no_duration_is_too_long_to_ask_for(small: Checkpoint) -> None:
     assert len(small.bark.generate("Hello", params=params).semantic_tokens) == 3
 
 
+@pytest.mark.parametrize("impl", ["auto", "torch", "cpu"])
+def test_a_text_does_not_end_before_its_least_length(small: Checkpoint, impl: str) -> None:
+    bark = Bark.from_pretrained(small.folder, device="cpu", impl=impl)
+    params = GenerationParams(min_eos_p=1e-9, seed=1)  # ends as soon as it may
+    assert len(bark.generate("Hello", params=params).semantic_tokens) == 0
+    least = [replace(params, min_semantic_tokens=n) for n in (1, 7, 0)]
+    speeches = bark.generate(["Hello"] * 3, params=least)
+    assert [len(s.semantic_tokens) for s in speeches] == [1, 7, 0]
+    both = replace(params, min_semantic_tokens=9, max_semantic_tokens=4)
+    assert len(bark.generate("Hello", params=both).semantic_tokens) == 4
+
+
+def test_weights_in_8_bits(small: Checkpoint) -> None:
+    """An utterance is what it is alone."""
+    cpu = torch.device("cpu")
+    dtype = resolve_dtype("int8", cpu)
+    missing = why_not_native(cpu, dtype, int8=True)
+    if missing:
+        with pytest.raises(InputError, match="got 'int8'"):
+            Bark.from_pretrained(small.folder, device="cpu", dtype="int8")
+        pytest.skip(f"no 8-bit weights here: {missing}")
+    bark = Bark.from_pretrained(small.folder, device="cpu", dtype="int8")
+    assert bark.dtype == dtype
+    texts = ["One", "Two two", "Three three three"]
+    params = GenerationParams(temperature=0.8, min_eos_p=0, max_semantic_tokens=20, seed=3)
+    together = bark.generate(texts, params=params)
+    for text, speech in zip(texts, together, strict=True):
+        alone = bark.generate(text, params=params)
+        np.testing.assert_array_equal(alone.fine_tokens, speech.fine_tokens)
+
+
+def test_8_bits_are_for_cpus_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    with pytest.raises(InputError, match="got 'int8': it serves CPUs, not cuda"):
+        resolve_impl("auto", cuda, torch.bfloat16, int8=True)
+    with pytest.raises(InputError, match='impl must be "auto" with dtype="int8"'):
+        resolve_impl("torch", cpu, torch.float32, int8=True)
+    monkeypatch.setattr(native, "why_not", lambda dtype, int8=False: "no avx512_vnni")
+    assert resolve_dtype("int8", cpu) == torch.float32
+    with pytest.raises(InputError, match="got 'int8': no avx512_vnni"):
+        resolve_impl("auto", cpu, torch.float32, int8=True)
+
+
 def test_impl_is_named_and_can_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda, dtype = torch.device("cpu"), torch.device("cuda"), torch.float32
     assert resolve_impl("cpu", cpu, dtype) == "cpu"
@@ -402,9 +445,9 @@ def test_impl_is_named_and_can_run_here(monkeypatch: pytest.MonkeyPatch) -> None
         resolve_impl("cpu", cuda, dtype)
     with pytest.raises(InputError, match="got 'native': it serves CPUs, not cuda"):
         resolve_impl("native", cuda, dtype)
-    monkeypatch.setattr(native, "why_not", lambda dtype: None)
+    monkeypatch.setattr(native, "why_not", lambda dtype, int8=False: None)
     assert resolve_impl("auto", cpu, dtype) == resolve_impl("native", cpu, dtype) == "native"
-    monkeypatch.setattr(native, "why_not", lambda dtype: "no C compiler")
+    monkeypatch.setattr(native, "why_not", lambda dtype, int8=False: "no C compiler")
     assert resolve_impl("auto", cpu, dtype) == "cpu"
     with pytest.raises(InputError, match="got 'native': no C compiler"):
         resolve_impl("native", cpu, dtype)

@@ -1,21 +1,11 @@
-"""Reading a checkpoint's tensors: every one that is needed, none that is not expected.
+"""A checkpoint's tensors, checked: every one that is needed, none that is not expected.
 
-Layouts: model.safetensors, model.safetensors.index.json with its shards, pytorch_model.bin and
-pytorch_model.bin.index.json with its. Names are those of transformers' BarkModel.
-
-Memory: files are mapped and copied tensor by tensor, and mapped anew every `_REMAP_BYTES`, because
-pages that were read count as resident until their mapping ends.
+Names are those of transformers' BarkModel, wherever the tensors are stored.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +17,8 @@ from bark_fast.checkpoint.config import (
     FineGPTConfig,
     GPTConfig,
 )
-from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import StoredTensors
 from bark_fast.types import CheckpointError
-
-_REMAP_BYTES = 64 * 2**20
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -45,7 +33,7 @@ _CODEBOOK = re.compile(r"codec_model\.quantizer\.layers\.(\d+)\.codebook\.embed"
 
 
 def load_weights(
-    source: Source, config: Config, *, dtype: torch.dtype, device: torch.device
+    stored: StoredTensors, config: Config, *, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Every tensor that the four networks need, by transformers' names.
 
@@ -56,8 +44,7 @@ def load_weights(
         CheckpointError: a tensor is missing, not expected, of another shape, or unreadable; or the
             stored weights contradict the configuration.
     """
-    where = source.name
-    stored = _StoredTensors(source)
+    where = stored.where
     needed = {
         **_gpt_shapes("semantic", config.semantic),
         **_gpt_shapes("coarse_acoustics", config.coarse),
@@ -213,104 +200,3 @@ def _weight_norm_pair(name: str, stored: set[str]) -> tuple[str, str] | None:
         if all(part in stored for part in pair):
             return pair
     return None
-
-
-class _StoredTensors:
-    """The tensors of one file or of several shards, by name."""
-
-    def __init__(self, source: Source) -> None:
-        self.where = source.name
-        self.files = self._locate(source)
-        self.names: set[str] = set(self.files)
-
-    def _locate(self, source: Source) -> dict[str, Path]:
-        """Tensor name -> file."""
-        for file in ("model.safetensors", "pytorch_model.bin"):
-            path = source.find(file)
-            if path is not None:
-                with self._mapped(path) as (names, _):
-                    return dict.fromkeys(names, path)
-            if source.find(f"{file}.index.json") is not None:
-                return self._locate_shards(source, f"{file}.index.json")
-        raise CheckpointError(
-            f"{source.name}: no weights found (model.safetensors, pytorch_model.bin, or either "
-            "with .index.json and its shards)"
-        )
-
-    def _locate_shards(self, source: Source, index: str) -> dict[str, Path]:
-        weight_map = source.read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(shard, str) for shard in weight_map.values()
-        ):
-            raise CheckpointError(f"{source.name}: {index}: weight_map must map tensors to files")
-        paths = {shard: source.require(shard) for shard in sorted(set(weight_map.values()))}
-        stored: dict[str, Path] = {}
-        for path in paths.values():
-            with self._mapped(path) as (names, _):
-                stored.update(dict.fromkeys(names, path))
-        for name, shard in weight_map.items():
-            if stored.get(name) != paths[shard]:
-                raise CheckpointError(
-                    f"{source.name}: {index} says that {shard} holds {name}; it does not"
-                )
-        return stored
-
-    def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each of `names` with its tensor, which is valid until the next one is asked for."""
-        for path in sorted({self.files[name] for name in names}):
-            todo = sorted(name for name in names if self.files[name] == path)
-            # torch's format before 1.6 cannot be mapped: it is read whole, and should be once.
-            limit = _REMAP_BYTES if _can_be_mapped(path) else math.inf
-            while todo:
-                read_bytes = 0
-                with self._mapped(path) as (_, get):
-                    while todo and read_bytes < limit:
-                        name = todo.pop(0)
-                        try:
-                            tensor = get(name)
-                        except Exception as error:  # each library and version has its own
-                            raise CheckpointError(
-                                f"{path}: tensor {name} is unreadable: {error}"
-                            ) from error
-                        read_bytes += tensor.numel() * tensor.element_size()
-                        yield name, tensor
-                        del tensor
-
-    def _mapped(
-        self, path: Path
-    ) -> AbstractContextManager[tuple[list[str], Callable[[str], Tensor]]]:
-        return _map_safetensors(path) if path.suffix == ".safetensors" else _map_pickle(path)
-
-
-class _map_safetensors:  # noqa: N801 - a context manager, named as a verb
-    def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            self._open = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: is not a whole safetensors file: {error}") from error
-
-    def __enter__(self) -> tuple[list[str], Callable[[str], Tensor]]:
-        file = self._open.__enter__()
-        return list(file.keys()), file.get_tensor
-
-    def __exit__(self, *exception: Any) -> None:
-        self._open.__exit__(*exception)
-
-
-def _can_be_mapped(path: Path) -> bool:
-    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
-
-
-def _map_pickle(path: Path) -> AbstractContextManager[tuple[list[str], Callable[[str], Tensor]]]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
-    except Exception as error:  # damage raises whatever the unpickler stumbles over
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: is not a whole file of plain tensors: {reason}") from error
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise CheckpointError(f"{path}: must hold a mapping of names to tensors")
-    return nullcontext((list(content), content.__getitem__))

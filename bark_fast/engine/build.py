@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from bark_fast import kernels
 from bark_fast.checkpoint.config import Config, GPTConfig
-from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import StoredTensors
 from bark_fast.checkpoint.weights import load_weights
 from bark_fast.engine.decoder import Decoder
 from bark_fast.engine.engine import Engine, Runners, Setup
 from bark_fast.engine.graphs import CudaGraphRecorder, NativeRecorder, NoRecorder, Recorder, ladder
 from bark_fast.engine.kv_cache import PagePool
+from bark_fast.engine.offload import Network, Shelf, with_weights_brought
 from bark_fast.engine.options import EngineOptions
 from bark_fast.engine.scheduler import Work
 from bark_fast.kernels import Impl
@@ -33,7 +35,7 @@ _CUDA_PAGE = 64
 
 
 def load_engine(
-    source: Source,
+    stored: StoredTensors,
     config: Config,
     *,
     dtype: torch.dtype,
@@ -41,17 +43,21 @@ def load_engine(
     impl: Impl,
     options: EngineOptions,
     recorder: Recorder | None = None,
+    offload: bool = False,
 ) -> Engine:
-    """Read the checkpoint's weights and build the engine on them.
+    """Read a checkpoint's weights and build the engine on them.
 
     Args:
         impl: the kernels that serve it.
         recorder: what repeats decode steps; None chooses by `options`.
+        offload: keep weights on the host but for those of the running stage.
 
     Raises:
         InputError: `options` ask for what this checkpoint or the memory cannot give.
     """
-    tensors = load_weights(source, config, dtype=dtype, device=device)
+    tensors = load_weights(
+        stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
+    )
     semantic_ids = semantic.sampled_ids(config.semantic_rules)
     n_fine = config.fine_rules.n_fine_codebooks
     stages = {
@@ -73,6 +79,10 @@ def load_engine(
     fine = FineGPT(config.fine, tensors, "fine_acoustics", n_ids=config.codebook_size, impl=impl)
     codec = CodecDecoder(config.codec, tensors, "codec_model", n_codebooks=n_fine, impl=impl)
     del tensors  # what was packed is not needed twice
+    shelf = None
+    if offload:
+        networks: dict[str, Network] = {name: own.model for name, own in stages.items()}
+        shelf = Shelf({**networks, "fine": fine, "codec": codec}, device)
 
     on_cuda = device.type == "cuda"
     setup = _settle(options, config, on_cuda=on_cuda)
@@ -107,6 +117,9 @@ def load_engine(
     runners = Runners(
         decoder(stages["semantic"]), decoder(stages["coarse"]), FineStage(fine), CodecStage(codec)
     )
+    if shelf is not None:
+        runners = with_weights_brought(runners, shelf)
+        setup = replace(setup, policy="staged")
     pools = {
         stage: PagePool(cache.keys.shape[1], cache.page_size) for stage, cache in caches.items()
     }
@@ -114,7 +127,7 @@ def load_engine(
 
 
 def _recorder(device: torch.device, impl: Impl, *, cuda_graphs: bool) -> Recorder:
-    if impl == "native":
+    if impl in ("native", "int8"):
         return NativeRecorder()
     # Plain torch asks for lengths as it goes, which no graph can hold.
     graphs = device.type == "cuda" and impl == "triton" and cuda_graphs

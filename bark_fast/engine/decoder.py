@@ -34,7 +34,17 @@ class Drawn:
 Collect = Callable[[], list[Drawn]]
 """Waits for what was enqueued and says what each task drew."""
 
-_INTS = ("token_ids", "positions", "kv_lengths", "slots", "draws", "limits", "top_k", "seeds")
+_INTS = (
+    "token_ids",
+    "positions",
+    "kv_lengths",
+    "slots",
+    "draws",
+    "limits",
+    "top_k",
+    "seeds",
+    "min_draws",
+)
 _FLOATS = ("temperature", "top_p", "min_eos_p")
 
 
@@ -151,13 +161,14 @@ class Decoder:
                 task.limit,
                 clamp_top_k(task.draw.sampling.top_k),
                 task.draw.signed_seed,
+                task.draw.min_tokens,
             )
             for task, own in zip(tasks, pages, strict=True)
         ]
         floats = [
             (t.draw.sampling.temperature, t.draw.sampling.top_p, t.draw.min_eos_p) for t in tasks
         ]
-        empty = (0, 0, 0, -1, 0, 0, 0, 0)
+        empty = (0, 0, 0, -1, 0, 0, 0, 0, 0)
         rows += [empty] * (size - n)
         floats += [(0.0, 1.0, 0.0)] * (size - n)
         self._host_ints[:, :size] = torch.tensor(rows, dtype=torch.int64).T
@@ -182,7 +193,7 @@ class Decoder:
             return known
         ints = {name: self._ints[i, :size] for i, name in enumerate(_INTS)}
         floats = {name: self._floats[i, :size] for i, name in enumerate(_FLOATS)}
-        draws = DrawTensors(top_k=ints.pop("top_k"), seeds=ints.pop("seeds"), **floats)
+        draws = DrawTensors(**{n: ints.pop(n) for n in ("top_k", "seeds", "min_draws")}, **floats)
         state = DecodeState(
             **ints,
             block_tables=self._tables[:size],

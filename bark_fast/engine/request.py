@@ -18,7 +18,8 @@ class Request:
     """An utterance ready to be generated.
 
     Attributes:
-        text: normalised; `text_ids`: its tokens.
+        text: normalised; `text_ids`: its tokens, -1 for a pad.
+        min_semantic_tokens: the end token cannot be drawn before so many.
         seed: never None; drawn here if none was asked for.
     """
 
@@ -31,6 +32,7 @@ class Request:
     min_eos_p: float
     max_semantic_tokens: int
     seed: int
+    min_semantic_tokens: int = 0
 
     @classmethod
     def resolve(
@@ -57,6 +59,8 @@ class Request:
             min_eos_p=rules.min_eos_p if params.min_eos_p is None else float(params.min_eos_p),
             max_semantic_tokens=_max_semantic_tokens(params, config),
             seed=secrets.randbits(64) if params.seed is None else int(params.seed),
+            # No sequence has more positions; an int64 holds this.
+            min_semantic_tokens=min(params.min_semantic_tokens or 0, rules.max_new_tokens),
         )
 
 

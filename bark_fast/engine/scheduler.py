@@ -8,8 +8,11 @@ Which kind, by policy:
 * latency: what ends an utterance (codec, fine) first; the others take turns, so that prompts join
   between decode steps and both causal stages move on together.
 * throughput: the fullest batch; of equal ones, the later stage.
+* staged: the stage that ran last as long as it has work, then the one with the most; for engines in
+  which going from one stage to another is costly.
 
-Whatever the policy, work that was passed over `patience` times runs next. Within a kind nobody
+Whatever the policy, work that was passed over `patience` times (staged: 16 times as often) runs
+next. Within a kind nobody
 overtakes: an utterance that waits for pages holds back younger prompts, and may take the pages of
 younger utterances that are not being run.
 """
@@ -24,7 +27,10 @@ from typing import Any, Literal
 
 from bark_fast.engine.kv_cache import PagePool
 
-Policy = Literal["latency", "throughput"]
+Policy = Literal["latency", "throughput", "staged"]
+
+
+_STAGED_PATIENCE = 16  # times the usual: going back and forth is what that policy avoids
 
 
 class Work(IntEnum):
@@ -124,6 +130,7 @@ class Scheduler:
         self._in_flight: set[Work] = set()
         self._passed_over = dict.fromkeys(Work, 0)
         self._last_run = dict.fromkeys(Work, 0)
+        self._last_stage = ""
         self._clock = 0
 
     def add(self, job: Job) -> None:
@@ -168,6 +175,7 @@ class Scheduler:
             if batch is not None:
                 self._clock += 1
                 self._last_run[work] = self._clock
+                self._last_stage = work.stage
                 for other in ready:
                     self._passed_over[other] = 0 if other == work else self._passed_over[other] + 1
                 self._in_flight.add(work)
@@ -190,7 +198,10 @@ class Scheduler:
 
     def _ranked(self, ready: list[Work], policy: Policy) -> Iterator[Work]:
         def rank(work: Work) -> tuple[float, ...]:
-            overdue = self._passed_over[work] if self._passed_over[work] >= self._patience else 0
+            patience = self._patience * (_STAGED_PATIENCE if policy == "staged" else 1)
+            overdue = self._passed_over[work] if self._passed_over[work] >= patience else 0
+            if policy == "staged":
+                return (-overdue, work.stage != self._last_stage, -len(self._queues[work]), work)
             if policy == "latency":
                 ending = work in (Work.FINE, Work.CODEC)
                 return (-overdue, not ending, 0 if ending else self._last_run[work], -work)

@@ -73,7 +73,9 @@ class Utterance:
             urgent=urgent,
             submitted_at=submitted_at,
             semantic=SemanticTask(
-                draw=Draw(request.semantic, request.seed, request.min_eos_p),
+                draw=Draw(
+                    request.semantic, request.seed, request.min_eos_p, request.min_semantic_tokens
+                ),
                 prompt=build_prompt(request.text_ids, history, config.semantic_rules),
                 limit=request.max_semantic_tokens,
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,12 @@ class CodecDecoder:
             return sys.maxsize  # not Bark's kind of EnCodec: everything behind has an influence
         kernel_size: int = first.conv.kernel_size[0]
         return kernel_size
+
+    def map_weights(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Put `change(weight)` in the place of every weight."""
+        self.codebooks = change(self.codebooks)
+        for tensor in [*self._decoder.parameters(), *self._decoder.buffers()]:
+            tensor.data = change(tensor.data)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Samples float32 [B, F * hop_length] of codes int64 [B, K, F]."""

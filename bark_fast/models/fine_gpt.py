@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,14 @@ class FineGPT:
     @property
     def device(self) -> torch.device:
         return self.positions.device
+
+    def map_weights(self, change: Callable[[Any], Any]) -> None:
+        """Put `change(weight)` in the place of every weight."""
+        self.embeddings, self.positions = change(self.embeddings), change(self.positions)
+        self.blocks = [block.map_weights(change) for block in self.blocks]
+        weight, bias = self.final_norm
+        self.final_norm = change(weight), None if bias is None else change(bias)
+        self.heads = [change(head) for head in self.heads]
 
     def forward(self, codes: Tensor, codebook: int) -> Tensor:
         """Final states for predicting `codebook` of `codes` int64 [B, T, n_codes_total].

@@ -7,8 +7,8 @@ a sequence takes the same one whoever else is there. Keys and values go to the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -62,6 +62,16 @@ class Block:
             fc_2_bias=bias("mlp.out_proj"),
         )
 
+    def map_weights(self, change: Callable[[Any], Any]) -> Block:
+        """The same block with `change(weight)` in the place of every weight."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(changed(part) for part in value)
+            return None if value is None else change(value)
+
+        return Block(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})
+
     def finish(
         self, x: Tensor, attended: Tensor, *, decode: bool, impl: Impl, pdl: bool = False
     ) -> Tensor:
@@ -83,10 +93,10 @@ def check_head_size(config: GPTConfig, impl: Impl) -> None:
         InputError: this model's heads are of another size.
     """
     size = config.head_size
-    if impl == "native" and size % 2:
+    if impl in ("native", "int8") and size % 2:
         raise InputError(
             'impl must be "cpu" or "torch" for a model whose hidden_size / num_heads is odd, got '
-            f"impl='native' and {config.hidden_size} / {config.num_heads} = {size}"
+            f"impl={impl!r} and {config.hidden_size} / {config.num_heads} = {size}"
         )
     if impl == "triton" and (size < 16 or size & (size - 1)):
         raise InputError(
@@ -227,26 +237,26 @@ class GPT:
     def device(self) -> torch.device:
         return self.embedding.device
 
+    def map_weights(self, change: Callable[[Any], Any]) -> None:
+        """Put `change(weight)` in the place of every weight."""
+        self.embedding, self.positions = change(self.embedding), change(self.positions)
+        self.blocks = [block.map_weights(change) for block in self.blocks]
+        weight, bias = self.final_norm
+        self.final_norm = change(weight), None if bias is None else change(bias)
+        self.head = change(self.head)
+
     def prefill(self, chunks: Sequence[Chunk], cache: KVPages) -> Tensor:
         """Run prompts, packed without padding, and store their keys and values.
 
         Returns:
             Logits after the last token of each, [B, len(head_ids)].
         """
-        batch = PackedPrompts.pack(chunks, cache.page_size, self.device)
-        x = self._run(
-            batch.ids,
-            batch.positions,
-            cache,
-            slots=batch.slots,
-            decode=False,
-            block_tables=batch.block_tables,
-            query_starts=batch.query_starts,
-            kv_lengths=batch.kv_lengths,
-            max_queries=batch.max_queries,
-            max_length=batch.max_length,
-        )
+        x, batch = self._states(chunks, cache)
         return self._logits(x[batch.last])
+
+    def score(self, chunk: Chunk, cache: KVPages) -> Tensor:
+        """Logits after every token of one sequence (teacher forcing), [T, len(head_ids)]."""
+        return self._logits(self._states([chunk], cache)[0])
 
     def step(
         self,
@@ -279,6 +289,23 @@ class GPT:
             workspace=workspace,
         )
         return self._logits(x, pdl=pdl)
+
+    def _states(self, chunks: Sequence[Chunk], cache: KVPages) -> tuple[Tensor, PackedPrompts]:
+        """The states of packed prompts, [N, C], before the final norm."""
+        batch = PackedPrompts.pack(chunks, cache.page_size, self.device)
+        x = self._run(
+            batch.ids,
+            batch.positions,
+            cache,
+            slots=batch.slots,
+            decode=False,
+            block_tables=batch.block_tables,
+            query_starts=batch.query_starts,
+            kv_lengths=batch.kv_lengths,
+            max_queries=batch.max_queries,
+            max_length=batch.max_length,
+        )
+        return x, batch
 
     def _run(
         self,

@@ -130,6 +130,7 @@ class CausalStage:
             top_p=draws.top_p,
             seeds=draws.seeds,
             min_eos_p=draws.min_eos_p if self.has_end else None,
+            min_draws=draws.min_draws if self.has_end else None,
             stage=STAGE_NUMBER[self.name],
             positions=positions,
             state=state,

@@ -21,6 +21,7 @@ class Draw:
     sampling: Sampling
     seed: int  # 0 .. 2**64 - 1
     min_eos_p: float = 0.0
+    min_tokens: int = 0
 
     @property
     def signed_seed(self) -> int:
@@ -37,6 +38,7 @@ class DrawTensors:
     top_p: Tensor  # float32
     seeds: Tensor  # int64
     min_eos_p: Tensor  # float32
+    min_draws: Tensor  # int64
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class DrawTensors:
             top_p=column([d.sampling.top_p for d in draws], torch.float32),
             seeds=column([d.signed_seed for d in draws], torch.int64),
             min_eos_p=column([d.min_eos_p for d in draws], torch.float32),
+            min_draws=column([d.min_tokens for d in draws], torch.int64),
         )
 
 

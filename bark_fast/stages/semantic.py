@@ -23,11 +23,13 @@ def build_prompt(
     """The two summed streams of the prompt, each of max_input_semantic_length + 1 ids.
 
     Args:
-        text_ids: the tokenizer's ids; beyond the prompt's length they are cut.
+        text_ids: the tokenizer's ids, or -1 for a pad; beyond the prompt's length they are cut.
         history: semantic tokens of the voice; the last ones are used.
     """
     n = rules.max_input_semantic_length
-    text = [i + rules.text_encoding_offset for i in text_ids[:n]]
+    text = [
+        i + rules.text_encoding_offset if i >= 0 else rules.text_pad_token for i in text_ids[:n]
+    ]
     past = list(history[-n:])
     return (
         [*text, *[rules.text_pad_token] * (n - len(text)), rules.semantic_infer_token],

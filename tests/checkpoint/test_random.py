@@ -23,6 +23,7 @@ from bark_fast.checkpoint.random import (
     demo_folder,
 )
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import load_weights
 
 
@@ -98,7 +99,7 @@ def test_transformers_loads_it(tiny: Path) -> None:
     assert all(key.startswith("fine_acoustics.lm_heads.") for key in info["missing_keys"])
     source = Source.open(tiny)
     ours = load_weights(
-        source, Config.read(source), dtype=torch.float32, device=torch.device("cpu")
+        TensorsInFiles(source), Config.read(source), dtype=torch.float32, device=torch.device("cpu")
     )
     theirs = model.state_dict()
     same = [name for name in ours if name in theirs]

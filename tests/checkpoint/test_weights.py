@@ -19,13 +19,16 @@ from bark_fast import CheckpointError
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import _settings, save_model
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import load_weights
 from checkpoints import Checkpoint
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     source = Source.open(folder)
-    return load_weights(source, Config.read(source), dtype=dtype, device=torch.device("cpu"))
+    return load_weights(
+        TensorsInFiles(source), Config.read(source), dtype=dtype, device=torch.device("cpu")
+    )
 
 
 def assert_equal(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -130,7 +133,7 @@ def test_files_are_mapped_anew(
 
     torch_load = torch.load
     monkeypatch.setattr(torch, "load", count)
-    monkeypatch.setattr("bark_fast.checkpoint.weights._REMAP_BYTES", 20_000)
+    monkeypatch.setattr("bark_fast.checkpoint.stored._REMAP_BYTES", 20_000)
     assert_equal(load(folder), expected)
     assert loads >= n_loads if layout == "bin" else loads == n_loads
 
@@ -253,6 +256,7 @@ import re, sys, torch, transformers
 from pathlib import Path
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import build_codec_decoder, load_weights
 
 def peak_kib():
@@ -265,7 +269,7 @@ with torch.device("meta"):
 import safetensors.torch  # a part of the baseline too
 before = peak_kib()
 tensors = load_weights(
-    source, config, dtype=getattr(torch, sys.argv[2]), device=torch.device("cpu")
+    TensorsInFiles(source), config, dtype=getattr(torch, sys.argv[2]), device=torch.device("cpu")
 )
 after = peak_kib()
 kept = sum(t.numel() * t.element_size() for t in tensors.values())

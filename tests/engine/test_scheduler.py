@@ -146,6 +146,35 @@ def test_no_kind_of_work_starves() -> None:
     assert works == [Work.SEMANTIC_DECODE] * 10 + [Work.CODEC]
 
 
+def test_staged_stays_in_a_stage_while_it_has_work() -> None:
+    scheduler = make()
+    scheduler.add(Job(0, None, Work.FINE))
+    scheduler.add(prompt(1, 10))
+    scheduler.add(prompt(2, 10))
+    ran = [run(scheduler, "staged").work.stage]  # the most work
+    scheduler.add(Job(1, None, Work.SEMANTIC_DECODE, positions=11))
+    scheduler.add(Job(3, None, Work.FINE))
+    scheduler.add(Job(4, None, Work.FINE))
+    ran += [run(scheduler, "staged").work.stage for _ in range(3)]
+    assert ran == ["semantic", "semantic", "fine", "fine"]
+
+
+def test_staged_starves_nobody() -> None:
+    """However many prompts arrive, the others run at last."""
+    scheduler = make(patience=2)
+    scheduler.add(prompt(0, 10))
+    run(scheduler, "staged")
+    scheduler.add(Job(1, None, Work.FINE))
+    for order in range(2, 100):
+        scheduler.add(prompt(order, 100))
+        batch = run(scheduler, "staged")
+        if batch.work == Work.FINE:
+            break
+        scheduler.release(batch.jobs[0])
+    assert batch.work == Work.FINE
+    assert order > 16
+
+
 def test_utterances_wait_for_pages() -> None:
     scheduler = make(n_pages=10)
     jobs = [prompt(order, 40) for order in range(3)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.kernels import native
@@ -209,6 +210,54 @@ def test_a_large_score_does_not_overflow(dtype) -> None:
     q = randn(1, 40, 1, 32, dtype=dtype) * 100
     got = kernels.bidirectional_attention(q, q, q, impl="native")
     assert_accurate(got, kernels.bidirectional_attention(q, q, q), exact_bidirectional(q, q, q))
+
+
+@pytest.fixture
+def int8_dtype(dtype: torch.dtype) -> torch.dtype:
+    if missing := native.why_not(dtype, int8=True):
+        pytest.skip(f"no 8-bit weights here: {missing}")
+    return dtype
+
+
+def in_8_bits(rows: Tensor) -> Tensor:
+    """Each row rounded to 127 steps either way of its largest number, in float64."""
+    step = rows.float().abs().amax(dim=1, keepdim=True) / 127
+    return (rows.float() / step).round().double() * step.double()
+
+
+@pytest.mark.parametrize("spec", EXTRAS, ids=lambda s: "+".join(s) or "plain")
+@pytest.mark.parametrize(("n", "m", "k"), [(1, 33, 48), (13, 31, 101), (37, 97, 600)])
+def test_products_in_8_bits(monkeypatch, int8_dtype, spec, n: int, m: int, k: int) -> None:
+    """Sums of bytes are exact, so what is left is the rounding of x and of the weights."""
+    x = randn(n, k, dtype=int8_dtype)
+    weight = randn(m, k, seed=1, dtype=int8_dtype) / math.sqrt(k)
+    extras = extras_of(spec, n, m, k, int8_dtype)
+    packed = kernels.pack_weight(weight, impl="int8")
+    assert packed.shape == weight.shape
+    with guarded_outputs(monkeypatch):
+        got = kernels.fused_linear(x, packed, impl="int8", **extras)
+    assert got.isfinite().all()
+    norm = extras.pop("norm", None)
+    normed = x if norm is None else kernels.layer_norm(x, *norm)
+    exact = exact_linear(in_8_bits(normed), in_8_bits(weight), **extras)
+    # A norm computed another way can round a number to the next byte.
+    largest = exact.abs().max().item()
+    tolerance = (0.01 if norm is not None else 0) + 4 * torch.finfo(int8_dtype).eps
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=tolerance * largest)
+
+
+def test_bits_in_8_bits_do_not_depend_on_the_batch(int8_dtype) -> None:
+    weight = kernels.pack_weight(randn(100, 96, seed=1, dtype=int8_dtype), impl="int8")
+    x = randn(40, 96, seed=2, dtype=int8_dtype)
+    together = kernels.fused_linear(x, weight, impl="int8")
+    for n in (1, 2, 12, 13, 25):
+        assert torch.equal(kernels.fused_linear(x[:n], weight, impl="int8"), together[:n])
+
+
+def test_rows_of_zeros_in_8_bits(int8_dtype) -> None:
+    weight = kernels.pack_weight(torch.zeros(40, 64, dtype=int8_dtype), impl="int8")
+    x = torch.zeros(2, 64, dtype=int8_dtype)
+    assert (kernels.fused_linear(x, weight, impl="int8") == 0).all()
 
 
 def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:

@@ -198,6 +198,21 @@ def test_min_eos_p() -> None:
     assert not (hot.view(50, 4)[:, 2] == 2).all()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_end_is_impossible_before_min_draws(temperature: float) -> None:
+    logits = torch.tensor([[0.0, 1.0, 50.0]]).expand(3, -1)
+    chosen = draw(
+        logits,
+        temperature=torch.full((3,), temperature),
+        min_eos_p=torch.tensor([0.0, 0.2, 0.2]),
+        min_draws=torch.tensor([6, 6, 5]),
+        positions=torch.full((3,), 5),
+    ).tolist()
+    assert chosen[0] != 2
+    assert chosen[1] != 2
+    assert chosen[2] == 2
+
+
 def test_equal_logits_are_kept_or_dropped_together() -> None:
     """Where transformers' result hangs on the order of a sort."""
     logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
@@ -266,6 +281,7 @@ def test_draws_equal_the_reference(
         options |= {"n_ranges": ranges, "range_size": columns // ranges}
     elif eos:
         options["min_eos_p"] = torch.full((n,), 0.02)
+        options["min_draws"] = torch.tensor([0, 10_001, 5_000, 0, 10_001, 9_999])
     assert draw(logits, **options, impl=compiled_impl).tolist() == draw(logits, **options).tolist()
 
 
@@ -316,6 +332,7 @@ def test_the_loop_needs_no_host(compiled_impl, eos: bool) -> None:
     options = options_of(n) | {"temperature": torch.ones(n), "first_id": 1000}
     if eos:
         options["min_eos_p"] = torch.tensor([0.0, 0.08, 0.0, 0.03])
+        options["min_draws"] = torch.tensor([0, 0, 4, 2])
     for step in range(10):
         logits = randn(n, 30, seed=step) * 1.5
         for impl, state in states.items():

@@ -1,0 +1,188 @@
+"""What lower precision costs and brings: agreement with float32, and time.
+
+    python -m bench precision --size small
+
+Teacher-forced: every network is given what float32 generated (greedy), and at each position its
+most likely token is compared with float32's; so one difference does not make the next. The error of
+the logits is the root mean square of their difference over that of float32's logits about their
+mean. The weights are random, whose logits lie much closer together than a trained model's: these
+shares are for comparing precisions, not for predicting what is heard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bark_fast import Bark, GenerationParams, InputError, Speech, kernels
+from bark_fast.models.gpt import Chunk, KVPages
+from bark_fast.stages.causal import CausalStage
+from bark_fast.stages.coarse import CoarseTask
+from bark_fast.stages.draws import Draw
+from bark_fast.stages.fine import build_codes
+from bark_fast.stages.semantic import SILENT, build_prompt
+from bench.arguments import add_checkpoint, add_common, begin
+from bench.checkpoint import checkpoint_for
+from bench.results import Case, Spread
+from bench.workload import SENTENCE
+
+_PRECISIONS = ("float32", "bfloat16", "int8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+    add_checkpoint(parser)
+    parser.add_argument("--semantic-tokens", type=int, default=100)
+    parser.add_argument("--precisions", nargs="+", default=list(_PRECISIONS), choices=_PRECISIONS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    results, _ = begin("precision", arguments)
+    with checkpoint_for(
+        arguments.checkpoint, size=arguments.size, seed=arguments.seed, dtype="float32"
+    ) as checkpoint:
+        exact = open_bark(checkpoint, "float32", arguments)
+        params = GenerationParams(
+            temperature=0, min_eos_p=0, max_semantic_tokens=arguments.semantic_tokens
+        )
+        speech = exact.generate(SENTENCE, params=params)
+        reference = dict(teacher_forced(exact, speech))
+        print(f"{'':<12}{'stage':<10}{'same token':>12}{'logit error':>13}{'request s':>12}")
+        for precision in arguments.precisions:
+            try:
+                bark = open_bark(checkpoint, precision, arguments)
+            except InputError as error:
+                print(f"{precision}: {error}")
+                continue
+            agreement = compare(reference, dict(teacher_forced(bark, speech)))
+            case = Case(precision, time_request(bark, params, arguments.runs), agreement)
+            results.cases.append(case)
+            print_case(case)
+            results.write(arguments.json)
+    return 0
+
+
+def open_bark(checkpoint: Path, precision: str, arguments: argparse.Namespace) -> Bark:
+    return Bark.from_pretrained(
+        checkpoint, device=arguments.device, dtype=precision, local_files_only=True
+    )
+
+
+def time_request(bark: Bark, params: GenerationParams, runs: int) -> Spread:
+    """Seconds of one request, after one that does not count."""
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        bark.generate(SENTENCE, params=params)
+        times.append(time.perf_counter() - start)
+    return Spread.of(times[1:])
+
+
+def teacher_forced(bark: Bark, speech: Speech) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Each stage with its logits [T, V] in float32 on the host, and its most likely columns [T]."""
+    config, engine = bark.config, bark.engine
+    semantic, coarse = (engine._causal[name].stage for name in ("semantic", "coarse"))
+    request = bark.request(SENTENCE)
+    text, history = build_prompt(request.text_ids, [], config.semantic_rules)
+    tokens = speech.semantic_tokens.tolist()
+    streams = [[*text, *tokens], [*history, *[SILENT] * len(tokens)]]
+    yield "semantic", score(semantic, streams, len(tokens))
+
+    task = CoarseTask.start(None, Draw(request.coarse, 0), config)
+    task.extend(tokens, complete=True)
+    prompt = list(task.prompt[0])
+    # The first windows share one prompt until the history is trimmed.
+    room = semantic.model.config.block_size - len(prompt)
+    codes = speech.coarse_tokens.T.reshape(-1).tolist()
+    n_books, size = config.coarse_rules.n_coarse_codebooks, config.codebook_size
+    first = config.semantic_rules.semantic_vocab_size
+    ids = [first + i % n_books * size + code for i, code in enumerate(codes)][:room]
+    yield "coarse", score(coarse, [[*prompt, *ids]], len(ids))
+
+    yield "fine", score_fine(bark, speech)
+
+
+def score(stage: CausalStage, streams: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
+    """Of the last `count` tokens of a sequence: the logits that each was drawn from."""
+    model = stage.model
+    length = len(streams[0])
+    dtype = kernels.kv_dtype(model.embedding.dtype, impl=model.impl)
+    cache = KVPages.allocate(model.config, 1, length, dtype=dtype, device=model.device)
+    logits = model.score(Chunk(streams, 0, [0]), cache)[length - count - 1 : length - 1]
+    return logits.float().cpu(), _greedy(logits, stage.n_ranges, stage.range_size)
+
+
+def score_fine(bark: Bark, speech: Speech) -> tuple[Tensor, Tensor]:
+    """All passes over the first window, each given the codes before it."""
+    config, model = bark.config, bark.engine._fine.model
+    codes, _ = build_codes(speech.coarse_tokens, None, config)
+    codes = codes[: config.fine_rules.max_fine_input_length]
+    frames = min(len(codes), speech.fine_tokens.shape[1])
+    logits, chosen = [], []
+    for book in range(config.coarse_rules.n_coarse_codebooks, speech.fine_tokens.shape[0]):
+        states = model.forward(codes[None].to(bark.device), book)[0, :frames]
+        logits.append(model.logits(states, book))
+        chosen.append(_greedy(logits[-1], 1, 0))
+        codes[:frames, book] = torch.from_numpy(speech.fine_tokens[book, :frames])
+    return torch.cat(logits).float().cpu(), torch.cat(chosen)
+
+
+def _greedy(logits: Tensor, n_ranges: int, range_size: int) -> Tensor:
+    rows = torch.zeros(len(logits), device=logits.device)
+    chosen = kernels.sample(
+        logits,
+        temperature=rows,
+        top_k=rows.long(),
+        top_p=rows + 1,
+        seeds=rows.long(),
+        positions=torch.arange(len(logits), device=logits.device),
+        stage=0,
+        n_ranges=n_ranges,
+        range_size=range_size,
+    )
+    return chosen.cpu()
+
+
+def compare(
+    reference: dict[str, tuple[Tensor, Tensor]], other: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    """By stage, the share of equal columns and the error of the logits."""
+    found: dict[str, Any] = {}
+    for stage, (logits, columns) in reference.items():
+        own_logits, own_columns = other[stage]
+        spread = (logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt()
+        error = (own_logits - logits).square().mean().sqrt() / spread
+        found[stage] = {
+            "tokens": len(columns),
+            "same_token": float(np.mean((columns == own_columns).numpy())),
+            "logit_error": float(error),
+        }
+    return found
+
+
+def print_case(case: Case) -> None:
+    for i, (stage, values) in enumerate(case.values.items()):
+        seconds = f"{case.seconds.median:12.2f}" if i == 0 else ""
+        print(
+            f"{case.name if i == 0 else '':<12}{stage:<10}{values['same_token']:12.1%}"
+            f"{values['logit_error']:13.4f}{seconds}",
+            flush=True,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
