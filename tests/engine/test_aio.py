@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -191,14 +192,22 @@ def test_closing_finishes_what_is_there(bark: Bark) -> None:
     run(main(), bark)
 
 
-def test_closing_can_give_up_what_is_there(bark: Bark) -> None:
+def test_closing_can_give_up_what_is_there(bark: Bark, monkeypatch: pytest.MonkeyPatch) -> None:
+    closing, decode = threading.Event(), bark.engine._codec.run
+
+    def decode_later(codes: Any) -> Any:
+        assert closing.wait(30)
+        return decode(codes)
+
     async def main() -> None:
         speaker = AsyncBark(bark)
+        monkeypatch.setattr(bark.engine._codec, "run", decode_later)  # nobody ends before
         tasks = [
             asyncio.create_task(speaker.generate("One", params=params(i, 148))) for i in range(8)
         ]
         while bark.stats().stages["semantic"].tokens < 8:
             await asyncio.sleep(0.001)
+        asyncio.get_running_loop().call_soon(closing.set)  # when close() waits for the first time
         await speaker.close(cancel=True)
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(r, ClosedError) for r in results)
