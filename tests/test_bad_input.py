@@ -890,7 +890,7 @@ def test_create_checkpoint(
         (["say", "Hi", "--voice", "absent.npz"], "voice must be a file that exists"),
         (["say", "Hi", "--language", "e n"], "language must be a code"),
         (["say", "Hi", "--device", "tpu"], "device must be"),
-        (["say", "Hi", "--dtype", "int8"], "dtype must be"),
+        (["say", "Hi", "--dtype", "int4"], "dtype must be"),
         (["say", "Hi", "-q", "--progress"], "not allowed with argument"),
         (["say", "Hi", "--model", "absent"], "model must be a folder that exists or a hub id"),
         (["say", "Hi", "--model", "empty"], "config.json is missing"),

@@ -205,7 +205,7 @@ def test_closing_can_give_up_what_is_there(bark: Bark, monkeypatch: pytest.Monke
         tasks = [
             asyncio.create_task(speaker.generate("One", params=params(i, 148))) for i in range(8)
         ]
-        while bark.stats().stages["semantic"].tokens < 8:
+        while bark.stats().submitted < 8 or not bark.stats().stages["semantic"].tokens:
             await asyncio.sleep(0.001)
         asyncio.get_running_loop().call_soon(closing.set)  # when close() waits for the first time
         await speaker.close(cancel=True)
