@@ -23,6 +23,7 @@
 #include <immintrin.h>
 #include <math.h>
 #include <omp.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,17 +43,36 @@ INLINE i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 INLINE i64 min_of(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 max_of(i64 a, i64 b) { return a > b ? a : b; }
 
-/* Memory that a calling thread keeps for the next call, 64 bytes aligned. */
+/* Memory that a calling thread keeps for the next call, 64 bytes aligned; freed when it ends. */
+typedef struct {
+    char *memory;
+    size_t held;
+} Scratch;
+
+static pthread_key_t scratch_key;
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+
+static void free_scratch(void *own) {
+    free(((Scratch *)own)->memory);
+    free(own);
+}
+
+static void make_scratch_key(void) { pthread_key_create(&scratch_key, free_scratch); }
+
 static char *scratch(size_t bytes) {
-    static _Thread_local char *memory;
-    static _Thread_local size_t held;
-    if (bytes > held) {
-        free(memory);
-        held = ceil_div(bytes + bytes / 2, 64) * 64;
-        memory = aligned_alloc(64, held);
-        if (!memory) held = 0;
+    pthread_once(&scratch_once, make_scratch_key);
+    Scratch *own = pthread_getspecific(scratch_key);
+    if (!own) {
+        own = calloc(1, sizeof *own);
+        if (!own || pthread_setspecific(scratch_key, own)) return free(own), NULL;
     }
-    return memory;
+    if (bytes > own->held) {
+        free(own->memory);
+        own->held = ceil_div(bytes + bytes / 2, 64) * 64;
+        own->memory = aligned_alloc(64, own->held);
+        if (!own->memory) own->held = 0;
+    }
+    return own->memory;
 }
 
 /* Operations: what `run` takes. All members have 64 bits; `kind` and `half` come first in each. */

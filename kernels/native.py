@@ -189,6 +189,7 @@ def paged_attention(
     kv_lengths: Tensor,
 ) -> Tensor:
     """See `bark_fast.kernels.paged_attention`."""
+    _check_pairs(q)
     _, heads, page_size, d = k_pages.shape
     out = torch.empty(q.shape[0], heads, d, dtype=q.dtype)
     kind = _DECODE_ATTENTION if query_starts is None else _PAGED_ATTENTION
@@ -201,6 +202,7 @@ def paged_attention(
 
 def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """See `bark_fast.kernels.bidirectional_attention`."""
+    _check_pairs(q)
     batch, tokens, heads, d = q.shape
     strides = (tokens * q.stride(1), q.stride(1), d, 1)
     if any(t.stride() != strides for t in (q, k, v)):
@@ -313,6 +315,11 @@ def _run(kind: int, result: Tensor, *arguments: Any, dtype: torch.dtype | None =
     if recording is not None:
         recording[0].append(operation)
         recording[1].append((result, arguments))
+
+
+def _check_pairs(q: Tensor) -> None:
+    if q.dtype == torch.bfloat16 and q.shape[-1] % 2:
+        raise ValueError(f"bfloat16 heads must have an even size, got {q.shape[-1]}")
 
 
 def _contiguous(x: Tensor) -> Tensor:

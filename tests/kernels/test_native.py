@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -181,6 +183,9 @@ def test_gelu_over_its_range(dtype) -> None:
 def test_an_odd_width_is_refused_in_pairs() -> None:
     with pytest.raises(ValueError, match="even K, got 3"):
         native.pack(torch.zeros(4, 3, dtype=torch.bfloat16))
+    q = torch.zeros(1, 4, 2, 5, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="even size, got 5"):
+        native.bidirectional_attention(q, q, q)
 
 
 def test_a_recorded_step_is_the_step(dtype) -> None:
@@ -303,6 +308,28 @@ def test_it_is_compiled_once(dtype, monkeypatch, tmp_path) -> None:
     made = library.stat().st_mtime_ns
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "None"
     assert library.stat().st_mtime_ns == made
+
+
+def test_a_thread_that_ends_keeps_no_memory(dtype) -> None:
+    """Each has its own intermediate results; engines in the background come and go."""
+    qkv = randn(1, 512, 3, 4, 64, dtype=dtype)
+
+    def attend() -> None:
+        kernels.bidirectional_attention(*qkv.unbind(2), impl="native")
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def in_threads(n: int) -> None:
+        for _ in range(n):
+            thread = threading.Thread(target=attend)
+            thread.start()
+            thread.join()
+
+    in_threads(5)
+    before = resident_bytes()
+    in_threads(40)
+    assert resident_bytes() - before < 20 * 2**20  # each needs about a megabyte and a half
 
 
 def test_threads_are_those_of_torch(dtype) -> None:
