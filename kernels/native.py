@@ -355,9 +355,28 @@ _OMP_PAUSE_SOFT = 1  # OpenMP 5.0, section 3.2.44: omp_pause_resource_all
 # Compiling and loading --------------------------------------------------------------------------
 
 
-@functools.cache
 def _load() -> ctypes.CDLL:
-    """The library, compiled if this machine has not done it yet."""
+    """The library.
+
+    Raises:
+        _UnavailableError: this machine cannot use it.
+    """
+    library = _loaded()
+    if isinstance(library, _UnavailableError):
+        raise library
+    return library
+
+
+@functools.cache
+def _loaded() -> ctypes.CDLL | _UnavailableError:
+    """The library, or why not; found out once."""
+    try:
+        return _compile_and_load()
+    except _UnavailableError as error:
+        return error
+
+
+def _compile_and_load() -> ctypes.CDLL:
     if platform.machine() not in ("x86_64", "AMD64") or "avx512bw" not in _cpu_flags():
         raise _UnavailableError("it needs an x86 CPU with AVX-512")
     # Its threads are torch's: what is undefined in our library is found in this one.

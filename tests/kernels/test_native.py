@@ -270,7 +270,7 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:
     assert "not torch.float16" in native.why_not(torch.float16)
 
     def reason() -> str:
-        native._load.cache_clear()
+        native._loaded.cache_clear()
         return native.why_not(torch.float32) or ""
 
     try:
@@ -292,7 +292,7 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:
             patch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
             assert "/proc/nowhere" in reason()
     finally:
-        native._load.cache_clear()
+        native._loaded.cache_clear()
 
 
 def test_it_is_compiled_once(dtype, monkeypatch, tmp_path) -> None:
