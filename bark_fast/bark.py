@@ -8,32 +8,42 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, ClassVar, overload
+from numbers import Integral
+from typing import Any, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.layout import Checkpoint, open_transformers
 from bark_fast.checkpoint.random import demo_folder
 from bark_fast.checkpoint.source import Source
-from bark_fast.checkpoint.stored import TensorsInFiles
+from bark_fast.checkpoint.suno import SunoFiles, has_suno_files
 from bark_fast.devices import check_offload, resolve_device, resolve_dtype, resolve_impl
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.options import EngineOptions
-from bark_fast.engine.request import Request
+from bark_fast.engine.request import Request, Stage
 from bark_fast.engine.stats import EngineStats
 from bark_fast.engine.utterance import Progress
+from bark_fast.progress import ProgressBar
 from bark_fast.text import Tokenizer, normalise, split_text
 from bark_fast.types import (
     GenerationError,
     GenerationParams,
     InputError,
+    IntArray,
     Speech,
     Voice,
     check_integer,
+    check_tokens,
 )
 from bark_fast.voices import VoiceLibrary, VoiceLike, long_enough
+
+Tokens = npt.NDArray[np.integer[Any]] | Sequence[int]
+"""Semantic tokens of one utterance, [S]."""
 
 
 class Bark:
@@ -63,7 +73,7 @@ class Bark:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | os.PathLike[str] = "demo",
+        model: str | os.PathLike[str] | SunoFiles = "demo",
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
@@ -76,7 +86,8 @@ class Bark:
         """Load a checkpoint.
 
         Args:
-            model: a folder in transformers' layout, a hub id ("suno/bark-small") or "demo".
+            model: a folder in transformers' layout or with suno's own files, a hub id
+                ("suno/bark-small"), "demo", or `SunoFiles`, which say which sizes of suno's.
             device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
             dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, or float16 before sm_80),
                 "float32", "bfloat16", "float16", or the torch dtype. float16 on a CPU runs as
@@ -103,16 +114,17 @@ class Bark:
         check_offload(offload, chosen_device)
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
-        source, config = _open(model, revision, local_files_only)
+        checkpoint = _open(model, revision, local_files_only)
+        config = checkpoint.config
         # Small and quick to fail first: the weights are the slow part.
         tokenizer = Tokenizer(
-            source,
+            checkpoint.tokenizer,
             limit=config.semantic.input_vocab_size - config.semantic_rules.text_encoding_offset,
             max_tokens=config.max_text_tokens,
         )
-        voices = VoiceLibrary(source, config)
+        voices = VoiceLibrary(checkpoint.source, config)
         loaded = load_engine(
-            TensorsInFiles(source),
+            checkpoint.tensors(),
             config,
             dtype=chosen_dtype,
             device=chosen_device,
@@ -212,24 +224,121 @@ class Bark:
         """
         single = isinstance(text, str)
         texts = [text] if isinstance(text, str) else _as_list("text", text)
-        voices = (
-            [voice]
-            if single
-            else _one_each("voice", voice, len(texts), (str, os.PathLike, Mapping, Voice))
-        )
-        all_params = (
-            [params] if single else _one_each("params", params, len(texts), (GenerationParams,))
-        )
+        arguments = _arguments(texts, voice, params, single=single)
+        spoken = self._finish([self.request(*own) for own in arguments], single, progress)
+        return spoken[0] if single else spoken
+
+    @overload  # a str is a Sequence[str] too; the first match holds
+    def semantic(  # type: ignore[overload-overlap]
+        self,
+        text: str,
+        *,
+        voice: VoiceLike | None = None,
+        params: GenerationParams | None = None,
+        progress: bool = False,
+    ) -> IntArray: ...
+
+    @overload
+    def semantic(
+        self,
+        text: Sequence[str],
+        *,
+        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
+        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        progress: bool = False,
+    ) -> list[IntArray]: ...
+
+    def semantic(
+        self,
+        text: str | Sequence[str],
+        *,
+        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
+        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        progress: bool = False,
+    ) -> IntArray | list[IntArray]:
+        """The semantic tokens of a text, or of each text of a list: `generate` stopped after its
+        first stage. `speak_tokens` goes on from there.
+
+        Args and errors are those of `generate`.
+
+        Returns:
+            int64 [S], about 50 a second of speech, or a list of them.
+        """
+        single = isinstance(text, str)
+        texts = [text] if isinstance(text, str) else _as_list("text", text)
         requests = [
-            self.request(*arguments) for arguments in zip(texts, voices, all_params, strict=True)
+            self.request(*own, last_stage="semantic")
+            for own in _arguments(texts, voice, params, single=single)
         ]
-        with _ProgressBar(len(requests), enabled=progress) as bar:
-            reporters = [bar.reporter(i) for i in range(len(requests))]
+        tokens = [each.semantic_tokens for each in self._finish(requests, single, progress)]
+        return tokens[0] if single else tokens
+
+    @overload
+    def speak_tokens(
+        self,
+        semantic_tokens: Tokens,
+        *,
+        voice: VoiceLike | None = None,
+        params: GenerationParams | None = None,
+        progress: bool = False,
+    ) -> Speech: ...
+
+    @overload
+    def speak_tokens(
+        self,
+        semantic_tokens: Sequence[Tokens],
+        *,
+        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
+        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        progress: bool = False,
+    ) -> list[Speech]: ...
+
+    def speak_tokens(
+        self,
+        semantic_tokens: Tokens | Sequence[Tokens],
+        *,
+        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
+        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        progress: bool = False,
+    ) -> Speech | list[Speech]:
+        """Say semantic tokens: `generate` without its first stage.
+
+        With the voice, params and seed that `semantic` got, tokens, codes and audio are those of
+        `generate`. Of `params`, what concerns the text alone (`semantic_temperature`, `min_eos_p`)
+        has no effect; limits hold.
+
+        Args:
+            semantic_tokens: integers [S] as an array or a list, from `semantic`, `Speech` or suno's
+                `text_to_semantic`; or a list of such. They may be more than the model writes for
+                one text.
+            voice, params, progress: as in `generate`.
+
+        Returns:
+            A Speech with text "" and finish_reason "given"; for a list a list.
+
+        Raises:
+            InputError, GenerationError: as `generate`.
+        """
+        # A list of numbers is one utterance, like an array of them.
+        many = isinstance(semantic_tokens, (list, tuple)) and not all(
+            isinstance(token, Integral) for token in semantic_tokens
+        )
+        all_tokens: list[Any] = list(semantic_tokens) if many else [semantic_tokens]
+        arguments = _arguments(all_tokens, voice, params, single=not many)
+        requests = [
+            self.token_request(*own, name=f"semantic_tokens[{i}]" if many else "semantic_tokens")
+            for i, own in enumerate(arguments)
+        ]
+        spoken = self._finish(requests, not many, progress)
+        return spoken if many else spoken[0]
+
+    def _finish(self, requests: list[Request], single: bool, progress: bool) -> list[Speech]:
+        """What the requests give; a failure of a `single` one is raised as it is."""
+        with ProgressBar(len(requests), enabled=progress) as bar:
+            reporters = [bar.reporter(i, request.stages) for i, request in enumerate(requests)]
             futures = self._driver.finish(requests, reporters)
         results = [_result(future) for future in futures]
-        if single:
-            return _speech_of(results[0])
-        if any(isinstance(result, BaseException) for result in results):
+        if not single and any(isinstance(result, BaseException) for result in results):
             raise GenerationError(results)
         return [_speech_of(result) for result in results]
 
@@ -287,13 +396,13 @@ class Bark:
     def _stream(self, plan: StreamPlan, progress: bool) -> Iterator[Speech]:
         waiting: deque[Future[Speech]] = deque()
 
-        def begin(bar: _ProgressBar) -> None:
+        def begin(bar: ProgressBar) -> None:
             while (request := plan.peek(len(waiting))) is not None:
                 reporter = bar.reporter(plan.n_begun)
                 waiting.append(self.submit(request, progress=reporter, urgent=True))
                 plan.advance()
 
-        with _ProgressBar(len(plan.pieces), enabled=progress) as bar:
+        with ProgressBar(len(plan.pieces), enabled=progress) as bar:
             try:
                 begin(bar)
                 while waiting:
@@ -323,16 +432,30 @@ class Bark:
         params: GenerationParams | None = None,
         *,
         count_only: bool = False,
+        last_stage: Stage = "codec",
     ) -> Request:
         """Check one utterance's arguments, which are those of `generate`, for `engine.submit`; with
-        `count_only` its text may be of any length, and is not tokenised."""
-        if params is None:
-            params = GenerationParams()
-        elif not isinstance(params, GenerationParams):
-            raise InputError(f"params must be GenerationParams, got {type(params).__name__}")
+        `count_only` its text may be of any length, and is not tokenised. After `last_stage` it
+        stops, and its Speech has nothing of later ones."""
+        checked = _checked_params(params)
         clean = normalise(text)
         ids = [] if count_only else self._tokenizer.encode(clean)
-        return Request.resolve(clean, ids, self._voices.get(voice), params, self.config)
+        own_voice = self._voices.get(voice)
+        return Request.resolve(clean, ids, own_voice, checked, self.config, last_stage=last_stage)
+
+    def token_request(
+        self,
+        semantic_tokens: Any,
+        voice: VoiceLike | None = None,
+        params: GenerationParams | None = None,
+        *,
+        name: str = "semantic_tokens",
+    ) -> Request:
+        """The same for `speak_tokens`; `name` is what errors call the tokens."""
+        checked = _checked_params(params)
+        limit = self.config.semantic_rules.semantic_vocab_size
+        given = check_tokens(name, semantic_tokens, (None,), limit).tolist()
+        return Request.resolve("", [], self._voices.get(voice), checked, self.config, given=given)
 
 
 class StreamPlan:
@@ -413,21 +536,45 @@ def _speech_of(result: Speech | Exception) -> Speech:
 
 
 def open_voices(
-    model: str | os.PathLike[str] = "demo",
+    model: str | os.PathLike[str] | SunoFiles = "demo",
     *,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> VoiceLibrary:
     """The voices of a checkpoint without its weights; arguments as in `Bark.from_pretrained`."""
-    return VoiceLibrary(*_open(model, revision, local_files_only))
+    checkpoint = _open(model, revision, local_files_only)
+    return VoiceLibrary(checkpoint.source, checkpoint.config)
 
 
 def _open(
-    model: str | os.PathLike[str], revision: str | None, local_files_only: bool
-) -> tuple[Source, Config]:
+    model: str | os.PathLike[str] | SunoFiles, revision: str | None, local_files_only: bool
+) -> Checkpoint:
+    if isinstance(model, SunoFiles):
+        return model.open(revision=revision, local_files_only=local_files_only)
     folder: str | os.PathLike[str] = demo_folder() if model == "demo" else model
     source = Source.open(folder, revision=revision, local_files_only=local_files_only)
-    return source, Config.read(source)
+    if has_suno_files(source):
+        return SunoFiles(folder).open(revision=revision, local_files_only=local_files_only)
+    return open_transformers(source)
+
+
+def _checked_params(params: Any) -> GenerationParams:
+    if params is None:
+        return GenerationParams()
+    if not isinstance(params, GenerationParams):
+        raise InputError(f"params must be GenerationParams, got {type(params).__name__}")
+    return params
+
+
+def _arguments(
+    first: Sequence[Any], voice: Any, params: Any, *, single: bool
+) -> list[tuple[Any, Any, Any]]:
+    """(text or tokens, voice, params) of each utterance."""
+    if single:
+        return [(first[0], voice, params)]
+    voices = _one_each("voice", voice, len(first), (str, os.PathLike, Mapping, Voice))
+    all_params = _one_each("params", params, len(first), (GenerationParams,))
+    return list(zip(first, voices, all_params, strict=True))
 
 
 def _as_list(name: str, values: Any) -> list[Any]:
@@ -449,50 +596,3 @@ def _one_each(name: str, value: Any, count: int, single: tuple[type, ...]) -> li
             f"{name} must have one entry for each of the {count} texts, got {len(value)}"
         )
     return list(value)
-
-
-class _ProgressBar:
-    """One tqdm bar for all utterances, which may be made at the same time."""
-
-    # About what a stage takes of an utterance's time.
-    _SHARES: ClassVar = {"semantic": 0.2, "coarse": 0.4, "fine": 0.35, "codec": 0.05}
-
-    def __init__(self, n_utterances: int, *, enabled: bool) -> None:
-        self._n = n_utterances
-        self._shares: list[dict[str, float]] = [{} for _ in range(n_utterances)]
-        self._words = ""
-        self._bar: Any = None
-        if enabled and n_utterances:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(
-                total=100 * n_utterances,
-                leave=False,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
-            )
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def reporter(self, index: int) -> Progress | None:
-        """What utterance `index` reports to."""
-        if self._bar is None:
-            return None
-
-        def report(stage: str, done: int, total: int) -> None:
-            own = self._shares[index]
-            own[stage] = self._SHARES[stage] * done / max(1, total)
-            if stage == "codec":  # the last; stages may end before their most steps
-                own.update(self._SHARES)
-            finished = sum(shares.get("codec", 0) > 0 for shares in self._shares)
-            reached = round(100 * sum(sum(shares.values()) for shares in self._shares))
-            self._bar.update(max(0, reached - self._bar.n))
-            words = f"{finished}/{self._n} {stage}"
-            self._bar.set_description(words, refresh=words != self._words)
-            self._words = words
-
-        return report

@@ -89,6 +89,34 @@ def check_integer(name: str, value: object, requirement: str, low: int, high: fl
         raise InputError(f"{name} must be {requirement}, got {value!r}")
 
 
+def check_tokens(name: str, value: object, shape: tuple[int | None, ...], limit: int) -> IntArray:
+    """`value` as a new int64 array if it holds tokens from 0 to `limit` - 1 in that shape, in which
+    None is any length but zero.
+
+    Raises:
+        InputError: it is not that; `name` is what the message calls it.
+    """
+    wanted = "[" + ", ".join("*" if n is None else str(n) for n in shape) + "]"
+    if value is None:
+        raise InputError(f"{name} {wanted} is missing")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{name} must be an array of integers: {error}") from error
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{name} must hold integers, got {array.dtype}")
+    if array.ndim != len(shape) or any(
+        n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
+    ):
+        raise InputError(f"{name} must have shape {wanted}, got {list(array.shape)}")
+    if array.size == 0:
+        raise InputError(f"{name} must not be empty")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= limit:
+        raise InputError(f"{name} must hold values from 0 to {limit - 1}, got {low} to {high}")
+    return np.array(array, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class GenerationParams:
     """How one utterance is generated. None means: what the checkpoint says, else Bark's default.
@@ -203,7 +231,8 @@ class Speech:
         coarse_tokens: int64 [n_coarse, F], codes of the first codebooks.
         fine_tokens: int64 [n_fine, F], codes of all codebooks.
         timings: seconds spent in each stage ("semantic", "coarse", "fine", "codec").
-        finish_reason: "end" (the model ended the text) or "length" (a limit did).
+        finish_reason: "end" (the model ended the text), "length" (a limit did) or "given" (the
+            semantic tokens were not drawn; see `Bark.speak_tokens`).
         seed: the seed it can be made again with.
     """
 
@@ -214,7 +243,7 @@ class Speech:
     coarse_tokens: IntArray
     fine_tokens: IntArray
     timings: Mapping[str, float]
-    finish_reason: Literal["end", "length"]
+    finish_reason: Literal["end", "length", "given"]
     seed: int
 
     @property

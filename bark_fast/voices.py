@@ -12,15 +12,28 @@ import numpy as np
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.source import Source
-from bark_fast.types import VOICE_ENDINGS, CheckpointError, InputError, IntArray, Voice
+from bark_fast.types import (
+    VOICE_ENDINGS,
+    CheckpointError,
+    InputError,
+    IntArray,
+    Voice,
+    check_tokens,
+)
 
 PRESETS_FILE = "speaker_embeddings_path.json"
+# Folders of suno's presets, one file each, as its code keeps them; the checkpoint's own last.
+_NPZ_FOLDERS = ("prompts/", "assets/prompts/", "")
 
 VoiceLike = str | os.PathLike[str] | Mapping[str, Any] | Voice
 
 
 class VoiceLibrary:
-    """The presets of one checkpoint (transformers' layout), and any other voice made to fit it."""
+    """The presets of one checkpoint, and any other voice made to fit it.
+
+    Presets are those that speaker_embeddings_path.json names (transformers' layout), and without it
+    the .npz files of a folder: suno's prompts/v2/en_speaker_1.npz is "v2/en_speaker_1".
+    """
 
     def __init__(self, source: Source, config: Config) -> None:
         self._source = source
@@ -31,6 +44,8 @@ class VoiceLibrary:
             presets = source.read_json(PRESETS_FILE)
             presets.pop("repo_or_path", None)
             self._presets = presets
+        else:
+            self._presets = _find_npz(source)
 
     @property
     def names(self) -> list[str]:
@@ -74,6 +89,8 @@ class VoiceLibrary:
 
     def _read_preset(self, name: str) -> dict[str, Any]:
         files = self._presets[name]
+        if isinstance(files, Path):
+            return _read_npz(files)
         arrays = {}
         for key in Voice.ARRAYS:
             file = files.get(key) if isinstance(files, Mapping) else None
@@ -91,6 +108,15 @@ class VoiceLibrary:
                     f"{path}: is not a whole .npy file of numbers: {error}"
                 ) from error
         return arrays
+
+
+def _find_npz(source: Source) -> dict[str, Path]:
+    """Name -> file of the presets that are one .npz file each."""
+    presets: dict[str, Path] = {}
+    for folder in _NPZ_FOLDERS:
+        for file in source.matching(f"{folder}**/*.npz" if folder else "*.npz"):
+            presets.setdefault(file[len(folder) :].removesuffix(".npz"), source.require(file))
+    return presets
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -113,11 +139,13 @@ def check_voice(arrays: Mapping[str, Any], config: Config, *, name: str = "voice
             last as long as the semantic tokens.
     """
     n_coarse, n_fine = config.coarse_rules.n_coarse_codebooks, config.fine_rules.n_fine_codebooks
-    semantic = _check_array(
-        arrays, "semantic_prompt", (None,), config.semantic_rules.semantic_vocab_size, name
-    )
-    coarse = _check_array(arrays, "coarse_prompt", (n_coarse, None), config.codebook_size, name)
-    fine = _check_array(arrays, "fine_prompt", (n_fine, None), config.codebook_size, name)
+
+    def checked(key: str, shape: tuple[int | None, ...], limit: int) -> IntArray:
+        return check_tokens(f"voice {name!r}: {key}", arrays.get(key), shape, limit)
+
+    semantic = checked("semantic_prompt", (None,), config.semantic_rules.semantic_vocab_size)
+    coarse = checked("coarse_prompt", (n_coarse, None), config.codebook_size)
+    fine = checked("fine_prompt", (n_fine, None), config.codebook_size)
     if coarse.shape[1] != fine.shape[1]:
         raise InputError(
             f"voice {name!r}: fine_prompt must have as many frames as coarse_prompt "
@@ -144,29 +172,3 @@ def long_enough(semantic: IntArray, coarse: IntArray, config: Config) -> bool:
     """Whether there is enough to be a voice's history: the coarse stage takes an even number of
     semantic tokens, and only those that the coarse ones last for."""
     return len(semantic) >= 2 and coarse.size >= config.semantic_to_coarse_ratio
-
-
-def _check_array(
-    arrays: Mapping[str, Any], key: str, shape: tuple[int | None, ...], limit: int, name: str
-) -> IntArray:
-    wanted = "[" + ", ".join("*" if n is None else str(n) for n in shape) + "]"
-    if arrays.get(key) is None:
-        raise InputError(f"voice {name!r}: {key} {wanted} is missing")
-    try:
-        array = np.asarray(arrays[key])
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"voice {name!r}: {key} must be an array of integers: {error}") from error
-    if not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"voice {name!r}: {key} must hold integers, got {array.dtype}")
-    if array.ndim != len(shape) or any(
-        n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
-    ):
-        raise InputError(f"voice {name!r}: {key} must have shape {wanted}, got {list(array.shape)}")
-    if array.size == 0:
-        raise InputError(f"voice {name!r}: {key} must not be empty")
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= limit:
-        raise InputError(
-            f"voice {name!r}: {key} must hold values from 0 to {limit - 1}, got {low} to {high}"
-        )
-    return np.array(array, dtype=np.int64)

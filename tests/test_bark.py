@@ -127,6 +127,119 @@ def test_top_k_of_one_is_greedy(small: Checkpoint) -> None:
     )
 
 
+# From text to semantic tokens, and from them to speech
+
+
+@pytest.mark.parametrize("with_voice", [False, True])
+@pytest.mark.parametrize("params", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
+def test_the_two_halves_are_the_whole(
+    small: Checkpoint, params: GenerationParams, with_voice: bool
+) -> None:
+    voice = small.voice(20) if with_voice else None
+    whole = small.bark.generate("One", voice=voice, params=params)
+    tokens = small.bark.semantic("One", voice=voice, params=params)
+    assert (tokens.dtype, tokens.shape) == (np.int64, (20,))
+    speech = small.bark.speak_tokens(tokens, voice=voice, params=params)
+    assert same(speech, whole)
+    assert (speech.text, speech.finish_reason, speech.seed) == ("", "given", 11)
+    assert list(speech.timings) == ["coarse", "fine", "codec"]
+    assert small.bark.engine.used_pages == 0
+
+
+def test_lists_of_halves(small: Checkpoint) -> None:
+    """Each is what its own arguments give alone, in one batch with whole ones before and after."""
+    texts, voices = ["One", "Two two", "One"], [None, small.voice(20), small.voice(9)]
+    params = [SAMPLED, GREEDY, replace(SAMPLED, seed=12, max_semantic_tokens=7)]
+    spoken = small.bark.generate(texts, voice=voices, params=params)
+    tokens = small.bark.semantic(texts, voice=voices, params=params)
+    assert [len(own) for own in tokens] == [20, 20, 7]
+    again = small.bark.speak_tokens(tokens, voice=voices, params=params)
+    assert all(same(a, b) for a, b in zip(again, spoken, strict=True))
+    assert small.bark.semantic([]) == []
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        list,
+        tuple,
+        np.ndarray.tolist,
+        torch.from_numpy,
+        lambda t: t.astype(np.int32),
+        lambda t: t.astype(np.uint8),
+        lambda t: np.repeat(t, 2)[::2],
+    ],
+)
+def test_kinds_of_tokens(small: Checkpoint, wrap: Any) -> None:
+    tokens = np.arange(20) * 3
+    expected = small.bark.speak_tokens(tokens, params=GREEDY)
+    assert same(small.bark.speak_tokens(wrap(tokens), params=GREEDY), expected)
+    (one,) = small.bark.speak_tokens([wrap(tokens)], params=GREEDY)
+    assert same(one, expected)
+
+
+def test_more_tokens_than_the_model_writes(small: Checkpoint) -> None:
+    """The prompts of two texts, one after the other, say."""
+    tokens = np.arange(400) % 100
+    assert small.config.semantic_rules.max_new_tokens < 400
+    speech = small.bark.speak_tokens(tokens, params=GenerationParams(seed=1))
+    assert np.array_equal(speech.semantic_tokens, tokens)
+    assert speech.coarse_tokens.shape == (2, 660)
+    assert len(speech.samples) == 660 * 8
+    shorter = small.bark.speak_tokens(tokens[:200], params=GenerationParams(seed=1))
+    # The first windows do not know what comes after them.
+    assert np.array_equal(speech.coarse_tokens[:, :200], shorter.coarse_tokens[:, :200])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "semantic_tokens must not be empty"),
+        (np.array([]), "semantic_tokens must not be empty"),
+        (None, "semantic_tokens [*] is missing"),
+        (7, "semantic_tokens must have shape [*], got []"),
+        ("One", "semantic_tokens must hold integers, got <U3"),
+        (np.array([1.0]), "semantic_tokens must hold integers, got float64"),
+        (np.array([[1, 2]]), "semantic_tokens must have shape [*], got [1, 2]"),
+        ([3, 100], "semantic_tokens must hold values from 0 to 99, got 3 to 100"),
+        ([-1], "semantic_tokens must hold values from 0 to 99, got -1 to -1"),
+        ([[1], []], "semantic_tokens[1] must not be empty"),
+        ([[1], [2.5]], "semantic_tokens[1] must hold integers, got float64"),
+        ([[1], "One"], "semantic_tokens[1] must hold integers"),
+        ([1.5], "semantic_tokens[0] must hold integers, got float64"),
+        (list(range(21)), "semantic_tokens must be at most max_semantic_tokens (20), got 21"),
+    ],
+)
+def test_tokens_that_cannot_be_said(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch, tokens: Any, message: str
+) -> None:
+    calls = spy_on_submissions(monkeypatch, small.bark)
+    with pytest.raises(InputError) as caught:
+        small.bark.speak_tokens(tokens, params=GREEDY)
+    assert message in str(caught.value)
+    assert calls == []
+
+
+def test_tokens_that_last_too_long(small: Checkpoint) -> None:
+    """62 tokens are 102 frames of 8 samples, at 8 kHz."""
+    tokens, params = [1] * 62, GenerationParams(max_duration_s=0.102)
+    assert small.bark.speak_tokens(tokens, params=params).duration_s == 0.102
+    with pytest.raises(InputError, match=r"must last at most max_duration_s \(0\.101\), got 62"):
+        small.bark.speak_tokens(tokens, params=replace(params, max_duration_s=0.101))
+
+
+def test_progress_of_halves(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = small.bark.semantic(["One", "Two"], params=SAMPLED, progress=True)
+    printed = capsys.readouterr().err
+    assert "2/2 semantic:  100%" in printed
+    assert "coarse" not in printed
+    small.bark.speak_tokens(tokens, params=SAMPLED, progress=True)
+    printed = capsys.readouterr().err
+    assert "0/2 coarse" in printed
+    assert "2/2 codec:  100%" in printed
+    assert "semantic" not in printed
+
+
 # Streams
 
 LONG = "One two three. Four five six. Seven eight."
@@ -375,7 +488,7 @@ def test_unknown_names() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'Barque'"):
         _ = bark_fast.Barque  # type: ignore[attr-defined]
-    assert set(bark_fast.__all__) <= {*dir(bark_fast), "AsyncBark", "Bark", "EngineOptions"}
+    assert set(bark_fast.__all__) <= {*dir(bark_fast), *bark_fast._LAZY}
 
 
 def test_a_tiny_temperature_is_greedy(small: Checkpoint) -> None:

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "cli",
     "aio",
+    "hf",
+    "compat",
     "bark",
+    "progress",
     "engine",
     "devices",
     "text",

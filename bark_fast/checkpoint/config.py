@@ -249,7 +249,7 @@ def _codec(section: Section) -> CodecConfig:
 
 # What transformers' generate() would do beside temperature, top-k and top-p, and the values with
 # which it does nothing. A checkpoint that asks for more must not be obeyed in part.
-_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "num_beams": (1,),
     "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
@@ -274,7 +274,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 
 
 def _sampling(section: Section, temperature: float) -> Sampling:
-    for key, neutral in _NEUTRAL.items():
+    for key, neutral in NEUTRAL.items():
         value = section.raw.get(key)
         if value is not None and value not in neutral:
             section.fail(key, "is not supported (leave it out)", value)

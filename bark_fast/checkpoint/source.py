@@ -72,6 +72,18 @@ class Source:
             return path if path.is_file() else None
         return self._download(file)
 
+    def subfolder(self, name: str) -> Source | None:
+        """A folder within this one as a source of its own; None if there is none, or on the hub."""
+        folder = None if self.folder is None else self.folder / name
+        return None if folder is None or not folder.is_dir() else Source(str(folder), folder)
+
+    def matching(self, pattern: str) -> list[str]:
+        """The files that match a glob pattern, as `find` takes them, in order; on the hub none."""
+        if self.folder is None:
+            return []
+        found = [path for path in self.folder.glob(pattern) if path.is_file()]
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
     def _download(self, file: str) -> Path | None:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (

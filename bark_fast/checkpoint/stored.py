@@ -1,16 +1,18 @@
 """Where a checkpoint's tensors are stored.
 
 Files: model.safetensors, model.safetensors.index.json with its shards, pytorch_model.bin and
-pytorch_model.bin.index.json with its. They are mapped and copied tensor by tensor, and mapped anew
-every `_REMAP_BYTES`, because pages that were read count as resident until their mapping ends.
+pytorch_model.bin.index.json with its (suno's: `checkpoint.suno`). They are mapped and copied tensor
+by tensor, and mapped anew every `_REMAP_BYTES`, because pages that were read count as resident
+until their mapping ends.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,7 @@ from bark_fast.checkpoint.source import Source
 from bark_fast.types import CheckpointError
 
 _REMAP_BYTES = 64 * 2**20
+_LIST_OF_ALLOWED = threading.Lock()
 
 
 class StoredTensors(Protocol):
@@ -28,21 +31,26 @@ class StoredTensors(Protocol):
 
     Attributes:
         where: a name for messages.
+        shared: what is read may be kept without a copy, and must not be written to: it is someone
+            else's too.
     """
 
     where: str
+    shared: bool
     names: set[str]
 
     def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each of `names` with its tensor, which is valid until the next one is asked for."""
+        """Each of `names` with its tensor, which unless it is `shared` is valid until the next one
+        is asked for."""
         ...
 
 
 class TensorsInMemory:
-    """Those of a module, say."""
+    """Those of a module, say, which goes on using them."""
 
     def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
         self.where = where
+        self.shared = True
         self.names = set(tensors)
         self._tensors = tensors
 
@@ -51,13 +59,85 @@ class TensorsInMemory:
             yield name, self._tensors[name]
 
 
-class TensorsInFiles:
+class RenamedTensors:
+    """Those of `stored` under other names.
+
+    Raises:
+        CheckpointError: `rename` gives two of them the same name.
+    """
+
+    def __init__(self, stored: StoredTensors, rename: Callable[[str], str]) -> None:
+        self.where, self.shared = stored.where, stored.shared
+        self._stored = stored
+        self._old: dict[str, str] = {}
+        for name in sorted(stored.names):
+            other = self._old.setdefault(rename(name), name)
+            if other != name:
+                raise CheckpointError(f"{self.where}: {other} and {name} are the same tensor")
+        self.names = set(self._old)
+
+    def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+        new = {self._old[name]: name for name in names}
+        for name, tensor in self._stored.read(set(new)):
+            yield new[name], tensor
+
+
+class JoinedTensors:
+    """Those of several, whose names must differ."""
+
+    def __init__(self, parts: Sequence[StoredTensors], where: str) -> None:
+        self.where, self.shared = where, all(part.shared for part in parts)
+        self._parts = parts
+        self.names = {name for part in parts for name in part.names}
+
+    def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+        for part in self._parts:
+            yield from part.read(names & part.names)
+
+
+Mapped = AbstractContextManager[tuple[list[str], Callable[[str], Tensor]]]
+"""An open file: the names in it, and what reads the tensor of a name."""
+
+
+class _TensorsByFile:
+    """What those in files have in common: `files`, tensor name -> file, and how one is opened."""
+
+    where: str
+    shared = False  # a mapping's pages count as resident until it ends
+    names: set[str]
+    files: dict[str, Path]
+
+    def _mapped(self, path: Path) -> Mapped:
+        raise NotImplementedError
+
+    def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+        for path in sorted({self.files[name] for name in names}):
+            todo = sorted(name for name in names if self.files[name] == path)
+            # torch's format before 1.6 cannot be mapped: it is read whole, and should be once.
+            limit = _REMAP_BYTES if _can_be_mapped(path) else math.inf
+            while todo:
+                read_bytes = 0
+                with self._mapped(path) as (_, get):
+                    while todo and read_bytes < limit:
+                        name = todo.pop(0)
+                        try:
+                            tensor = get(name)
+                        except Exception as error:  # each library and version has its own
+                            raise CheckpointError(
+                                f"{path}: tensor {name} is unreadable: {error}"
+                            ) from error
+                        read_bytes += tensor.numel() * tensor.element_size()
+                        yield name, tensor
+                        del tensor
+
+
+class TensorsInFiles(_TensorsByFile):
     """Those of one file or of several shards, in transformers' layout."""
 
     def __init__(self, source: Source) -> None:
         self.where = source.name
         self.files = self._locate(source)
-        self.names: set[str] = set(self.files)
+        self.names = set(self.files)
 
     def _locate(self, source: Source) -> dict[str, Path]:
         """Tensor name -> file."""
@@ -91,30 +171,32 @@ class TensorsInFiles:
                 )
         return stored
 
-    def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-        for path in sorted({self.files[name] for name in names}):
-            todo = sorted(name for name in names if self.files[name] == path)
-            # torch's format before 1.6 cannot be mapped: it is read whole, and should be once.
-            limit = _REMAP_BYTES if _can_be_mapped(path) else math.inf
-            while todo:
-                read_bytes = 0
-                with self._mapped(path) as (_, get):
-                    while todo and read_bytes < limit:
-                        name = todo.pop(0)
-                        try:
-                            tensor = get(name)
-                        except Exception as error:  # each library and version has its own
-                            raise CheckpointError(
-                                f"{path}: tensor {name} is unreadable: {error}"
-                            ) from error
-                        read_bytes += tensor.numel() * tensor.element_size()
-                        yield name, tensor
-                        del tensor
+    def _mapped(self, path: Path) -> Mapped:
+        if path.suffix == ".safetensors":
+            return _map_safetensors(path)
+        return _plain_tensors(read_pickle(path), str(path))
 
-    def _mapped(
-        self, path: Path
-    ) -> AbstractContextManager[tuple[list[str], Callable[[str], Tensor]]]:
-        return _map_safetensors(path) if path.suffix == ".safetensors" else _map_pickle(path)
+
+class TensorsInPickle(_TensorsByFile):
+    """Those of one file of torch.save; under `key`, if it holds more than them.
+
+    Args:
+        unread: as in `read_pickle`.
+    """
+
+    def __init__(self, path: Path, *, key: str | None = None, unread: Sequence[str] = ()) -> None:
+        self.where = str(path)
+        self._key, self._unread = key, unread
+        with self._mapped(path) as (names, _):
+            self.files = dict.fromkeys(names, path)
+        self.names = set(self.files)
+
+    def _mapped(self, path: Path) -> Mapped:
+        content = read_pickle(path, unread=self._unread)
+        if self._key is None:
+            return _plain_tensors(content, str(path))
+        within = content.get(self._key) if isinstance(content, Mapping) else None
+        return _plain_tensors(within, f"{path}: {self._key}")
 
 
 class _map_safetensors:  # noqa: N801 - a context manager, named as a verb
@@ -138,14 +220,53 @@ def _can_be_mapped(path: Path) -> bool:
     return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
 
 
-def _map_pickle(path: Path) -> AbstractContextManager[tuple[list[str], Callable[[str], Tensor]]]:
+class _Unread:
+    """Stands where a file has an object of a class that is not made."""
+
+    def __init__(self, *arguments: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+@contextmanager
+def _stand_ins(names: Sequence[str]) -> Iterator[None]:
+    """Let torch.load take `_Unread` for these, also if the program allows them itself: of two for
+    one name torch would take either. Its list is one for all threads."""
+    with _LIST_OF_ALLOWED:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        stand_ins: list[Any] = [(_Unread, name) for name in names]
+        torch.serialization.add_safe_globals(stand_ins)
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
+
+
+def read_pickle(path: Path, *, unread: Sequence[str] = ()) -> Any:
+    """What torch.save wrote, of tensors and plain containers; mapped, if it can be.
+
+    Args:
+        unread: classes and functions, by full name, that the file may name. They are not called:
+            what they would make is left out.
+
+    Raises:
+        CheckpointError: it is damaged, or holds anything else.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+        with _stand_ins(unread) if unread else nullcontext():
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path)
+            )
     except Exception as error:  # damage raises whatever the unpickler stumbles over
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: is not a whole file of plain tensors: {reason}") from error
+
+
+def _plain_tensors(content: Any, where: str) -> Mapped:
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
-        raise CheckpointError(f"{path}: must hold a mapping of names to tensors")
+        raise CheckpointError(f"{where}: must hold a mapping of names to tensors")
     return nullcontext((list(content), content.__getitem__))

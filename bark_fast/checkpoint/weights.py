@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 # Tensors that transformers stores and that speaking does not need: causal masks, the encoder half
 # of the codec and its training statistics.
 _UNUSED = re.compile(
-    r"(semantic|coarse_acoustics)\.layers\.\d+\.attn\.bias"
+    r"(semantic|coarse_acoustics|fine_acoustics)\.layers\.\d+\.attn\.bias"
     r"|codec_model\.encoder\..*"
     r"|codec_model\.quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)"
 )
@@ -39,6 +39,9 @@ def load_weights(
 
     Weight norm is folded: `...conv.weight` stands for the two tensors it is stored as. A tied fine
     head is left out. The codec stays in float32, where it costs little and is heard.
+
+    They are new tensors, but that `stored` ones that are `shared` are taken as they are where their
+    dtype and device are right: nobody may write to them.
 
     Raises:
         CheckpointError: a tensor is missing, not expected, of another shape, or unreadable; or the
@@ -87,7 +90,10 @@ def load_weights(
             )
         codec = name.startswith("codec_model.")
         target = torch.float32 if codec else dtype
-        tensors[name] = torch.empty(tensor.shape, dtype=target, device=device).copy_(tensor)
+        as_it_is = tensor.dtype == target and tensor.device == device and tensor.is_contiguous()
+        if not (stored.shared and as_it_is):
+            tensor = torch.empty(tensor.shape, dtype=target, device=device).copy_(tensor)
+        tensors[name] = tensor
 
     for head, embedding in heads.items():
         if not torch.equal(tensors.pop(head), tensors[embedding]):

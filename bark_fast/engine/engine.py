@@ -24,7 +24,7 @@ from torch import Tensor
 from bark_fast.checkpoint.config import Config
 from bark_fast.engine.decoder import Collect, Drawn
 from bark_fast.engine.kv_cache import PagePool, prompt_keys
-from bark_fast.engine.request import Request
+from bark_fast.engine.request import STAGES, Request
 from bark_fast.engine.scheduler import Batch, Job, Policy, Scheduler, Work
 from bark_fast.engine.stats import Counters, EngineStats
 from bark_fast.engine.utterance import Progress, Utterance
@@ -36,8 +36,6 @@ from bark_fast.types import FloatArray, IntArray, Speech
 
 Wait = Callable[[], Sequence[Any]]
 """Waits for a batch and gives a result for each of its jobs."""
-
-STAGES = ("semantic", "coarse", "fine", "codec")
 
 
 class CausalRunner(Protocol):
@@ -255,7 +253,10 @@ class Engine:
         while self._inbox:
             utterance = self._inbox.popleft()
             self._active[utterance.order] = utterance
-            self._queue_causal(utterance, "semantic")
+            try:
+                self._begin(utterance)
+            except Exception as error:
+                self._fail(utterance, error)
         self._take_cancelled()
 
     def _take_cancelled(self) -> None:
@@ -351,6 +352,17 @@ class Engine:
 
     # Routing -----------------------------------------------------------------------------------
 
+    def _begin(self, utterance: Utterance) -> None:
+        """Queue the first stage that there is something to do in."""
+        request = utterance.request
+        if request.given is None:
+            self._queue_causal(utterance, "semantic")
+        elif request.last_stage == "semantic":
+            self._finish(utterance, _NO_SAMPLES)
+        else:
+            utterance.coarse.extend(request.given, complete=True)
+            self._go_on_with_coarse(utterance)
+
     def _route(self, utterance: Utterance, job: Job, result: Any) -> int:
         """Take a job's result and queue what comes next; returns how many tokens it made."""
         if job.work == Work.CODEC:
@@ -365,20 +377,31 @@ class Engine:
         utterance.report(stage)
         if stage == "semantic":
             ended = utterance.semantic.finish_reason is not None
-            utterance.coarse.extend(drawn.tokens, complete=ended)
             if ended:
                 self._end_stage(utterance, "semantic")
             else:
                 self._queue_causal(utterance, "semantic")
+            if utterance.request.last_stage == "semantic":
+                if ended:
+                    self._finish(utterance, _NO_SAMPLES)
+                return len(drawn.tokens)
+            utterance.coarse.extend(drawn.tokens, complete=ended)
             coarse = utterance.jobs.get("coarse")
             if coarse is not None and (coarse.running or self._scheduler.is_queued(coarse)):
                 return len(drawn.tokens)
+        self._go_on_with_coarse(utterance)
+        return len(drawn.tokens)
+
+    def _go_on_with_coarse(self, utterance: Utterance) -> None:
+        """Queue the next coarse steps if they can be run, or what follows the last."""
         if utterance.coarse.finished:
             self._end_stage(utterance, "coarse")
-            self._start_fine(utterance)
+            if utterance.request.last_stage == "coarse":
+                self._finish(utterance, _NO_SAMPLES)
+            else:
+                self._start_fine(utterance)
         elif utterance.coarse.open:
             self._queue_causal(utterance, "coarse")
-        return len(drawn.tokens)
 
     def _route_fine(self, utterance: Utterance) -> int:
         task = utterance.fine
@@ -387,7 +410,10 @@ class Engine:
         if task.finished:
             self._end_stage(utterance, "fine")
             utterance.fine_tokens = task.result()
-            self._queue(utterance, Work.CODEC, cost=task.n_frames)
+            if utterance.request.last_stage == "fine":
+                self._finish(utterance, _NO_SAMPLES)
+            else:
+                self._queue(utterance, Work.CODEC, cost=task.n_frames)
         else:
             self._queue(utterance, Work.FINE, group=task.codebook)
         n_frames: int = task.n_frames
@@ -407,7 +433,7 @@ class Engine:
             self._queue(utterance, Work.FINE, group=task.codebook)
         else:  # nothing was said
             utterance.fine_tokens = task.result()
-            self._finish(utterance, np.empty(0, dtype=np.float32))
+            self._finish(utterance, _NO_SAMPLES)
 
     def _queue_causal(self, utterance: Utterance, stage: str) -> None:
         """Queue the next steps of a causal task, or its prompt."""
@@ -452,7 +478,9 @@ class Engine:
         speech = utterance.speech(samples, self.config)
         self._drop(utterance)
         now = time.perf_counter()
-        self._counters.spoke(speech.duration_s, now - utterance.submitted_at)
+        self._counters.finished += 1
+        if utterance.request.last_stage == "codec":
+            self._counters.spoke(speech.duration_s, now - utterance.submitted_at)
         _resolve(utterance.future, speech)
 
     def _fail(self, utterance: Utterance, error: BaseException) -> None:
@@ -503,6 +531,7 @@ class Engine:
                 job.alone = True
 
 
+_NO_SAMPLES: FloatArray = np.empty(0, dtype=np.float32)
 _PREFILL = {"semantic": Work.SEMANTIC_PREFILL, "coarse": Work.COARSE_PREFILL}
 _DECODE = {"semantic": Work.SEMANTIC_DECODE, "coarse": Work.COARSE_DECODE}
 

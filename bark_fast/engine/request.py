@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from bark_fast.checkpoint.config import Config, Sampling
 from bark_fast.stages.coarse import count_frames
@@ -12,15 +14,21 @@ from bark_fast.types import GenerationParams, InputError, Voice
 
 _LEAST_TEMPERATURE = 1e-5
 
+Stage = Literal["semantic", "coarse", "fine", "codec"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
 
 @dataclass(frozen=True)
 class Request:
-    """An utterance ready to be generated.
+    """An utterance ready to be generated, from its text or from semantic tokens, up to a stage.
 
     Attributes:
         text: normalised; `text_ids`: its tokens, -1 for a pad.
         min_semantic_tokens: the end token cannot be drawn before so many.
         seed: never None; drawn here if none was asked for.
+        given: semantic tokens to speak; the semantic stage is over then before it begins, and the
+            text is not looked at.
+        last_stage: what the stages after it would make is left empty in the Speech.
     """
 
     text: str
@@ -33,6 +41,14 @@ class Request:
     max_semantic_tokens: int
     seed: int
     min_semantic_tokens: int = 0
+    given: tuple[int, ...] | None = None
+    last_stage: Stage = "codec"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those that it passes through."""
+        first = 0 if self.given is None else 1
+        return STAGES[first : STAGES.index(self.last_stage) + 1]
 
     @classmethod
     def resolve(
@@ -42,13 +58,19 @@ class Request:
         voice: Voice | None,
         params: GenerationParams,
         config: Config,
+        *,
+        given: Sequence[int] | None = None,
+        last_stage: Stage = "codec",
     ) -> Request:
         """Fill in what `params` leave open.
 
         Raises:
-            InputError: max_duration_s is shorter than one frame.
+            InputError: max_duration_s is shorter than one frame, or there are more `given` tokens
+                than `params` allow.
         """
         rules = config.semantic_rules
+        if given is not None:
+            _check_length(len(given), params, config)
         return cls(
             text=text,
             text_ids=text_ids,
@@ -61,6 +83,8 @@ class Request:
             seed=secrets.randbits(64) if params.seed is None else int(params.seed),
             # No sequence has more positions; an int64 holds this.
             min_semantic_tokens=min(params.min_semantic_tokens or 0, rules.max_new_tokens),
+            given=None if given is None else tuple(given),
+            last_stage=last_stage,
         )
 
 
@@ -94,3 +118,18 @@ def _max_semantic_tokens(params: GenerationParams, config: Config) -> int:
                 f"got {params.max_duration_s!r}"
             )
     return limit
+
+
+def _check_length(n_given: int, params: GenerationParams, config: Config) -> None:
+    """Given tokens may be more than the model would write; not more than was asked for."""
+    if params.max_semantic_tokens is not None and n_given > params.max_semantic_tokens:
+        raise InputError(
+            f"semantic_tokens must be at most max_semantic_tokens ({params.max_semantic_tokens}), "
+            f"got {n_given}"
+        )
+    duration_s = count_frames(n_given, config) * config.codec.hop_length / config.sample_rate_hz
+    if params.max_duration_s is not None and duration_s > params.max_duration_s + 1e-9:
+        raise InputError(
+            f"semantic_tokens must last at most max_duration_s ({params.max_duration_s:g}), "
+            f"got {n_given} tokens, which last {duration_s:g} s"
+        )

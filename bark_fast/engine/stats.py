@@ -42,8 +42,8 @@ class EngineStats:
         preempted: how often an utterance had its pages taken for a while.
         audio_s: seconds of audio made; `busy_s`: time with anything under way.
         audio_s_per_s: the first by the second; its inverse is the real-time factor.
-        time_to_audio_s: from submission to samples, of the last utterances: "p50", "p95", "max";
-            empty before the first.
+        time_to_audio_s: from submission to samples, of the last utterances made into audio: "p50",
+            "p95", "max"; empty before the first.
         stages: "semantic", "coarse", "fine", "codec".
     """
 
@@ -92,8 +92,7 @@ class Counters:
         self._to_audio_s: deque[float] = deque(maxlen=_RECENT)
 
     def spoke(self, audio_s: float, to_audio_s: float) -> None:
-        """An utterance has finished."""
-        self.finished += 1
+        """An utterance that was to be heard has finished."""
         self.audio_s += audio_s
         self._to_audio_s.append(to_audio_s)
 

@@ -63,8 +63,6 @@ class Utterance:
         submitted_at: float,
     ) -> Utterance:
         """The utterance before its first step."""
-        voice = request.voice
-        history = [] if voice is None else voice.semantic_prompt.tolist()
         return cls(
             request=request,
             order=order,
@@ -72,14 +70,8 @@ class Utterance:
             progress=progress,
             urgent=urgent,
             submitted_at=submitted_at,
-            semantic=SemanticTask(
-                draw=Draw(
-                    request.semantic, request.seed, request.min_eos_p, request.min_semantic_tokens
-                ),
-                prompt=build_prompt(request.text_ids, history, config.semantic_rules),
-                limit=request.max_semantic_tokens,
-            ),
-            coarse=CoarseTask.start(voice, Draw(request.coarse, request.seed), config),
+            semantic=_semantic_task(request, config),
+            coarse=CoarseTask.start(request.voice, Draw(request.coarse, request.seed), config),
             fine_tokens=np.empty((config.fine_rules.n_fine_codebooks, 0), dtype=np.int64),
         )
 
@@ -97,7 +89,10 @@ class Utterance:
         if self.progress is None:
             return
         if stage == "semantic":
-            self.progress(stage, len(self.semantic.tokens), self.semantic.limit)
+            done = len(self.semantic.tokens)
+            # Where it ended is not known before.
+            over = self.semantic.finish_reason is not None
+            self.progress(stage, done, done if over else self.semantic.limit)
         elif stage == "coarse":
             self.progress(stage, len(self.coarse.tokens), self.coarse.n_tokens)
         elif stage == "fine" and self.fine is not None:
@@ -123,3 +118,15 @@ class Utterance:
             finish_reason=self.semantic.finish_reason,
             seed=self.request.seed,
         )
+
+
+def _semantic_task(request: Request, config: Config) -> SemanticTask:
+    draw = Draw(request.semantic, request.seed, request.min_eos_p, request.min_semantic_tokens)
+    if request.given is not None:
+        return SemanticTask(draw=draw, tokens=list(request.given), finish_reason="given")
+    history = [] if request.voice is None else request.voice.semantic_prompt.tolist()
+    return SemanticTask(
+        draw=draw,
+        prompt=build_prompt(request.text_ids, history, config.semantic_rules),
+        limit=request.max_semantic_tokens,
+    )

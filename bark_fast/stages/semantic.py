@@ -45,9 +45,14 @@ def sampled_ids(rules: SemanticRules) -> list[int]:
 
 @dataclass(kw_only=True)
 class SemanticTask(CausalTask):
-    """One utterance in this stage; `limit` is the most tokens it may have."""
+    """One utterance in this stage; `limit` is the most tokens it may have.
 
-    finish_reason: Literal["end", "length"] | None = None
+    Attributes:
+        finish_reason: why there will be no more tokens, None while there may: the end token, the
+            limit, or that they were given and not drawn.
+    """
+
+    finish_reason: Literal["end", "length", "given"] | None = None
 
     def accept(self, tokens: Sequence[int], *, ended: bool) -> None:
         super().accept(tokens, ended=ended)

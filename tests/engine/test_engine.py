@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 
 from bark_fast import GenerationParams, Speech
 from bark_fast.engine.driver import Driver
-from bark_fast.engine.engine import STAGES, Engine
-from bark_fast.engine.request import Request
+from bark_fast.engine.engine import Engine
+from bark_fast.engine.request import STAGES, Request, Stage
 from bark_fast.engine.scheduler import Policy
 from checkpoints import Checkpoint
 from fakes import fake_engine
@@ -235,13 +236,82 @@ def test_pages_that_cannot_be_moved(
     assert failed <= 2
 
 
+# Parts of the way
+
+
+def given_request(small: Checkpoint, seed: int) -> Request:
+    """The same utterance from its semantic tokens on."""
+    whole = make_request(small, seed)
+    tokens = alone(small, whole).semantic_tokens
+    return small.bark.token_request(tokens, None, GenerationParams(seed=seed))
+
+
+def run(small: Checkpoint, request: Request) -> tuple[Speech, Engine]:
+    engine = fake_engine(small.config, n_pages=PAGES)
+    future = engine.submit(request)
+    finish(engine)
+    assert engine.used_pages == 0
+    return future.result(timeout=0), engine
+
+
+@pytest.mark.parametrize("last", STAGES)
+@pytest.mark.parametrize("given", [False, True])
+def test_from_a_stage_to_a_stage(small: Checkpoint, given: bool, last: Stage) -> None:
+    whole = alone(small, make_request(small, 30))
+    request = given_request(small, 30) if given else make_request(small, 30)
+    speech, engine = run(small, replace(request, last_stage=last))
+    n = STAGES.index(last) + 1
+    made = {"semantic": "semantic_tokens", "coarse": "coarse_tokens", "fine": "fine_tokens"}
+    for stage, name in made.items():
+        found, expected = getattr(speech, name), getattr(whole, name)
+        assert expected.size
+        if stage in STAGES[:n]:
+            assert np.array_equal(found, expected)
+        else:
+            assert (found.shape, found.dtype) == ((len(expected), 0), np.int64)
+    assert len(speech.samples) == (len(whole.samples) if last == "codec" else 0)
+    assert speech.samples.dtype == np.float32
+    assert speech.finish_reason == ("given" if given else whole.finish_reason)
+    assert list(speech.timings) == list(STAGES[given:n])
+    assert list(replace(request, last_stage=last).stages) == list(STAGES[given:n])
+    stats = engine.stats()
+    assert (stats.finished, stats.active) == (1, 0)
+    assert [name for name, own in stats.stages.items() if own.batches] == list(STAGES[given:n])
+    assert stats.audio_s == speech.duration_s
+    assert bool(stats.time_to_audio_s) == (last == "codec")
+
+
+def test_an_utterance_that_cannot_begin(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fake_engine(small.config, n_pages=PAGES)
+    go_on = engine._go_on_with_coarse
+
+    def go_on_or_fail(utterance: Any) -> None:
+        if utterance.request.given and utterance.request.seed == 31:
+            raise RuntimeError("on purpose")
+        go_on(utterance)
+
+    monkeypatch.setattr(engine, "_go_on_with_coarse", go_on_or_fail)
+    futures = [engine.submit(given_request(small, seed)) for seed in (30, 31, 32)]
+    finish(engine)
+    assert [future.exception(timeout=0) is None for future in futures] == [True, False, True]
+    assert (engine.stats().failed, engine.used_pages) == (1, 0)
+
+
 # Cancelling and closing
 
 
+@pytest.mark.parametrize("kind", ["whole", "semantic", "given"])
 @pytest.mark.parametrize("depth", [0, 1])
-def test_cancelling_in_every_state(small: Checkpoint, depth: int) -> None:
+def test_cancelling_in_every_state(small: Checkpoint, depth: int, kind: str) -> None:
     """One more step before each cancellation, until there is nothing left to cancel."""
     request, other = make_request(small, 30), make_request(small, 33)
+    if kind == "semantic":
+        seed = next(
+            i for i in range(999) if len(alone(small, make_request(small, i)).semantic_tokens) > 30
+        )
+        request = replace(make_request(small, seed), last_stage="semantic")
+    elif kind == "given":
+        request = given_request(small, 30)
     expected = alone(small, other)
     for n_steps in range(1000):
         engine = fake_engine(small.config, n_pages=PAGES, depth=depth, steps=3)

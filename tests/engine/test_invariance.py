@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from bark_fast import Bark, EngineOptions, GenerationParams, Speech
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.graphs import Step, bucket, ladder
-from bark_fast.engine.request import Request
+from bark_fast.engine.request import STAGES, Request
 from checkpoints import Checkpoint
 from engine_helpers import gib_for, make_engine, one_by_one, random_requests, run_all, same
 
@@ -98,6 +99,40 @@ def test_with_others_cancelled_around(
         64 - len(cancelled),
         0,
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"policy": "latency", "steps_per_look": 3, "page_size": 4}, {"page_size": 4, "gib": 1.6}],
+    ids=str,
+)
+def test_parts_of_the_way_among_others(
+    small: Checkpoint, requests: list[Request], alone: list[Speech], options: dict[str, Any]
+) -> None:
+    """Some stop early and some begin with semantic tokens: every part is that of the whole."""
+    rng = random.Random(2)
+    parts = []
+    for request, speech in zip(requests, alone, strict=True):
+        given = rng.choice([None, tuple(speech.semantic_tokens.tolist()) or None])
+        parts.append(replace(request, given=given, last_stage=rng.choice(STAGES)))
+    if "gib" in options:
+        gib = gib_for(small, options["gib"], options["page_size"])
+        options = {"page_size": options["page_size"], "kv_cache_gib": gib, "max_batch_size": 32}
+    engine = make_engine(small, **options)
+    together = run_all(engine, parts)
+    assert ("kv_cache_gib" in options) == (engine.stats().preempted > 0)
+    for part, speech, whole in zip(parts, together, alone, strict=True):
+        for stage, name in zip(STAGES, NAMES, strict=True):
+            if STAGES.index(stage) > STAGES.index(part.last_stage):
+                assert getattr(speech, name).size == 0
+            elif name == "samples":
+                np.testing.assert_allclose(speech.samples, whole.samples, rtol=0, atol=1e-5)
+            else:
+                assert np.array_equal(getattr(speech, name), getattr(whole, name))
+        assert speech.finish_reason == ("given" if part.given else whole.finish_reason)
+
+
+NAMES = ("semantic_tokens", "coarse_tokens", "fine_tokens", "samples")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

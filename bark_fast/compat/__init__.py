@@ -1,0 +1,1 @@
+"""Other libraries' faces of Bark, for programs that were written for them."""
