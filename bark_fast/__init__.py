@@ -28,20 +28,58 @@ if TYPE_CHECKING:
     from bark_fast.aio import AsyncBark
     from bark_fast.bark import Bark
     from bark_fast.engine.options import EngineOptions
+    from bark_fast.hf import (
+        AutoModel,
+        AutoProcessor,
+        BarkCausalModel,
+        BarkCoarseConfig,
+        BarkCoarseModel,
+        BarkConfig,
+        BarkFineConfig,
+        BarkFineModel,
+        BarkModel,
+        BarkProcessor,
+        BarkSemanticConfig,
+        BarkSemanticModel,
+    )
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "AsyncBark": "bark_fast.aio",
+    "AutoModel": "bark_fast.hf",
+    "AutoProcessor": "bark_fast.hf",
     "Bark": "bark_fast.bark",
+    "BarkCausalModel": "bark_fast.hf",
+    "BarkCoarseConfig": "bark_fast.hf",
+    "BarkCoarseModel": "bark_fast.hf",
+    "BarkConfig": "bark_fast.hf",
+    "BarkFineConfig": "bark_fast.hf",
+    "BarkFineModel": "bark_fast.hf",
+    "BarkModel": "bark_fast.hf",
+    "BarkProcessor": "bark_fast.hf",
+    "BarkSemanticConfig": "bark_fast.hf",
+    "BarkSemanticModel": "bark_fast.hf",
     "EngineOptions": "bark_fast.engine.options",
 }
 
 __all__ = [
     "AsyncBark",
+    "AutoModel",
+    "AutoProcessor",
     "Bark",
+    "BarkCausalModel",
+    "BarkCoarseConfig",
+    "BarkCoarseModel",
+    "BarkConfig",
     "BarkFastError",
     "BarkFastWarning",
+    "BarkFineConfig",
+    "BarkFineModel",
+    "BarkModel",
+    "BarkProcessor",
+    "BarkSemanticConfig",
+    "BarkSemanticModel",
     "CheckpointError",
     "ClosedError",
     "EngineOptions",

@@ -1,0 +1,176 @@
+"""What `BarkModel.generate` is given to say, as the engine takes it: a row of tokens, a voice and a
+seed for each utterance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bark_fast.checkpoint.config import Config
+from bark_fast.types import (
+    BarkFastWarning,
+    InputError,
+    IntArray,
+    Voice,
+    check_integer,
+    check_tokens,
+)
+from bark_fast.voices import long_enough
+
+_SEED_LIMIT = 2**64
+
+
+def read_rows(input_ids: Any, attention_mask: Any, config: Config) -> list[list[int]]:
+    """The text tokens of each row, -1 for a pad.
+
+    Args:
+        input_ids: integers [B, T], the tokenizer's.
+        attention_mask: [B, T], 1 for a token and anything else for a pad; without one every id is a
+            token, that of the tokenizer's padding too, as in transformers.
+
+    Returns:
+        B lists. A row longer than the prompt is cut, with a warning if a token is lost; a shorter
+        one is left to be padded.
+
+    Raises:
+        InputError: it is not that, or an id is none of the text vocabulary.
+    """
+    if input_ids is None:
+        raise InputError("input_ids must be given, integers [B, T], got None")
+    ids = _integers("input_ids", input_ids)
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise InputError(f"input_ids must have shape [B, T], none of them 0, got {list(ids.shape)}")
+    real = np.ones(ids.shape, dtype=bool)
+    if attention_mask is not None:
+        mask = _to_numpy("attention_mask", attention_mask)
+        if mask.shape != ids.shape:
+            raise InputError(
+                f"attention_mask must have the shape of input_ids, {list(ids.shape)}, "
+                f"got {list(mask.shape)}"
+            )
+        real = mask == 1
+    width = config.max_text_tokens
+    lost = int(real[:, width:].sum(axis=1).max(initial=0))
+    ids, real = ids[:, :width], real[:, :width]
+    limit = config.semantic.input_vocab_size - config.semantic_rules.text_encoding_offset
+    said = ids[real]
+    if said.size and not (said.min() >= 0 and said.max() < limit):
+        raise InputError(
+            f"input_ids must be from 0 to {limit - 1}, got {said.min()} to {said.max()}"
+        )
+    if lost:
+        warnings.warn(
+            f"the last {lost} tokens of input_ids were cut, because the prompt holds {width}",
+            BarkFastWarning,
+            stacklevel=3,
+        )
+    rows: list[list[int]] = np.where(real, ids, -1).tolist()
+    return rows
+
+
+def read_voices(history_prompt: Any, n_rows: int, config: Config) -> list[Voice | None]:
+    """The voice of each row.
+
+    Args:
+        history_prompt: None, the mapping of a preset's three arrays or a Voice for all rows, or a
+            list of these, one a row.
+
+    Raises:
+        InputError: it is not that, or its arrays do not fit the model.
+    """
+    if history_prompt is None or isinstance(history_prompt, (Mapping, Voice)):
+        return [_read_voice("history_prompt", history_prompt, config)] * n_rows
+    if not isinstance(history_prompt, (list, tuple)):
+        raise InputError(
+            "history_prompt must be None, a mapping with semantic_prompt, coarse_prompt and "
+            "fine_prompt (BarkProcessor reads presets and files), a Voice, or a list of these, "
+            f"got {type(history_prompt).__name__}"
+        )
+    if len(history_prompt) != n_rows:
+        raise InputError(
+            f"history_prompt must have an entry for each of the {n_rows} rows of input_ids, "
+            f"got {len(history_prompt)}"
+        )
+    return [
+        _read_voice(f"history_prompt[{i}]", own, config) for i, own in enumerate(history_prompt)
+    ]
+
+
+def _read_voice(name: str, history: Any, config: Config) -> Voice | None:
+    """Its arrays need not last equally long, which `voices.check_voice` asks for and transformers
+    does not."""
+    if history is None:
+        return None
+    if not isinstance(history, (Mapping, Voice)):
+        raise InputError(
+            f"{name} must be None, a mapping of arrays or a Voice, got {type(history).__name__}"
+        )
+    arrays: Mapping[str, Any] = history.arrays() if isinstance(history, Voice) else history
+
+    def checked(key: str, shape: tuple[int | None, ...], limit: int) -> IntArray:
+        value = arrays.get(key)
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().numpy()
+        return check_tokens(f"{name}[{key!r}]", value, shape, limit)
+
+    n_coarse, n_fine = config.coarse_rules.n_coarse_codebooks, config.fine_rules.n_fine_codebooks
+    voice = Voice(
+        checked("semantic_prompt", (None,), config.semantic_rules.semantic_vocab_size),
+        checked("coarse_prompt", (n_coarse, None), config.codebook_size),
+        checked("fine_prompt", (n_fine, None), config.codebook_size),
+        name,
+    )
+    if not long_enough(voice.semantic_prompt, voice.coarse_prompt, config):
+        raise InputError(
+            f"{name} must hold at least 2 semantic tokens and the coarse tokens of one, got "
+            f"{voice.semantic_prompt.size} and {voice.coarse_prompt.size}"
+        )
+    return voice
+
+
+def read_seeds(seed: Any, n_rows: int, *, random: bool) -> list[int]:
+    """The seed of each row.
+
+    Args:
+        seed: an integer s (row i takes s + i), a sequence of them, one a row, or None: they are
+            drawn from torch's global generator.
+        random: a row draws at all; torch's generator is left alone otherwise.
+
+    Raises:
+        InputError: it is not that.
+    """
+    if seed is None:
+        return torch.randint(2**63 - 1, (n_rows,)).tolist() if random else [0] * n_rows
+    requirement = "an integer from 0 to 2**64 - 1"
+    if isinstance(seed, (Tensor, np.ndarray)):
+        seed = seed.tolist()
+    if not isinstance(seed, Sequence) or isinstance(seed, str):
+        check_integer("seed", seed, f"{requirement}, or one a row", 0, _SEED_LIMIT - 1)
+        return [(int(seed) + i) % _SEED_LIMIT for i in range(n_rows)]
+    if len(seed) != n_rows:
+        raise InputError(
+            f"seed must be an integer, or one for each of the {n_rows} rows of input_ids, "
+            f"got {len(seed)}"
+        )
+    for i, own in enumerate(seed):
+        check_integer(f"seed[{i}]", own, requirement, 0, _SEED_LIMIT - 1)
+    return [int(own) for own in seed]
+
+
+def _to_numpy(name: str, value: Any) -> Any:
+    try:
+        return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{name} must be an array [B, T]: {error}") from error
+
+
+def _integers(name: str, value: Any) -> Any:
+    array = _to_numpy(name, value)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{name} must hold integers, got {array.dtype}")
+    return array

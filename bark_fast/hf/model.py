@@ -1,0 +1,228 @@
+"""transformers' BarkModel with this library's engine under `generate`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.bark.generation_configuration_bark import BarkSemanticGenerationConfig
+
+from bark_fast.checkpoint.config import Config
+from bark_fast.engine.options import EngineOptions
+from bark_fast.engine.request import Request
+from bark_fast.hf.inputs import read_rows, read_seeds, read_voices
+from bark_fast.hf.keywords import SAMPLING, SECTIONS, Keywords, read_sections, resolve_params
+from bark_fast.hf.serving import Serving, Setup
+from bark_fast.types import GenerationParams, InputError, Voice, check_integer
+
+
+class BarkModel(transformers.BarkModel):
+    """transformers' BarkModel; `generate` is faster and says each row as if it were alone.
+
+    The engine is built at the first `generate`, on this module's own weights, and again when they
+    or the configuration have changed (load_state_dict, `.to`, edits in place; not what is written
+    through `.data`: see `reset_engine`). It shares the weights where it can use them as they are;
+    kernels that pack them (on CPUs) keep a copy of their own, the fine model's embeddings are
+    stacked into one tensor, and the codec is computed in float32 whatever its dtype.
+
+    What differs from transformers' `generate`:
+
+    - A row does not depend on the others: nothing is drawn or decoded after its end, where
+      transformers decodes noise up to the length of the longest, and it is the same in any batch.
+    - `history_prompt` may be a list, one voice (or None) for each row.
+    - `seed` makes speech that can be made again, whatever the batch. Random numbers come from
+      another generator than torch's, so a seed of torch's gives other samples than transformers'.
+    - Keywords that cannot be honoured are errors, before anything is computed.
+    - float16 on a CPU is computed in float32.
+
+    Attributes:
+        engine_impl: the kernels, as in `Bark.from_pretrained(impl=...)`.
+        engine_options: how rows share the machine; None is what suits the device.
+    """
+
+    engine_impl: str = "auto"
+    engine_options: EngineOptions | None = None
+    _serving: Serving | None = None
+    _offload_device: torch.device | None = None
+
+    def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        self._serving = Serving()
+
+    @property
+    def device(self) -> torch.device:
+        """Where `generate` computes and takes its audio from: where the weights are, but after
+        `enable_cpu_offload`."""
+        if self._offload_device is not None:
+            return self._offload_device
+        device: torch.device = super().device
+        return device
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        history_prompt: Mapping[str, Any] | Voice | Sequence[Any] | None = None,
+        return_output_lengths: bool | None = None,
+        *,
+        seed: int | Sequence[int] | None = None,
+        **keywords: Any,
+    ) -> Tensor | tuple[Tensor, list[int]]:
+        """Say each row.
+
+        Args:
+            input_ids: integers [B, T], the tokenizer's; `BarkProcessor` makes them. What is beyond
+                the prompt's length (256) is cut; a shorter row is padded.
+            history_prompt: the voice of all rows (semantic_prompt [S], coarse_prompt [n_coarse, F],
+                fine_prompt [n_fine, F]), or a list with one for each row, None for no voice.
+            return_output_lengths: also return how many samples each row has.
+            seed: 0 .. 2**64 - 1; row i takes seed + i. Or a list, one for each row. Without it they
+                are drawn from torch's global generator, so torch.manual_seed makes them repeat.
+            keywords: attention_mask [B, T] (without it the pads' ids are taken for text);
+                do_sample, temperature, top_k, top_p for all stages, with "semantic_", "coarse_" or
+                "fine_" before them for one; max_new_tokens, min_new_tokens and min_eos_p of the
+                semantic stage. As in transformers the fine stage looks at its temperature alone
+                (None and 1.0: the most likely code), min_eos_p is not used unless given here, and
+                a generation_config given here is not looked at (with a warning if it differs).
+
+        Returns:
+            Audio [B, T] of the codec's dtype on `device`, rows padded with zeros; with
+            `return_output_lengths` also a list of B lengths.
+
+        Raises:
+            InputError: an argument or keyword is wrong, or asks for what this engine does not do.
+            CheckpointError: the weights are not those that the configuration asks for.
+        """
+        if not isinstance(return_output_lengths, (bool, type(None))):
+            raise InputError(
+                f"return_output_lengths must be True, False or None, got {return_output_lengths!r}"
+            )
+        sorted_keywords = Keywords.sort(keywords)
+        sections = read_sections(self.generation_config)
+        params = resolve_params(
+            sorted_keywords,
+            sections,
+            {
+                "semantic": self.semantic.generation_config,
+                "coarse": self.coarse_acoustics.generation_config,
+            },
+        )
+        config = self._engine_config(sections)
+        sorted_keywords.warn_of_ignored_config(self.generation_config)
+        rows = read_rows(input_ids, sorted_keywords.attention_mask, config)
+        voices = read_voices(history_prompt, len(rows), config)
+        seeds = read_seeds(seed, len(rows), random=_draws(params))
+        requests = [
+            Request.resolve("", row, voice, replace(params, seed=own), config)
+            for row, voice, own in zip(rows, voices, seeds, strict=True)
+        ]
+        assert self._serving is not None
+        driver = self._serving.driver(
+            self.state_dict(),
+            Setup(
+                config,
+                self.engine_impl,
+                self.engine_options,
+                self._offload_device,
+                self._offload_device is not None,
+            ),
+        )
+        futures = driver.finish(requests, [None] * len(requests))
+        waves = [torch.from_numpy(future.result().samples) for future in futures]
+        audio = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+        audio = audio.to(self.device, self.codec_model.dtype)
+        if return_output_lengths:
+            return audio, [len(wave) for wave in waves]
+        return audio
+
+    def reset_engine(self) -> None:
+        """Have the engine built anew at the next `generate`, for weights that were changed in a way
+        that torch does not count (through `.data`)."""
+        if self._serving is not None:
+            self._serving.drop()
+
+    def enable_cpu_offload(self, accelerator_id: int = 0) -> None:
+        """Keep the weights on the host but for those of the stage that runs.
+
+        `generate` then computes on the CUDA device of that number, and rows go through the stages
+        together. The forward of the sub-models runs where their weights are, on the host. Unlike
+        transformers' it does not need accelerate.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        device = _accelerator(accelerator_id)
+        self.to("cpu")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.reset_engine()
+        self._offload_device = device
+
+    def _engine_config(self, sections: Mapping[str, Mapping[str, Any]]) -> Config:
+        """What the engine is built for. How tokens are drawn is left out: that may change from call
+        to call, and the keywords settle it. The longest text is what the positions hold."""
+        # The modules' own: transformers 4's pipeline overwrites those in self.config.
+        shapes = {
+            "semantic_config": self.semantic.config.to_dict(),
+            "coarse_acoustics_config": self.coarse_acoustics.config.to_dict(),
+            "fine_acoustics_config": self.fine_acoustics.config.to_dict(),
+            "codec_config": self.codec_model.config.to_dict(),
+        }
+        generation: dict[str, Any] = {
+            SECTIONS[stage]: {k: v for k, v in section.items() if k not in SAMPLING}
+            for stage, section in sections.items()
+        }
+        for key in ("codebook_size", "sample_rate"):
+            generation[key] = getattr(self.generation_config, key, None)
+        semantic = generation[SECTIONS["semantic"]]
+        width = semantic.get("max_input_semantic_length")
+        if width is None:
+            width = BarkSemanticGenerationConfig().max_input_semantic_length
+        if isinstance(width, int):  # else the configuration is at fault
+            semantic["max_new_tokens"] = max(1, self.semantic.config.block_size - width)
+        return Config.from_dicts(shapes, generation, where="BarkModel")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What `.to`, `.half` and `.cuda` come to: an engine on the old weights would keep them."""
+        result = super()._apply(fn, recurse)
+        if self._serving is not None:
+            self._serving.drop_if_changed(self.state_dict)
+        return result
+
+
+def _accelerator(accelerator_id: int) -> torch.device:
+    """The device that weights are brought to."""
+    count = torch.cuda.device_count()
+    if not count:
+        raise InputError(
+            "enable_cpu_offload needs a CUDA device to bring weights to, which this machine does "
+            f"not have, got accelerator_id={accelerator_id!r}"
+        )
+    requirement = f"the number of one of the {count} CUDA devices"
+    check_integer("accelerator_id", accelerator_id, requirement, 0, count - 1)
+    return torch.device("cuda", accelerator_id)
+
+
+def _draws(params: GenerationParams) -> bool:
+    """Whether anything is left to chance."""
+    return any(
+        getattr(params, f"{stage}_temperature") > 0 for stage in ("semantic", "coarse", "fine")
+    )
+
+
+class AutoModel:
+    """transformers' AutoModel for programs that load Bark with it; it loads nothing else."""
+
+    @staticmethod
+    def from_pretrained(
+        pretrained_model_name_or_path: str | os.PathLike[str], *arguments: Any, **options: Any
+    ) -> BarkModel:
+        """As `BarkModel.from_pretrained`."""
+        model: BarkModel = BarkModel.from_pretrained(
+            pretrained_model_name_or_path, *arguments, **options
+        )
+        return model

@@ -1,0 +1,179 @@
+"""transformers' BarkProcessor, that also takes a voice for each text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import transformers
+from torch import Tensor
+from transformers import BatchFeature
+
+from bark_fast.types import InputError, Voice
+
+_ENDING = ".npz"
+_DIMENSIONS = {"semantic_prompt": 1, "coarse_prompt": 2, "fine_prompt": 2}
+
+
+class BarkProcessor(transformers.BarkProcessor):
+    """transformers' BarkProcessor; `voice_preset` may also be a Voice, or a list with one voice for
+    each text. Presets are read without unpickling anything."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_processor_name_or_path: str | os.PathLike[str],
+        speaker_embeddings_dict_path: str | None = "speaker_embeddings_path.json",
+        **options: Any,
+    ) -> BarkProcessor:
+        """Load a processor from a folder or the hub; arguments as in transformers.
+
+        Args:
+            speaker_embeddings_dict_path: the file that lists the presets; None loads none.
+        """
+        processor: BarkProcessor = super().from_pretrained(
+            pretrained_processor_name_or_path, speaker_embeddings_dict_path, **options
+        )
+        if processor.speaker_embeddings is not None:
+            # transformers looks for presets in the root folder where the list does not have this.
+            processor.speaker_embeddings["repo_or_path"] = str(pretrained_processor_name_or_path)
+        return processor
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *arguments: Any, **options: Any
+    ) -> Any:
+        """Write what `from_pretrained` reads, here and in transformers; arguments as there."""
+        # transformers writes the name into a JSON file, which a Path cannot be.
+        return super().save_pretrained(os.fspath(save_directory), *arguments, **options)
+
+    def __call__(
+        self,
+        text: Any = None,
+        voice_preset: Any = None,
+        return_tensors: str | None = "pt",
+        max_length: int = 256,
+        add_special_tokens: bool = False,
+        return_attention_mask: bool = True,
+        return_token_type_ids: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Tokens of one or more texts, and the voices to say them in, for `BarkModel.generate`.
+
+        Args:
+            text: a string, or a list of them.
+            voice_preset: a preset's name, the path of an .npz file (its ending may be left out), a
+                mapping of its arrays (semantic_prompt [S], coarse_prompt [n_coarse, F],
+                fine_prompt [n_fine, F]) or a Voice; or a list with one of these, or None, for each
+                text.
+            return_tensors: "pt" or "np".
+            max_length: texts are padded to so many tokens; the model's prompt holds 256.
+            options: of the tokenizer.
+
+        Returns:
+            A BatchEncoding: input_ids and attention_mask [B, max_length], and history_prompt, a
+            BatchFeature of the voice's arrays (with a list of voices a list), if there is one.
+
+        Raises:
+            InputError: there is no such voice, or its arrays have other shapes.
+        """
+        history: Any = None
+        if isinstance(voice_preset, (list, tuple)):
+            n_texts = 1 if isinstance(text, str) else len(text)
+            if len(voice_preset) != n_texts:
+                raise InputError(
+                    f"voice_preset must have an entry for each of the {n_texts} texts, "
+                    f"got {len(voice_preset)}"
+                )
+            history = [
+                None if own is None else self._history(own, return_tensors) for own in voice_preset
+            ]
+        elif voice_preset is not None:
+            history = self._history(voice_preset, return_tensors)
+        encoded = super().__call__(
+            text,
+            return_tensors=return_tensors,
+            max_length=max_length,
+            add_special_tokens=add_special_tokens,
+            return_attention_mask=return_attention_mask,
+            return_token_type_ids=return_token_type_ids,
+            **options,
+        )
+        if history is not None:
+            encoded["history_prompt"] = history
+        return encoded
+
+    def _history(self, voice: Any, return_tensors: str | None) -> Any:
+        """A voice's arrays, as generate() takes them."""
+        arrays = self._arrays(voice)
+        found = {}
+        for key, n_dimensions in _DIMENSIONS.items():
+            value = arrays.get(key)
+            if value is None:
+                raise InputError(f"voice_preset must hold {key}, got {', '.join(arrays) or 'none'}")
+            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+            if array.ndim != n_dimensions or array.dtype == object:
+                raise InputError(
+                    f"voice_preset: {key} must be an array of numbers with {n_dimensions} "
+                    f"dimensions, got {array.dtype} {list(array.shape)}"
+                )
+            found[key] = array
+        return BatchFeature(data=found, tensor_type=return_tensors)
+
+    def _arrays(self, voice: Any) -> Mapping[str, Any]:
+        if isinstance(voice, Voice):
+            return voice.arrays()
+        if isinstance(voice, Mapping):
+            return voice
+        if isinstance(voice, str) and voice in self.available_voice_presets:
+            return self._preset(voice)
+        if isinstance(voice, (str, os.PathLike)):
+            path = Path(voice)
+            if not path.is_file() and not path.name.endswith(_ENDING):
+                path = path.with_name(path.name + _ENDING)
+            if path.is_file():
+                return _read_npz(path)
+        names = self.available_voice_presets
+        known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise InputError(
+            f"voice_preset must be a preset ({known or 'there are none'}), the path of an .npz "
+            f"file that exists, a mapping of arrays, a Voice or a list of these, got {voice!r}"
+        )
+
+    def _preset(self, name: str) -> Mapping[str, Any]:
+        files = self.speaker_embeddings[name]
+        for key in _DIMENSIONS:
+            file = files.get(key) if isinstance(files, Mapping) else None
+            path = PurePosixPath(file) if isinstance(file, str) else None
+            if path is None or path.is_absolute() or ".." in path.parts:
+                raise InputError(
+                    f"voice_preset {name!r} must name a file in the folder for {key}, got {file!r}"
+                )
+        try:
+            arrays: Mapping[str, Any] = self._load_voice_preset(name)
+        except (ValueError, OSError, EOFError) as error:  # missing, damaged, or pickled
+            raise InputError(f"voice_preset {name!r} cannot be read: {error}") from error
+        return arrays
+
+
+def _read_npz(path: Path) -> Mapping[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in _DIMENSIONS if key in stored}
+    except Exception as error:  # numpy, zipfile and zlib each have their own
+        raise InputError(
+            f"voice_preset {path} is not a whole .npz file of plain arrays: {error}"
+        ) from error
+
+
+class AutoProcessor:
+    """transformers' AutoProcessor for programs that load Bark with it; it loads nothing else."""
+
+    @staticmethod
+    def from_pretrained(
+        pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
+    ) -> BarkProcessor:
+        """As `BarkProcessor.from_pretrained`."""
+        return BarkProcessor.from_pretrained(pretrained_model_name_or_path, **options)
