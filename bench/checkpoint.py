@@ -12,7 +12,9 @@ from pathlib import Path
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import create_checkpoint
 from bark_fast.checkpoint.source import Source
+from bark_fast.demo import FOLDER
 
+DEMO = "demo"  # the size that is the voice in the package
 _MADE_WITH = "made_by_bench.json"
 
 
@@ -34,10 +36,14 @@ def make_checkpoint(folder: Path, *, size: str, seed: int, dtype: str) -> Path:
 def checkpoint_for(folder: Path | None, *, size: str, seed: int, dtype: str) -> Iterator[Path]:
     """A checkpoint in `folder`, made if it is not there yet and kept; or if None, one for now.
 
+    Of size `DEMO` it is the package's own.
+
     Raises:
         ValueError: the one in `folder` is of another size or seed, or not one of ours.
     """
-    if folder is not None and folder.is_dir():
+    if size == DEMO:
+        yield FOLDER
+    elif folder is not None and folder.is_dir():
         marker = folder / _MADE_WITH
         made_with = json.loads(marker.read_text()) if marker.is_file() else None
         if made_with != {"size": size, "seed": seed}:

@@ -1,12 +1,13 @@
 """What lower precision costs and brings: agreement with float32, and time.
 
     python -m bench precision --size small
+    python -m bench precision --size demo
 
 Teacher-forced: every network is given what float32 generated (greedy), and at each position its
 most likely token is compared with float32's; so one difference does not make the next. The error of
 the logits is the root mean square of their difference over that of float32's logits about their
-mean. The weights are random, whose logits lie much closer together than a trained model's: these
-shares are for comparing precisions, not for predicting what is heard.
+mean. Random weights have logits much closer together than a trained model's: their shares are for
+comparing precisions, not for predicting what is heard. The demo voice is trained.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from bark_fast import Bark, GenerationParams, InputError, Speech, kernels
+from bark_fast.checkpoint.random import SIZES
 from bark_fast.models.gpt import Chunk, KVPages
 from bark_fast.stages.causal import CausalStage
 from bark_fast.stages.coarse import CoarseTask
@@ -30,7 +32,7 @@ from bark_fast.stages.draws import Draw
 from bark_fast.stages.fine import build_codes
 from bark_fast.stages.semantic import SILENT, build_prompt
 from bench.arguments import add_checkpoint, add_common, begin
-from bench.checkpoint import checkpoint_for
+from bench.checkpoint import DEMO, checkpoint_for
 from bench.results import Case, Spread
 from bench.workload import SENTENCE
 
@@ -38,7 +40,7 @@ _PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser)
+    add_common(parser, sizes=(*SIZES, DEMO))
     add_checkpoint(parser)
     parser.add_argument("--semantic-tokens", type=int, default=100)
     parser.add_argument("--precisions", nargs="+", default=list(_PRECISIONS), choices=_PRECISIONS)

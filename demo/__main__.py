@@ -1,0 +1,87 @@
+"""Makes the demo voice: data, codec, three transformers, checkpoint, evaluation.
+
+    apt install espeak-ng wordnet-base && pip install -e '.[demo]'
+    python -m demo --work DIR
+
+What a step has finished is kept in DIR, and an interrupted step goes on from its last two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from bark_fast.demo import FOLDER
+from demo.codec import train_codec
+from demo.data import make_data
+from demo.evaluate import evaluate
+from demo.export import export
+from demo.fit import Plan
+from demo.language import train_coarse, train_fine, train_semantic
+from demo.texts import make_texts
+
+# Steps and learning rates.
+_PLANS = {
+    "codec": (12_000, 1e-3),
+    "semantic": (12_000, 2e-3),
+    "coarse": (8_000, 2e-3),
+    "fine": (4_000, 2e-3),
+}
+_TRAIN = {
+    "codec": train_codec,
+    "semantic": train_semantic,
+    "coarse": train_coarse,
+    "fine": train_fine,
+}
+_STEPS = ("data", *_TRAIN, "export", "evaluate")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=FOLDER, help="folder to export to (the package's)"
+    )
+    parser.add_argument("--only", nargs="+", choices=_STEPS, default=_STEPS, help="these steps")
+    parser.add_argument("--minutes", type=float, help="of training a model, at most")
+    parser.add_argument("--sentences", type=int, default=9_000, help="spoken, for codec and codes")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    data, models = arguments.work / "data", arguments.work / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    for step in arguments.only:
+        if step == "data":
+            make_data(
+                data,
+                seed=arguments.seed,
+                n_acoustic=arguments.sentences,
+                processes=arguments.threads or torch.get_num_threads(),
+            )
+            continue
+        if step == "export":
+            export(data, models, arguments.checkpoint)
+            continue
+        if step == "evaluate":
+            texts, held_out = make_texts(arguments.seed)
+            figures = evaluate(texts, held_out, data, arguments.checkpoint, seed=arguments.seed)
+            text = json.dumps(figures, indent=2) + "\n"
+            (arguments.checkpoint / "evaluation.json").write_text(text)
+            print(text)
+            continue
+        steps, rate = _PLANS[step]
+        plan = Plan(steps, rate, arguments.minutes)
+        _TRAIN[step](data, models, plan, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

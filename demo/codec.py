@@ -1,0 +1,135 @@
+"""Trains the codec's decoder, EnCodec's (Defossez et al. 2022) at reduced width, to make waves of
+codes.
+
+The encoder is no network: codes are those of `data.codes_of`, and their vectors start as what they
+stand for. From there vectors and decoder learn together, from spectra at several resolutions
+(Yamamoto et al. 2020, eq. 4 to 6) and, because the codes hold the phase, from the wave itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from demo import features, tokens
+from demo.data import Ragged
+from demo.fit import Plan, fit
+
+WIDTH = 64  # of a frame's vector
+_FRAMES, _LEAD = 60, 10  # of a training piece; the first ones only warm the decoder up
+_PIECES = 8
+_RESOLUTIONS = (2048, 1024, 512, 240)
+
+
+def codec_settings() -> dict[str, Any]:
+    """The arguments of transformers' EncodecConfig."""
+    return {
+        "model_type": "encodec",
+        "target_bandwidths": [6.0],
+        "sampling_rate": 24_000,
+        "audio_channels": 1,
+        "num_filters": 16,
+        "hidden_size": WIDTH,
+        "codebook_dim": WIDTH,
+        "codebook_size": tokens.CODEBOOK,
+        "upsampling_ratios": [8, 5, 4, 2],
+        "num_lstm_layers": 1,
+    }
+
+
+class Codec(nn.Module):
+    """Codebooks [K, 1024, WIDTH] and the decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import EncodecConfig
+        from transformers.models.encodec.modeling_encodec import EncodecDecoder
+
+        self.codebooks = nn.Parameter(torch.zeros(tokens.N_CODEBOOKS, tokens.CODEBOOK, WIDTH))
+        self.decoder = EncodecDecoder(EncodecConfig(**codec_settings()))
+
+    def start_from(self, books: dict[str, Tensor]) -> None:
+        """Give every code the vector of what it stands for."""
+        envelopes = books["envelopes"].clone()
+        envelopes[0] -= books["mean"]
+        scale = envelopes[0].std()
+        n = envelopes.shape[-1]
+        with torch.no_grad():
+            self.codebooks[0, :, :n] = envelopes[0] / scale
+            self.codebooks[1, :, n : n + 4] = features.pitch_vectors() * 1.5
+            self.codebooks[2:, :, :n] = envelopes[1:] / scale
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Samples [B, F * 320] of codes int64 [B, K, F]."""
+        x = self.codebooks.new_zeros(())
+        for k in range(tokens.N_CODEBOOKS):
+            x = x + F.embedding(codes[:, k], self.codebooks[k])
+        samples: Tensor = self.decoder(x.transpose(1, 2))[:, 0]
+        return samples
+
+
+def spectral_loss(made: Tensor, real: Tensor) -> Tensor:
+    """Distance of the magnitudes, relative and in logarithms, mean over the resolutions."""
+    total = made.new_zeros(())
+    for size in _RESOLUTIONS:
+        window = torch.hann_window(size, device=made.device)
+        pair = torch.cat([made, real])
+        spectrum = torch.stft(pair, size, size // 4, window=window, return_complex=True)
+        power = spectrum.real**2 + spectrum.imag**2
+        ours, theirs = (power + 1e-6).sqrt().chunk(2)
+        relative = torch.linalg.vector_norm(theirs - ours) / torch.linalg.vector_norm(theirs)
+        floor = 1e-2 * size**0.5 / 16
+        logs = ((ours + floor).log() - (theirs + floor).log()).abs().mean()
+        total = total + relative + logs
+    return total / len(_RESOLUTIONS)
+
+
+def train_codec(data: Path, out: Path, plan: Plan, seed: int) -> None:
+    """Codes to waves."""
+    torch.manual_seed(seed + 3)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    all_codes, waves = Ragged.load(data / "codes.npy"), Ragged.load(data / "waves.npy")
+    n_held_out = min(200, len(all_codes) // 10)
+    model = Codec()
+    model.start_from(torch.load(data / "books.pt", weights_only=True))
+    model.to(device)
+    long_enough = np.diff(all_codes.offsets) > _FRAMES
+    usable = np.flatnonzero(long_enough)
+    usable, held_out = usable[usable >= n_held_out], usable[usable < n_held_out]
+
+    def pieces(which: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        codes, samples = [], []
+        for i in which:
+            own = all_codes[int(i)]
+            start = int(rng.integers(own.shape[1] - _FRAMES + 1))
+            codes.append(own[:, start : start + _FRAMES].astype(np.int64))
+            span = slice(start * features.HOP, (start + _FRAMES) * features.HOP)
+            samples.append(waves[int(i)][span].astype(np.float32) / 32767)
+        return torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(samples))
+
+    def batches(skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = np.random.default_rng([seed, 3, skip])
+        while True:
+            yield pieces(rng.choice(usable, _PIECES), rng)
+
+    def loss_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        codes, real = (part.to(device) for part in batch)
+        lead = _LEAD * features.HOP
+        made, real = model(codes)[:, lead:], real[:, lead:]
+        spectral = spectral_loss(made, real)
+        wave = (made - real).abs().mean() / real.abs().mean().clamp(min=1e-3)
+        return spectral + 0.5 * wave, {"spectral": spectral.item(), "wave": wave.item()}
+
+    fixed = pieces(held_out[:24], np.random.default_rng(0))
+
+    def check() -> dict[str, float]:
+        with torch.no_grad():
+            return loss_of(fixed)[1]
+
+    fit("codec", model, batches, loss_of, plan, out, check=check, matrices=lambda name, p: False)

@@ -1,0 +1,191 @@
+"""Writes the trained models as a checkpoint in transformers' layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from demo import features, tokens
+from demo.codec import codec_settings
+from demo.data import Ragged
+from demo.espeak import SPEAKERS
+from demo.language import COARSE, FINE, SEMANTIC
+from demo.network import Shape
+
+_PRESET_UNITS = (170, 260)  # how long a voice's sentence is: 3.4 to 5.2 s
+
+
+def _gpt(shape: Shape, n_in: int, n_out: int, **more: Any) -> dict[str, Any]:
+    return {
+        "num_layers": shape.layers,
+        "num_heads": shape.heads,
+        "hidden_size": shape.width,
+        "block_size": shape.positions,
+        "input_vocab_size": n_in,
+        "output_vocab_size": n_out,
+        "bias": False,
+        "dropout": 0.0,
+        **more,
+    }
+
+
+def config_json() -> dict[str, Any]:
+    return {
+        "model_type": "bark",
+        "architectures": ["BarkModel"],
+        "semantic_config": _gpt(SEMANTIC, tokens.SEMANTIC_IDS, tokens.N_UNITS + 1),
+        "coarse_acoustics_config": _gpt(COARSE, tokens.COARSE_IDS, tokens.COARSE_PAD),
+        "fine_acoustics_config": _gpt(
+            FINE,
+            tokens.FINE_IDS,
+            tokens.FINE_IDS,
+            n_codes_total=tokens.N_CODEBOOKS,
+            n_codes_given=1,
+            tie_word_embeddings=True,
+        ),
+        "codec_config": codec_settings(),
+    }
+
+
+def generation_config_json() -> dict[str, Any]:
+    return {
+        "semantic_config": {
+            "do_sample": True,
+            "temperature": 0.7,
+            "eos_token_id": tokens.END,
+            "max_input_semantic_length": tokens.PROMPT,
+            "max_new_tokens": tokens.MAX_UNITS,
+            "min_eos_p": 0.2,
+            "semantic_infer_token": tokens.SEMANTIC_INFER,
+            "semantic_pad_token": tokens.END,
+            "semantic_rate_hz": features.SEMANTIC_RATE_HZ,
+            "semantic_vocab_size": tokens.N_UNITS,
+            "text_encoding_offset": tokens.TEXT_OFFSET,
+            "text_pad_token": tokens.TEXT_PAD,
+        },
+        "coarse_acoustics_config": {
+            "do_sample": True,
+            "temperature": 0.7,
+            "coarse_infer_token": tokens.COARSE_INFER,
+            "coarse_rate_hz": 75,
+            "coarse_semantic_pad_token": tokens.COARSE_PAD,
+            "max_coarse_history": tokens.COARSE_HISTORY,
+            "max_coarse_input_length": tokens.COARSE_PROMPT,
+            "n_coarse_codebooks": tokens.N_COARSE,
+            "sliding_window_len": tokens.COARSE_STEP,
+        },
+        "fine_acoustics_config": {
+            "temperature": 0.5,
+            "max_fine_history_length": tokens.FINE_HISTORY,
+            "max_fine_input_length": tokens.FINE_WINDOW,
+            "n_fine_codebooks": tokens.N_CODEBOOKS,
+        },
+        "codebook_size": tokens.CODEBOOK,
+        "sample_rate": 24_000,
+    }
+
+
+_LAYER_NAMES = {
+    "norm_1": "layernorm_1",
+    "qkv": "attn.att_proj",
+    "out": "attn.out_proj",
+    "norm_2": "layernorm_2",
+    "up": "mlp.in_proj",
+    "down": "mlp.out_proj",
+}
+
+
+def _body(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a Transformer by Bark's names."""
+    named = {f"{prefix}.position_embeds_layer.weight": state["body.positions"]}
+    for name, tensor in state.items():
+        match name.split("."):
+            case ["body", "blocks", i, part, kind]:
+                named[f"{prefix}.layers.{i}.{_LAYER_NAMES[part]}.{kind}"] = tensor
+            case ["body", "final_norm", kind]:
+                named[f"{prefix}.layernorm_final.{kind}"] = tensor
+            case _:
+                pass
+    return named
+
+
+def named_tensors(models: Path) -> dict[str, Tensor]:
+    """Every tensor by the name that transformers' BarkModel has for it."""
+
+    def load(name: str) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = torch.load(
+            models / f"{name}.pt", weights_only=True, map_location="cpu"
+        )
+        return state
+
+    named: dict[str, Tensor] = {}
+    for name, prefix in (("semantic", "semantic"), ("coarse", "coarse_acoustics")):
+        state = load(name)
+        named |= _body(prefix, state)
+        named[f"{prefix}.input_embeds_layer.weight"] = state["embedding.weight"]
+        named[f"{prefix}.lm_head.weight"] = state["head.weight"]
+    fine = load("fine")
+    named |= _body("fine_acoustics", fine)
+    for k, table in enumerate(fine["embeddings"]):
+        named[f"fine_acoustics.input_embeds_layers.{k}.weight"] = table
+    codec = load("codec")
+    for k, table in enumerate(codec.pop("codebooks")):
+        named[f"codec_model.quantizer.layers.{k}.codebook.embed"] = table
+    named |= {f"codec_model.{name}": tensor for name, tensor in codec.items()}
+    return named
+
+
+def export(data: Path, models: Path, folder: Path) -> None:
+    """Write the checkpoint into `folder`, weights in float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = {
+        n: t.detach().to(torch.float16).contiguous() for n, t in named_tensors(models).items()
+    }
+    save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "config.json", config_json())
+    _write_json(folder / "generation_config.json", generation_config_json())
+    (folder / "vocab.txt").write_text("\n".join(tokens.VOCABULARY) + "\n")
+    _write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 256},
+    )
+    _write_presets(data, folder)
+
+
+def _write_presets(data: Path, folder: Path) -> None:
+    """For each speaker, a sentence of the training data long enough to fill a history."""
+    units, codes = Ragged.load(data / "spoken_units.npy"), Ragged.load(data / "codes.npy")
+    speakers = np.load(data / "speakers.npy")
+    index: dict[str, Any] = {"repo_or_path": "demo"}
+    for number, speaker in enumerate(SPEAKERS):
+        own = (
+            int(i)
+            for i in np.flatnonzero(speakers == number)
+            if _PRESET_UNITS[0] <= len(units[int(i)]) <= _PRESET_UNITS[1]
+        )
+        chosen = next(own)
+        fine = codes[chosen].astype(np.int64)
+        arrays = {
+            "semantic_prompt": units[chosen].astype(np.int64),
+            "coarse_prompt": fine[: tokens.N_COARSE],
+            "fine_prompt": fine,
+        }
+        name = f"v2/{speaker.name}"
+        index[name] = {}
+        for key, array in arrays.items():
+            file = f"speaker_embeddings/{name}_{key}.npy"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            np.save(folder / file, array)
+            index[name][key] = file
+    _write_json(folder / "speaker_embeddings_path.json", index)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,122 @@
+"""The training loop: optimiser, schedule, progress, and going on after an interruption."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+_WARM_UP_STEPS = 100
+_DECAY = 0.5  # of the training, at its end
+_SAVE_EVERY_S = 120.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train.
+
+    Attributes:
+        minutes: if not None, the end comes after so many at the latest, and the learning rate falls
+            in time for it. Without it a run is the same whatever the machine's speed.
+    """
+
+    steps: int
+    rate: float
+    minutes: float | None = None
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    batches: Callable[[int], Iterator[Any]],
+    loss_of: Callable[[Any], tuple[Tensor, dict[str, float]]],
+    plan: Plan,
+    folder: Path,
+    *,
+    check: Callable[[], dict[str, float]] | None = None,
+    matrices: Callable[[str, Tensor], bool] = lambda name, p: "blocks" in name and p.ndim == 2,
+) -> None:
+    """Train, and leave the weights in `folder`/`name`.pt.
+
+    Args:
+        batches: an endless stream of them, from a seed.
+        loss_of: the loss of one, and figures to show.
+        check: figures from data that is not trained on.
+        matrices: which weights Muon trains (Jordan 2024: about half the steps); AdamW the others.
+    """
+    target, resume = folder / f"{name}.pt", folder / f"{name}.resume.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        model.load_state_dict(torch.load(target, weights_only=True))
+        return
+    chosen = [p for n, p in model.named_parameters() if matrices(n, p)]
+    others = [p for n, p in model.named_parameters() if not matrices(n, p)]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.0)
+    ]
+    if chosen:
+        optimisers.append(
+            torch.optim.Muon(
+                chosen, lr=plan.rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    step, spent = 0, 0.0
+    if resume.exists():
+        state = torch.load(resume, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimiser, own in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(own)
+        step, spent = state["step"], state["spent_s"]
+    start = time.monotonic() - spent
+    saved = time.monotonic()
+    shown: dict[str, float] = {}
+    stream = batches(step)
+    with tqdm(total=plan.steps, initial=step, desc=name, mininterval=10) as bar:
+        while True:
+            spent = time.monotonic() - start
+            done = step / plan.steps
+            if plan.minutes is not None:
+                done = max(done, spent / 60 / plan.minutes)
+            if done >= 1:
+                break
+            share = min(1.0, (step + 1) / _WARM_UP_STEPS) * min(1.0, (1 - done) / _DECAY)
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = plan.rate * max(share, 0.01)
+            loss, figures = loss_of(next(stream))
+            for optimiser in optimisers:
+                optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = float(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+            if math.isfinite(norm):
+                for optimiser in optimisers:
+                    optimiser.step()
+            step += 1
+            bar.update()
+            for key, value in figures.items():
+                shown[key] = value if key not in shown else 0.98 * shown[key] + 0.02 * value
+            if step % 50 == 0:
+                bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                saved = time.monotonic()
+                state = {
+                    "model": model.state_dict(),
+                    "optimisers": [o.state_dict() for o in optimisers],
+                    "step": step,
+                    "spent_s": spent,
+                }
+                torch.save(state, resume.with_suffix(".partial"))
+                resume.with_suffix(".partial").rename(resume)
+                if check is not None:
+                    checked = {k: round(v, 4) for k, v in check().items()}
+                    tqdm.write(f"{name}: step {step}, {spent / 60:.1f} min, held out {checked}")
+    torch.save(model.state_dict(), target)
+    figures = {} if check is None else check()
+    print(f"{name}: {step} steps, {spent / 60:.1f} min, {shown}, held out {figures}", flush=True)
