@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from typing import Any, Literal
 
-from bark_fast.bark import Bark, StreamPlan
+from bark_fast.bark import Bark
 from bark_fast.engine.request import Request
 from bark_fast.engine.stats import EngineStats
+from bark_fast.streaming import StreamPlan
 from bark_fast.types import (
     ClosedError,
     GenerationParams,
@@ -112,7 +113,7 @@ class AsyncBark:
             InputError, QueueFullError, ClosedError: as `generate`, at the first sentence.
         """
         self._check_open()
-        plan = await asyncio.to_thread(StreamPlan.of, self.bark, text, voice, params, language)
+        plan = await asyncio.to_thread(self.bark.stream_plan, text, voice, params, language)
         waiting: deque[Future[Speech]] = deque()
         try:
             while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from numbers import Integral
@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bark_fast import demo
+from bark_fast.arguments import as_list, checked_params, for_each
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.layout import Checkpoint, open_transformers
-from bark_fast.checkpoint.random import demo_folder
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.suno import SunoFiles, has_suno_files
 from bark_fast.devices import check_offload, resolve_device, resolve_dtype, resolve_impl
@@ -29,6 +30,7 @@ from bark_fast.engine.request import Request, Stage
 from bark_fast.engine.stats import EngineStats
 from bark_fast.engine.utterance import Progress
 from bark_fast.progress import ProgressBar
+from bark_fast.streaming import StreamPlan
 from bark_fast.text import Tokenizer, normalise, split_text
 from bark_fast.types import (
     GenerationError,
@@ -40,7 +42,7 @@ from bark_fast.types import (
     check_integer,
     check_tokens,
 )
-from bark_fast.voices import VoiceLibrary, VoiceLike, long_enough
+from bark_fast.voices import VoiceLibrary, VoiceLike
 
 Tokens = npt.NDArray[np.integer[Any]] | Sequence[int]
 """Semantic tokens of one utterance, [S]."""
@@ -169,11 +171,12 @@ class Bark:
 
             self.engine.warm_up(report)
 
-    def load_voice(self, voice: VoiceLike) -> Voice:
-        """A preset, file or mapping as a checked Voice; `generate` takes the same things."""
-        loaded = self._voices.get(voice)
+    def load_voice(self, voice: VoiceLike, *, name: str = "voice") -> Voice:
+        """A preset, file or mapping as a checked Voice; `generate` takes the same things. `name` is
+        what errors call it."""
+        loaded = self._voices.get(voice, name=name)
         if loaded is None:
-            raise InputError("voice must not be None")
+            raise InputError(f"{name} must not be None")
         return loaded
 
     @overload  # a str is a Sequence[str] too; the first match holds
@@ -223,8 +226,8 @@ class Bark:
             GenerationError: some texts of a list failed; it holds what the others gave.
         """
         single = isinstance(text, str)
-        texts = [text] if isinstance(text, str) else _as_list("text", text)
-        arguments = _arguments(texts, voice, params, single=single)
+        texts = [text] if isinstance(text, str) else as_list("text", text)
+        arguments = for_each(texts, voice, params, single=single)
         spoken = self._finish([self.request(*own) for own in arguments], single, progress)
         return spoken[0] if single else spoken
 
@@ -265,10 +268,10 @@ class Bark:
             int64 [S], about 50 a second of speech, or a list of them.
         """
         single = isinstance(text, str)
-        texts = [text] if isinstance(text, str) else _as_list("text", text)
+        texts = [text] if isinstance(text, str) else as_list("text", text)
         requests = [
             self.request(*own, last_stage="semantic")
-            for own in _arguments(texts, voice, params, single=single)
+            for own in for_each(texts, voice, params, single=single)
         ]
         tokens = [each.semantic_tokens for each in self._finish(requests, single, progress)]
         return tokens[0] if single else tokens
@@ -309,8 +312,8 @@ class Bark:
 
         Args:
             semantic_tokens: integers [S] as an array or a list, from `semantic`, `Speech` or suno's
-                `text_to_semantic`; or a list of such. They may be more than the model writes for
-                one text.
+                `text_to_semantic`; or a list of such, which [] is too. They may be more than the
+                model writes for one text.
             voice, params, progress: as in `generate`.
 
         Returns:
@@ -320,11 +323,13 @@ class Bark:
             InputError, GenerationError: as `generate`.
         """
         # A list of numbers is one utterance, like an array of them.
-        many = isinstance(semantic_tokens, (list, tuple)) and not all(
-            isinstance(token, Integral) for token in semantic_tokens
+        many = isinstance(semantic_tokens, (list, tuple)) and not (
+            semantic_tokens and all(isinstance(token, Integral) for token in semantic_tokens)
         )
         all_tokens: list[Any] = list(semantic_tokens) if many else [semantic_tokens]
-        arguments = _arguments(all_tokens, voice, params, single=not many)
+        arguments = for_each(
+            all_tokens, voice, params, single=not many, what="entries of semantic_tokens"
+        )
         requests = [
             self.token_request(*own, name=f"semantic_tokens[{i}]" if many else "semantic_tokens")
             for i, own in enumerate(arguments)
@@ -391,7 +396,7 @@ class Bark:
             InputError: an argument is wrong; raised by the call itself, before anything is said.
         """
         # Everything that can be wrong is looked at here, not at the first next().
-        return self._stream(StreamPlan.of(self, text, voice, params, language), progress)
+        return self._stream(self.stream_plan(text, voice, params, language), progress)
 
     def _stream(self, plan: StreamPlan, progress: bool) -> Iterator[Speech]:
         waiting: deque[Future[Speech]] = deque()
@@ -414,6 +419,20 @@ class Bark:
             finally:
                 _cancel(waiting)
 
+    def stream_plan(
+        self,
+        text: str,
+        voice: VoiceLike | None,
+        params: GenerationParams | None,
+        language: str,
+    ) -> StreamPlan:
+        """How `stream` says a text, for those who bring their own loop; arguments are checked."""
+        clean, checked = normalise(text), checked_params(params)
+        first = Request.resolve(clean, [], self._voices.get(voice), checked, self.config)
+        pieces = self.split(text, language=language, max_tokens=first.max_semantic_tokens)
+        seeded = replace(checked, seed=first.seed)
+        return StreamPlan(pieces, first.voice, seeded, request=self.request, config=self.config)
+
     def submit(
         self, request: Request, *, progress: Progress | None = None, urgent: bool = False
     ) -> Future[Speech]:
@@ -431,15 +450,14 @@ class Bark:
         voice: VoiceLike | None = None,
         params: GenerationParams | None = None,
         *,
-        count_only: bool = False,
         last_stage: Stage = "codec",
     ) -> Request:
-        """Check one utterance's arguments, which are those of `generate`, for `engine.submit`; with
-        `count_only` its text may be of any length, and is not tokenised. After `last_stage` it
-        stops, and its Speech has nothing of later ones."""
-        checked = _checked_params(params)
+        """Check one utterance's arguments, which are those of `generate`, for `engine.submit`. It
+        stops after `last_stage` ("semantic", "coarse", "fine" or "codec"), and its Speech has
+        nothing of later ones."""
+        checked = checked_params(params)
         clean = normalise(text)
-        ids = [] if count_only else self._tokenizer.encode(clean)
+        ids = self._tokenizer.encode(clean)
         own_voice = self._voices.get(voice)
         return Request.resolve(clean, ids, own_voice, checked, self.config, last_stage=last_stage)
 
@@ -452,66 +470,13 @@ class Bark:
         name: str = "semantic_tokens",
     ) -> Request:
         """The same for `speak_tokens`; `name` is what errors call the tokens."""
-        checked = _checked_params(params)
+        checked = checked_params(params)
         limit = self.config.semantic_rules.semantic_vocab_size
         given = check_tokens(name, semantic_tokens, (None,), limit).tolist()
-        return Request.resolve("", [], self._voices.get(voice), checked, self.config, given=given)
-
-
-class StreamPlan:
-    """Which sentences of a long text may be begun, and how: all in one voice.
-
-    Without a voice the first utterance that is long enough becomes the voice of those after it, so
-    until then they are said one by one.
-    """
-
-    _AHEAD = 4  # sentences under way at a time: the first must not wait for too many others
-
-    def __init__(
-        self, bark: Bark, pieces: list[str], voice: Voice | None, params: GenerationParams
-    ) -> None:
-        self.pieces = pieces
-        self.n_begun = 0
-        self._bark = bark
-        self._voice = voice
-        self._params = params
-
-    @classmethod
-    def of(
-        cls,
-        bark: Bark,
-        text: str,
-        voice: VoiceLike | None,
-        params: GenerationParams | None,
-        language: str,
-    ) -> StreamPlan:
-        """The plan for the arguments of `Bark.stream`, checked."""
-        params = GenerationParams() if params is None else params
-        first = bark.request(normalise(text), voice, params, count_only=True)
-        pieces = bark.split(text, language=language, max_tokens=first.max_semantic_tokens)
-        return cls(bark, pieces, first.voice, replace(params, seed=first.seed))
-
-    def peek(self, n_waiting: int) -> Request | None:
-        """The next sentence if it may begin while `n_waiting` others are under way."""
-        ahead = 1 if self._voice is None else self._AHEAD
-        if self.n_begun == len(self.pieces) or n_waiting >= ahead:
-            return None
-        assert self._params.seed is not None
-        seed = (self._params.seed + self.n_begun) % 2**64
-        return self._bark.request(
-            self.pieces[self.n_begun], self._voice, replace(self._params, seed=seed)
+        own_voice = self._voices.get(voice)
+        return Request.resolve(
+            "", [], own_voice, checked, self.config, given=given, given_name=name
         )
-
-    def advance(self) -> None:
-        """That sentence has begun."""
-        self.n_begun += 1
-
-    def heard(self, speech: Speech) -> None:
-        """The oldest sentence under way is there."""
-        if self._voice is None and long_enough(
-            speech.semantic_tokens, speech.coarse_tokens, self._bark.config
-        ):
-            self._voice = speech.to_voice()
 
 
 def _result(future: Future[Speech]) -> Speech | Exception:
@@ -551,48 +516,8 @@ def _open(
 ) -> Checkpoint:
     if isinstance(model, SunoFiles):
         return model.open(revision=revision, local_files_only=local_files_only)
-    folder: str | os.PathLike[str] = demo_folder() if model == "demo" else model
+    folder: str | os.PathLike[str] = demo.FOLDER if model == "demo" else model
     source = Source.open(folder, revision=revision, local_files_only=local_files_only)
     if has_suno_files(source):
         return SunoFiles(folder).open(revision=revision, local_files_only=local_files_only)
     return open_transformers(source)
-
-
-def _checked_params(params: Any) -> GenerationParams:
-    if params is None:
-        return GenerationParams()
-    if not isinstance(params, GenerationParams):
-        raise InputError(f"params must be GenerationParams, got {type(params).__name__}")
-    return params
-
-
-def _arguments(
-    first: Sequence[Any], voice: Any, params: Any, *, single: bool
-) -> list[tuple[Any, Any, Any]]:
-    """(text or tokens, voice, params) of each utterance."""
-    if single:
-        return [(first[0], voice, params)]
-    voices = _one_each("voice", voice, len(first), (str, os.PathLike, Mapping, Voice))
-    all_params = _one_each("params", params, len(first), (GenerationParams,))
-    return list(zip(first, voices, all_params, strict=True))
-
-
-def _as_list(name: str, values: Any) -> list[Any]:
-    if not isinstance(values, Sequence) or isinstance(values, (bytes, bytearray)):
-        raise InputError(
-            f"{name} must be a string or a list of strings, got {type(values).__name__}"
-        )
-    return list(values)
-
-
-def _one_each(name: str, value: Any, count: int, single: tuple[type, ...]) -> list[Any]:
-    """`value` for each of `count` texts, or the list of as many that it is."""
-    if value is None or isinstance(value, single):
-        return [value] * count
-    if not isinstance(value, Sequence):
-        raise InputError(f"{name} must be one value or a list of them, got {type(value).__name__}")
-    if len(value) != count:
-        raise InputError(
-            f"{name} must have one entry for each of the {count} texts, got {len(value)}"
-        )
-    return list(value)

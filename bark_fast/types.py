@@ -17,7 +17,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 STAGES = ("semantic", "coarse", "fine")
-_SEED_LIMIT = 2**64
+SEED_LIMIT = 2**64
 
 
 class BarkFastError(Exception):
@@ -87,6 +87,10 @@ def check_integer(name: str, value: object, requirement: str, low: int, high: fl
     integer = isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
     if not (integer and low <= int(value) <= high):  # type: ignore[call-overload]
         raise InputError(f"{name} must be {requirement}, got {value!r}")
+
+
+def check_seed(name: str, value: object) -> None:
+    check_integer(name, value, "an integer from 0 to 2**64 - 1", 0, SEED_LIMIT - 1)
 
 
 def check_tokens(name: str, value: object, shape: tuple[int | None, ...], limit: int) -> IntArray:
@@ -177,7 +181,7 @@ class GenerationParams:
             elif f.name == "max_duration_s":
                 check_number(f.name, value, "a finite number above 0", 0, math.inf, low_open=True)
             elif f.name == "seed":
-                check_integer(f.name, value, "an integer from 0 to 2**64 - 1", 0, _SEED_LIMIT - 1)
+                check_seed(f.name, value)
 
     def for_stage(self, stage: str, name: str) -> float | None:
         """`name` ("temperature", "top_k" or "top_p") as asked for `stage`, None if not asked."""

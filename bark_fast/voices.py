@@ -52,13 +52,14 @@ class VoiceLibrary:
         """The names of the checkpoint's presets, in the checkpoint's order."""
         return list(self._presets)
 
-    def get(self, voice: VoiceLike | None) -> Voice | None:
+    def get(self, voice: VoiceLike | None, *, name: str = "voice") -> Voice | None:
         """`voice` as a Voice that fits the checkpoint; None stays None.
 
         Args:
             voice: a preset's name, the path of an .npz file, a mapping with the three arrays
                 ("semantic_prompt" [S], "coarse_prompt" [n_coarse, F], "fine_prompt" [n_fine, F]),
                 or a Voice.
+            name: what errors call it.
 
         Raises:
             InputError: there is no such voice, or its arrays do not fit.
@@ -69,28 +70,28 @@ class VoiceLibrary:
             return self._loaded[voice]
         if isinstance(voice, Voice):
             arrays: Mapping[str, Any] = voice.arrays()
-            name = voice.name
+            own = voice.name
         elif isinstance(voice, Mapping):
-            arrays, name = voice, "voice"
+            arrays, own = voice, name
         elif isinstance(voice, str) and voice in self._presets:
-            arrays, name = self._read_preset(voice), voice
+            arrays, own = self._read_preset(voice, name), voice
         elif isinstance(voice, (str, os.PathLike)) and Path(voice).suffix.lower() in VOICE_ENDINGS:
-            arrays, name = _read_npz(Path(voice)), str(voice)
+            arrays, own = _read_npz(Path(voice), name), str(voice)
         else:
             known = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
             raise InputError(
-                f"voice must be a preset of this checkpoint ({known or 'it has none'}), the path "
+                f"{name} must be a preset of this checkpoint ({known or 'it has none'}), the path "
                 f"of an .npz file, a mapping of arrays or a Voice, got {voice!r}"
             )
-        checked = check_voice(arrays, self._config, name=name)
+        checked = check_voice(arrays, self._config, name=own, argument=name)
         if isinstance(voice, str) and voice in self._presets:
             self._loaded[voice] = checked
         return checked
 
-    def _read_preset(self, name: str) -> dict[str, Any]:
+    def _read_preset(self, name: str, argument: str) -> dict[str, Any]:
         files = self._presets[name]
         if isinstance(files, Path):
-            return _read_npz(files)
+            return _read_npz(files, argument)
         arrays = {}
         for key in Voice.ARRAYS:
             file = files.get(key) if isinstance(files, Mapping) else None
@@ -119,20 +120,23 @@ def _find_npz(source: Source) -> dict[str, Path]:
     return presets
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
+def _read_npz(path: Path, argument: str) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"voice must be a file that exists, got {str(path)!r}")
+        raise InputError(f"{argument} must be a file that exists, got {str(path)!r}")
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in Voice.ARRAYS if key in stored}
     except Exception as error:  # numpy, zipfile and zlib each have their own
         raise InputError(
-            f"voice {path} is not a whole .npz file of plain arrays: {error}"
+            f"{argument} {path} is not a whole .npz file of plain arrays: {error}"
         ) from error
 
 
-def check_voice(arrays: Mapping[str, Any], config: Config, *, name: str = "voice") -> Voice:
-    """The arrays as a Voice, if the checkpoint can use them as history.
+def check_voice(
+    arrays: Mapping[str, Any], config: Config, *, name: str = "voice", argument: str = "voice"
+) -> Voice:
+    """The arrays as a Voice of that `name`, if the checkpoint can use them as history; `argument`
+    is what errors call it.
 
     Raises:
         InputError: an array is missing, of the wrong kind, shape or range; or the frames do not
@@ -141,14 +145,14 @@ def check_voice(arrays: Mapping[str, Any], config: Config, *, name: str = "voice
     n_coarse, n_fine = config.coarse_rules.n_coarse_codebooks, config.fine_rules.n_fine_codebooks
 
     def checked(key: str, shape: tuple[int | None, ...], limit: int) -> IntArray:
-        return check_tokens(f"voice {name!r}: {key}", arrays.get(key), shape, limit)
+        return check_tokens(f"{argument} {name!r}: {key}", arrays.get(key), shape, limit)
 
     semantic = checked("semantic_prompt", (None,), config.semantic_rules.semantic_vocab_size)
     coarse = checked("coarse_prompt", (n_coarse, None), config.codebook_size)
     fine = checked("fine_prompt", (n_fine, None), config.codebook_size)
     if coarse.shape[1] != fine.shape[1]:
         raise InputError(
-            f"voice {name!r}: fine_prompt must have as many frames as coarse_prompt "
+            f"{argument} {name!r}: fine_prompt must have as many frames as coarse_prompt "
             f"({coarse.shape[1]}), got {fine.shape[1]}"
         )
     # Both must span the same time, or the coarse stage pairs the wrong tokens. Suno's code allows
@@ -156,12 +160,12 @@ def check_voice(arrays: Mapping[str, Any], config: Config, *, name: str = "voice
     frames = len(semantic) * config.semantic_to_coarse_ratio / n_coarse
     if abs(coarse.shape[1] - frames) > max(4.0, 0.05 * frames):
         raise InputError(
-            f"voice {name!r}: coarse_prompt must have about {frames:.0f} frames for "
+            f"{argument} {name!r}: coarse_prompt must have about {frames:.0f} frames for "
             f"{len(semantic)} semantic tokens, got {coarse.shape[1]}"
         )
     if not long_enough(semantic, coarse, config):
         raise InputError(
-            f"voice {name!r}: must hold at least 2 semantic tokens and "
+            f"{argument} {name!r}: must hold at least 2 semantic tokens and "
             f"{math.ceil(config.semantic_to_coarse_ratio)} coarse tokens, "
             f"got {len(semantic)} and {coarse.size}"
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from bark_fast.demo import FOLDER
+from demo.card import write_card
 from demo.codec import train_codec
 from demo.data import make_data
 from demo.evaluate import evaluate
@@ -77,6 +78,7 @@ def main() -> None:
             text = json.dumps(figures, indent=2) + "\n"
             (arguments.checkpoint / "evaluation.json").write_text(text)
             print(text)
+            write_card(arguments.checkpoint, figures, models, n_held_out=len(held_out))
             continue
         steps, rate = _PLANS[step]
         plan = Plan(steps, rate, arguments.minutes)

@@ -40,6 +40,7 @@ def config_json() -> dict[str, Any]:
     return {
         "model_type": "bark",
         "architectures": ["BarkModel"],
+        "dtype": "float32",  # to compute in; the file is in float16 for its size
         "semantic_config": _gpt(SEMANTIC, tokens.SEMANTIC_IDS, tokens.N_UNITS + 1),
         "coarse_acoustics_config": _gpt(COARSE, tokens.COARSE_IDS, tokens.COARSE_PAD),
         "fine_acoustics_config": _gpt(
@@ -149,6 +150,7 @@ def export(data: Path, models: Path, folder: Path) -> None:
         n: t.detach().to(torch.float16).contiguous() for n, t in named_tensors(models).items()
     }
     save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors lets nobody else read it
     _write_json(folder / "config.json", config_json())
     _write_json(folder / "generation_config.json", generation_config_json())
     (folder / "vocab.txt").write_text("\n".join(tokens.VOCABULARY) + "\n")

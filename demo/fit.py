@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -119,4 +120,7 @@ def fit(
                     tqdm.write(f"{name}: step {step}, {spent / 60:.1f} min, held out {checked}")
     torch.save(model.state_dict(), target)
     figures = {} if check is None else check()
-    print(f"{name}: {step} steps, {spent / 60:.1f} min, {shown}, held out {figures}", flush=True)
+    parameters = sum(p.numel() for p in model.parameters())
+    report = {"parameters": parameters, "steps": step, "minutes": spent / 60, "held out": figures}
+    (folder / f"{name}.json").write_text(json.dumps(report) + "\n")
+    print(f"{name}: {report}", flush=True)

@@ -17,6 +17,8 @@ import torch
 from bark_fast import (
     Bark,
     BarkFastWarning,
+    BarkModel,
+    BarkProcessor,
     GenerationError,
     GenerationParams,
     InputError,
@@ -155,7 +157,7 @@ def test_lists_of_halves(small: Checkpoint) -> None:
     assert [len(own) for own in tokens] == [20, 20, 7]
     again = small.bark.speak_tokens(tokens, voice=voices, params=params)
     assert all(same(a, b) for a, b in zip(again, spoken, strict=True))
-    assert small.bark.semantic([]) == []
+    assert small.bark.semantic([]) == small.bark.speak_tokens([]) == []
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,6 @@ def test_more_tokens_than_the_model_writes(small: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([], "semantic_tokens must not be empty"),
         (np.array([]), "semantic_tokens must not be empty"),
         (None, "semantic_tokens [*] is missing"),
         (7, "semantic_tokens must have shape [*], got []"),
@@ -208,6 +209,7 @@ def test_more_tokens_than_the_model_writes(small: Checkpoint) -> None:
         ([[1], "One"], "semantic_tokens[1] must hold integers"),
         ([1.5], "semantic_tokens[0] must hold integers, got float64"),
         (list(range(21)), "semantic_tokens must be at most max_semantic_tokens (20), got 21"),
+        ([[1], list(range(21))], "semantic_tokens[1] must be at most max_semantic_tokens (20)"),
     ],
 )
 def test_tokens_that_cannot_be_said(
@@ -226,6 +228,22 @@ def test_tokens_that_last_too_long(small: Checkpoint) -> None:
     assert small.bark.speak_tokens(tokens, params=params).duration_s == 0.102
     with pytest.raises(InputError, match=r"must last at most max_duration_s \(0\.101\), got 62"):
         small.bark.speak_tokens(tokens, params=replace(params, max_duration_s=0.101))
+    with pytest.raises(InputError, match=r"^semantic_tokens\[1\] must last at most max_duration_s"):
+        small.bark.speak_tokens([tokens, [1] * 63], params=params)
+
+
+@pytest.mark.parametrize("name", ["voice", "params"])
+def test_one_each_of_tokens(small: Checkpoint, name: str) -> None:
+    message = f"{name} must have one entry for each of the 2 entries of semantic_tokens, got 1"
+    with pytest.raises(InputError, match=message):
+        small.bark.speak_tokens([[1], [2]], **{name: [None]})
+
+
+@pytest.mark.parametrize("stage", ["wave", "", None, 3])
+def test_a_last_stage_that_is_none(small: Checkpoint, stage: Any) -> None:
+    message = f"last_stage must be one of semantic, coarse, fine, codec, got {stage!r}"
+    with pytest.raises(InputError, match=message):
+        small.bark.request("One", last_stage=stage)
 
 
 def test_progress_of_halves(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
@@ -572,6 +590,35 @@ def test_triton_without_a_gpu_or_its_interpreter_is_an_error(
     monkeypatch.setattr(devices, "can_run_triton", lambda device: False)
     with pytest.raises(InputError, match="needs a CUDA device"):
         resolve_impl("triton", torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("impl", ["auto", "cpu", "torch"])
+def test_autocast_changes_nothing(small: Checkpoint, impl: str) -> None:
+    """It is the calling thread's, and that one may step the engine."""
+    built_without = Bark.from_pretrained(small.folder, device="cpu", impl=impl)
+    expected = built_without.generate("One", params=GREEDY)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = built_without.generate("One", params=GREEDY)
+        built_inside = Bark.from_pretrained(small.folder, device="cpu", impl=impl)
+        assert torch.is_autocast_enabled("cpu")
+        assert same(built_inside.generate("One", params=GREEDY), expected)
+        assert same(next(built_inside.stream("One", params=GREEDY)), expected)
+    assert same(inside, expected)
+    assert same(built_inside.generate("One", params=GREEDY), expected)
+
+
+@pytest.mark.parametrize("impl", ["auto", "torch"])
+def test_autocast_changes_nothing_for_transformers_either(small: Checkpoint, impl: str) -> None:
+    """The engine is built when something is first generated."""
+    inputs = BarkProcessor.from_pretrained(small.folder)("One")
+    options = {"do_sample": False, "semantic_max_new_tokens": 20}
+    audio = []
+    for inside in (False, True):
+        model = BarkModel.from_pretrained(small.folder)
+        model.engine_impl = impl
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            audio += [model.generate(**inputs, **options) for _ in range(2)]
+    assert all(torch.equal(each, audio[0]) for each in audio)
 
 
 def test_threads_take_turns(small: Checkpoint) -> None:

@@ -184,20 +184,15 @@ def test_parameters_reach_the_model(small: Checkpoint, monkeypatch: pytest.Monke
     assert seen == [GenerationParams(**expected)]
 
 
-def test_demo_warns_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_without_a_model_the_demo_speaks(capsys: pytest.CaptureFixture[str]) -> None:
     shown = warnings.showwarning
     assert main(["voices"]) == 0
     assert warnings.showwarning is shown  # a program that calls main() keeps its own
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == list(PRESET_NAMES)
-    assert printed.err.startswith('bark-fast: warning: the "demo" model has random weights')
-    assert printed.err.count("\n") == 1
-    assert main(["say", "Hi", *QUICK, "-q"]) == 0
+    assert len(printed.out.splitlines()) >= 4
+    assert printed.err == ""
+    assert main(["say", "Hello.", "-q"]) == 0
     assert len(samples("speech.wav")) > 0
-    assert os.listdir(tmp_path / "cache" / "bark-fast") == [f"demo-{__version__}"]
 
 
 def test_voices(tiny: Path, small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:

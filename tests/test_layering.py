@@ -18,6 +18,8 @@ ORDER = [
     "hf",
     "compat",
     "bark",
+    "arguments",
+    "streaming",
     "progress",
     "engine",
     "devices",
@@ -27,6 +29,7 @@ ORDER = [
     "models",
     "checkpoint",
     "types",
+    "demo",
     "kernels",
 ]
 

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import string
-import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 
 from bark_fast.checkpoint.config import CONFIG_FILE, GENERATION_FILE, Config
-from bark_fast.types import BarkFastWarning, InputError, Voice
+from bark_fast.types import InputError, Voice, check_seed
 
 # (layers, heads, width, EnCodec filters). small and large are suno/bark-small and suno/bark.
 _SHAPES = {"tiny": (2, 2, 64, 4), "small": (12, 12, 768, 32), "large": (24, 16, 1024, 32)}
@@ -56,8 +54,8 @@ def create_checkpoint(
     """
     if size not in _SHAPES:
         raise InputError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise InputError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
+    check_seed("seed", seed)
+    seed = int(seed)  # numpy's too
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if not isinstance(folder, (str, os.PathLike)):
@@ -77,33 +75,6 @@ def create_checkpoint(
     _write_tokenizer(target)
     _write_presets(target, Config.from_dicts(config, generation), seed)
     return target
-
-
-def demo_folder() -> Path:
-    """The folder of the demo checkpoint, made at first use in the user's cache folder.
-
-    Until a trained one ships with the package it is a tiny random one; a BarkFastWarning says so.
-    """
-    from bark_fast import __version__
-
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bark-fast"
-    folder = cache / f"demo-{__version__}"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as partial:
-            made = create_checkpoint(Path(partial) / "demo", size="tiny")
-            try:
-                made.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was first, with the same files
-                    raise
-    warnings.warn(
-        'the "demo" model has random weights: it shows that everything works, but it can only make '
-        "noise; name a trained checkpoint (suno/bark-small, say) to hear speech",
-        BarkFastWarning,
-        stacklevel=3,
-    )
-    return folder
 
 
 def save_model(

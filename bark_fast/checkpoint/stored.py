@@ -231,17 +231,25 @@ class _Unread:
 @contextmanager
 def _stand_ins(names: Sequence[str]) -> Iterator[None]:
     """Let torch.load take `_Unread` for these, also if the program allows them itself: of two for
-    one name torch would take either. Its list is one for all threads."""
+    one name torch would take either. Its list is one for all threads, so all else stays there."""
+    stand_ins: list[Any] = [(_Unread, name) for name in names]
     with _LIST_OF_ALLOWED:
-        before = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()
-        stand_ins: list[Any] = [(_Unread, name) for name in names]
-        torch.serialization.add_safe_globals(stand_ins)
-        try:
-            yield
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(before)
+        hidden = [own for own in torch.serialization.get_safe_globals() if _full_name(own) in names]
+        with torch.serialization.safe_globals(stand_ins):
+            try:
+                # torch takes entries off its list at the end of such a block, and nowhere else.
+                with torch.serialization.safe_globals(hidden):
+                    pass
+                yield
+            finally:
+                torch.serialization.add_safe_globals(hidden)
+
+
+def _full_name(allowed: Any) -> str:
+    """The name that torch knows an entry of its list by."""
+    if isinstance(allowed, tuple):
+        return str(allowed[1])
+    return f"{allowed.__module__}.{allowed.__qualname__}"
 
 
 def read_pickle(path: Path, *, unread: Sequence[str] = ()) -> Any:

@@ -63,6 +63,7 @@ SAMPLE_RATE = 24_000
 FullGeneration = dict[str, IntArray]
 """What was generated: "semantic_prompt" [S], "coarse_prompt" [2, F], "fine_prompt" [8, F]."""
 
+_Model = str | os.PathLike[str] | SunoFiles
 _HUB_MODEL, _HUB_SMALL = "suno/bark", "suno/bark-small"
 # What suno's api.py leaves at generation.py's defaults, whatever the checkpoint says.
 _SUNO = GenerationParams(top_k=0, top_p=1.0, min_eos_p=0.2, fine_temperature=0.5)
@@ -83,7 +84,7 @@ class SunoAPI:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | SunoFiles = _HUB_MODEL,
+        model: _Model = _HUB_MODEL,
         *,
         seed: int | None = None,
         **options: Any,
@@ -92,15 +93,14 @@ class SunoAPI:
         self._params = replace(_SUNO, seed=seed)
         self._model, self._options = model, options
         self._loading = threading.Lock()
-        self._loaded: tuple[tuple[object, object], Bark] | None = None
+        self._chosen: tuple[_Model, Any] = model, options.get("device", "auto")
+        self._loaded: Bark | None = None
 
     @property
     def bark(self) -> Bark:
         """The model underneath; loaded now if it was not."""
         with self._loading:
-            if self._loaded is None:
-                return self._load(self._model, self._options.get("device", "auto"))
-            return self._loaded[1]
+            return self._load() if self._loaded is None else self._loaded
 
     def preload_models(
         self,
@@ -123,8 +123,9 @@ class SunoAPI:
             force_reload: load it anew.
 
         Raises:
-            InputError: sizes that this model does not come in, or stages on different devices.
-            CheckpointError: it cannot be loaded.
+            InputError: sizes that this model does not come in, or stages on different devices; an
+                argument is not a bool.
+            CheckpointError: it cannot be loaded; the next use tries again.
         """
         on_gpu = {
             "text_use_gpu": text_use_gpu,
@@ -132,7 +133,15 @@ class SunoAPI:
             "fine_use_gpu": fine_use_gpu,
             "codec_use_gpu": codec_use_gpu,
         }
-        if len({bool(use) for use in on_gpu.values()}) > 1:
+        small = {
+            "text_use_small": text_use_small,
+            "coarse_use_small": coarse_use_small,
+            "fine_use_small": fine_use_small,
+        }
+        for name, value in {**on_gpu, **small, "force_reload": force_reload}.items():
+            if not isinstance(value, bool):
+                raise InputError(f"{name} must be True or False, got {value!r}")
+        if len(set(on_gpu.values())) > 1:
             raise InputError(
                 "text_use_gpu, coarse_use_gpu, fine_use_gpu and codec_use_gpu must be the same: "
                 f"all stages run on one device; got {on_gpu}"
@@ -140,11 +149,13 @@ class SunoAPI:
         model = self._sized(text=text_use_small, coarse=coarse_use_small, fine=fine_use_small)
         device = self._options.get("device", "auto") if text_use_gpu else "cpu"
         with self._loading:
-            if force_reload or self._loaded is None or self._loaded[0] != (model, device):
-                self._load(model, device)
+            if force_reload or self._loaded is None or self._chosen != (model, device):
+                self._chosen = model, device
+                self._loaded = None  # there may not be memory for two
+                self._load()
 
-    def _load(self, model: str | os.PathLike[str] | SunoFiles, device: Any) -> Bark:
-        self._loaded = None  # there may not be memory for two
+    def _load(self) -> Bark:
+        model, device = self._chosen
         bark = Bark.from_pretrained(model, **{**self._options, "device": device})
         if bark.sample_rate_hz != SAMPLE_RATE:
             warnings.warn(
@@ -153,10 +164,10 @@ class SunoAPI:
                 BarkFastWarning,
                 stacklevel=3,
             )
-        self._loaded = (model, device), bark
+        self._loaded = bark
         return bark
 
-    def _sized(self, **use_small: bool) -> str | os.PathLike[str] | SunoFiles:
+    def _sized(self, **use_small: bool) -> _Model:
         """The model with the small network in some stages."""
         model, small = self._model, [stage for stage, use in use_small.items() if use]
         if not small:
@@ -170,8 +181,10 @@ class SunoAPI:
             if source.folder is not None:
                 if has_suno_files(source):
                     return SunoFiles(model, **sizes)
+            elif len(small) == len(sizes) and model in (_HUB_MODEL, _HUB_SMALL):
+                return _HUB_SMALL
             elif model == _HUB_MODEL:
-                return _HUB_SMALL if len(small) == len(sizes) else SunoFiles(model, **sizes)
+                return SunoFiles(model, **sizes)
         raise InputError(
             f"{small[0]}_use_small must be False: the sizes of {str(model)!r} cannot be chosen "
             f"(those of a folder with suno's own files and of {_HUB_MODEL!r} can); got True"
@@ -208,9 +221,9 @@ class SunoAPI:
             semantic_temperature=_temperature("text_temp", text_temp),
             coarse_temperature=_temperature("waveform_temp", waveform_temp),
         )
-        speech = self.bark.generate(
-            normalise(text), voice=history_prompt, params=params, progress=not silent
-        )
+        text = normalise(text)  # `Bark` does so too, but takes lists, which suno does not
+        voice = self._voice(history_prompt)
+        speech = self.bark.generate(text, voice=voice, params=params, progress=not silent)
         return _result(speech, output_full)
 
     def text_to_semantic(
@@ -222,9 +235,9 @@ class SunoAPI:
     ) -> IntArray:
         """The first half of `generate_audio`, whose arguments these are: int64 [S]."""
         params = replace(self._params, semantic_temperature=_temperature("temp", temp))
-        return self.bark.semantic(
-            normalise(text), voice=history_prompt, params=params, progress=not silent
-        )
+        text = normalise(text)  # as in `generate_audio`
+        voice = self._voice(history_prompt)
+        return self.bark.semantic(text, voice=voice, params=params, progress=not silent)
 
     def semantic_to_waveform(
         self,
@@ -244,8 +257,14 @@ class SunoAPI:
         params = replace(self._params, coarse_temperature=_temperature("temp", temp))
         limit = bark.config.semantic_rules.semantic_vocab_size
         tokens = check_tokens("semantic_tokens", semantic_tokens, (None,), limit)
-        speech = bark.speak_tokens(tokens, voice=history_prompt, params=params, progress=not silent)
+        voice = self._voice(history_prompt)
+        speech = bark.speak_tokens(tokens, voice=voice, params=params, progress=not silent)
         return _result(speech, output_full)
+
+    def _voice(self, history_prompt: VoiceLike | None) -> Voice | None:
+        if history_prompt is None:
+            return None
+        return self.bark.load_voice(history_prompt, name="history_prompt")
 
 
 def _temperature(name: str, value: float) -> float:

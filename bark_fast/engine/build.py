@@ -55,30 +55,34 @@ def load_engine(
     Raises:
         InputError: `options` ask for what this checkpoint or the memory cannot give.
     """
-    tensors = load_weights(
-        stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
-    )
-    semantic_ids = semantic.sampled_ids(config.semantic_rules)
-    n_fine = config.fine_rules.n_fine_codebooks
-    stages = {
-        "semantic": semantic.build_stage(
-            GPT(config.semantic, tensors, "semantic", head_ids=semantic_ids, impl=impl),
-            config.semantic_rules,
-        ),
-        "coarse": coarse.build_stage(
-            GPT(
-                config.coarse,
-                tensors,
-                "coarse_acoustics",
-                head_ids=coarse.sampled_ids(config),
-                impl=impl,
+    # What the networks pack must not depend on an autocast that the caller is in.
+    with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
+        tensors = load_weights(
+            stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
+        )
+        semantic_ids = semantic.sampled_ids(config.semantic_rules)
+        n_fine = config.fine_rules.n_fine_codebooks
+        stages = {
+            "semantic": semantic.build_stage(
+                GPT(config.semantic, tensors, "semantic", head_ids=semantic_ids, impl=impl),
+                config.semantic_rules,
             ),
-            config,
-        ),
-    }
-    fine = FineGPT(config.fine, tensors, "fine_acoustics", n_ids=config.codebook_size, impl=impl)
-    codec = CodecDecoder(config.codec, tensors, "codec_model", n_codebooks=n_fine, impl=impl)
-    del tensors  # what was packed is not needed twice
+            "coarse": coarse.build_stage(
+                GPT(
+                    config.coarse,
+                    tensors,
+                    "coarse_acoustics",
+                    head_ids=coarse.sampled_ids(config),
+                    impl=impl,
+                ),
+                config,
+            ),
+        }
+        fine = FineGPT(
+            config.fine, tensors, "fine_acoustics", n_ids=config.codebook_size, impl=impl
+        )
+        codec = CodecDecoder(config.codec, tensors, "codec_model", n_codebooks=n_fine, impl=impl)
+        del tensors  # what was packed is not needed twice
     shelf = None
     if offload:
         networks: dict[str, Network] = {name: own.model for name, own in stages.items()}

@@ -239,7 +239,9 @@ class Engine:
             if self._device.type == "cuda"
             else nullcontext()
         )
-        with self._stepping, torch.inference_mode(), stream:
+        # The thread that steps may be a caller's, inside an autocast, which holds for its thread.
+        as_built = torch.autocast(self._device.type, enabled=False)
+        with self._stepping, torch.inference_mode(), stream, as_built:
             yield
 
     @property
@@ -354,13 +356,11 @@ class Engine:
 
     def _begin(self, utterance: Utterance) -> None:
         """Queue the first stage that there is something to do in."""
-        request = utterance.request
-        if request.given is None:
+        given = utterance.request.given
+        if given is None:
             self._queue_causal(utterance, "semantic")
-        elif request.last_stage == "semantic":
-            self._finish(utterance, _NO_SAMPLES)
         else:
-            utterance.coarse.extend(request.given, complete=True)
+            utterance.coarse.extend(given, complete=True)
             self._go_on_with_coarse(utterance)
 
     def _route(self, utterance: Utterance, job: Job, result: Any) -> int:

@@ -60,17 +60,24 @@ class Request:
         config: Config,
         *,
         given: Sequence[int] | None = None,
+        given_name: str = "semantic_tokens",
         last_stage: Stage = "codec",
     ) -> Request:
         """Fill in what `params` leave open.
 
+        Args:
+            given_name: what errors call the `given` tokens.
+
         Raises:
-            InputError: max_duration_s is shorter than one frame, or there are more `given` tokens
-                than `params` allow.
+            InputError: max_duration_s is shorter than one frame, there are more `given` tokens than
+                `params` allow, or `last_stage` is none that it passes through.
         """
         rules = config.semantic_rules
+        stages = STAGES if given is None else STAGES[1:]
+        if last_stage not in stages:
+            raise InputError(f"last_stage must be one of {', '.join(stages)}, got {last_stage!r}")
         if given is not None:
-            _check_length(len(given), params, config)
+            _check_length(given_name, len(given), params, config)
         return cls(
             text=text,
             text_ids=text_ids,
@@ -120,16 +127,16 @@ def _max_semantic_tokens(params: GenerationParams, config: Config) -> int:
     return limit
 
 
-def _check_length(n_given: int, params: GenerationParams, config: Config) -> None:
+def _check_length(name: str, n_given: int, params: GenerationParams, config: Config) -> None:
     """Given tokens may be more than the model would write; not more than was asked for."""
     if params.max_semantic_tokens is not None and n_given > params.max_semantic_tokens:
         raise InputError(
-            f"semantic_tokens must be at most max_semantic_tokens ({params.max_semantic_tokens}), "
+            f"{name} must be at most max_semantic_tokens ({params.max_semantic_tokens}), "
             f"got {n_given}"
         )
     duration_s = count_frames(n_given, config) * config.codec.hop_length / config.sample_rate_hz
     if params.max_duration_s is not None and duration_s > params.max_duration_s + 1e-9:
         raise InputError(
-            f"semantic_tokens must last at most max_duration_s ({params.max_duration_s:g}), "
+            f"{name} must last at most max_duration_s ({params.max_duration_s:g}), "
             f"got {n_given} tokens, which last {duration_s:g} s"
         )

@@ -113,10 +113,10 @@ def _read_voice(name: str, history: Any, config: Config) -> Voice | None:
     arrays: Mapping[str, Any] = history.arrays() if isinstance(history, Voice) else history
 
     def checked(key: str, shape: tuple[int | None, ...], limit: int) -> IntArray:
-        value = arrays.get(key)
+        value, own = arrays.get(key), f"{name}[{key!r}]"
         if isinstance(value, Tensor):
-            value = value.detach().cpu().numpy()
-        return check_tokens(f"{name}[{key!r}]", value, shape, limit)
+            value = _integers(own, value)
+        return check_tokens(own, value, shape, limit)
 
     n_coarse, n_fine = config.coarse_rules.n_coarse_codebooks, config.fine_rules.n_fine_codebooks
     voice = Voice(
@@ -166,10 +166,14 @@ def _to_numpy(name: str, value: Any) -> Any:
     try:
         return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{name} must be an array [B, T]: {error}") from error
+        raise InputError(f"{name} must be an array of numbers: {error}") from error
 
 
 def _integers(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():  # numpy has no bfloat16
+        raise InputError(
+            f"{name} must hold integers, got {str(value.dtype).removeprefix('torch.')}"
+        )
     array = _to_numpy(name, value)
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{name} must hold integers, got {array.dtype}")

@@ -79,7 +79,6 @@ _WITHOUT_EFFECT = {
     "return_dict_in_generate",
     "return_legacy_cache",
     "use_cache",
-    "use_model_defaults",
 }
 
 # What would change something, with the values (None is always one) with which it does not.
@@ -117,6 +116,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "top_h": (),
     "top_k": (0,),
     "top_p": (1.0,),
+    "use_model_defaults": (True,),
     "watermarking_config": (),
 }
 
@@ -158,11 +158,32 @@ class Keywords:
         _, mask = stages["semantic"].get("attention_mask", ("", None))
         return cls(stages, mask)
 
+    def check_length(self, limit: int) -> None:
+        """A configured length is cut to what the positions hold; one that is asked for is not.
+
+        Raises:
+            InputError: it is more than `limit`.
+        """
+        name, most = self.stages["semantic"].get("max_new_tokens", ("", None))
+        if most is not None and most > limit:
+            raise InputError(
+                f"{name} must be at most {limit}, which is what the semantic model's positions "
+                f"hold, got {most!r}"
+            )
+
     def warn_of_ignored_config(self, own: Any) -> None:
-        """transformers' BarkModel takes a generation_config and looks at its own."""
+        """transformers' BarkModel takes a generation_config and looks at its own.
+
+        Raises:
+            InputError: it is not even one.
+        """
         for given in self.stages.values():
             name, value = given.get("generation_config", ("", None))
-            if value is None or value is own or _as_dict(value) == _as_dict(own):
+            if (
+                value is None
+                or value is own
+                or _as_dict(name, value) == _as_dict("model.generation_config", own)
+            ):
                 continue
             warnings.warn(
                 f"{name} is not looked at, as transformers' BarkModel does not look at it either; "
@@ -213,7 +234,7 @@ def read_sections(generation_config: Any) -> dict[str, dict[str, Any]]:
                 f", got a {type(generation_config).__name__} without {name}"
             )
         # As an object where it was made in Python, a dictionary where it was read from a file.
-        sections[stage] = dict(_as_dict(section))
+        sections[stage] = dict(_as_dict(f"model.generation_config.{name}", section))
     return sections
 
 
@@ -362,5 +383,9 @@ class _Stage:
         return 0.0 if temperature == 1.0 else float(temperature)
 
 
-def _as_dict(config: Any) -> Mapping[str, Any]:
-    return config if isinstance(config, Mapping) else config.to_dict()  # type: ignore[no-any-return]
+def _as_dict(name: str, config: Any) -> Mapping[str, Any]:
+    if isinstance(config, GenerationConfig):
+        return config.to_dict()  # type: ignore[no-any-return]
+    if not isinstance(config, Mapping):
+        raise InputError(f"{name} must be a GenerationConfig or a mapping, got {config!r}")
+    return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,14 +12,16 @@ import torch
 import transformers
 from torch import Tensor
 from transformers.models.bark.generation_configuration_bark import BarkSemanticGenerationConfig
+from transformers.utils import is_flash_attn_2_available
 
 from bark_fast.checkpoint.config import Config
+from bark_fast.devices import resolve_dtype, resolve_impl
 from bark_fast.engine.options import EngineOptions
 from bark_fast.engine.request import Request
 from bark_fast.hf.inputs import read_rows, read_seeds, read_voices
 from bark_fast.hf.keywords import SAMPLING, SECTIONS, Keywords, read_sections, resolve_params
 from bark_fast.hf.serving import Serving, Setup
-from bark_fast.types import GenerationParams, InputError, Voice, check_integer
+from bark_fast.types import BarkFastWarning, GenerationParams, InputError, Voice, check_integer
 
 
 class BarkModel(transformers.BarkModel):
@@ -26,33 +29,82 @@ class BarkModel(transformers.BarkModel):
 
     The engine is built at the first `generate`, on this module's own weights, and again when they
     or the configuration have changed (load_state_dict, `.to`, edits in place; not what is written
-    through `.data`: see `reset_engine`). It shares the weights where it can use them as they are;
-    kernels that pack them (on CPUs) keep a copy of their own, the fine model's embeddings are
-    stacked into one tensor, and the codec is computed in float32 whatever its dtype.
+    through `.data`: see `reset_engine`). Torch counts no edits of a module that was made under
+    inference_mode: there it is built at every `generate`. It shares the weights where it can use
+    them as they are; kernels that pack them (on CPUs) keep a copy of their own, the fine model's
+    embeddings are stacked into one tensor, and the codec is computed in float32 whatever its dtype.
 
     What differs from transformers' `generate`:
 
     - A row does not depend on the others: nothing is drawn or decoded after its end, where
       transformers decodes noise up to the length of the longest, and it is the same in any batch.
+    - A row of ids that is shorter than the prompt is padded, where transformers fails.
     - `history_prompt` may be a list, one voice (or None) for each row.
     - `seed` makes speech that can be made again, whatever the batch. Random numbers come from
       another generator than torch's, so a seed of torch's gives other samples than transformers'.
     - Keywords that cannot be honoured are errors, before anything is computed.
+    - Dropout is never applied, not in `train()` mode either.
     - float16 on a CPU is computed in float32.
 
     Attributes:
         engine_impl: the kernels, as in `Bark.from_pretrained(impl=...)`.
         engine_options: how rows share the machine; None is what suits the device.
+        engine_int8: the engine has weights in 8 bits, as in `Bark.from_pretrained(dtype="int8")`,
+            whatever the module's dtype.
     """
 
     engine_impl: str = "auto"
     engine_options: EngineOptions | None = None
+    engine_int8: bool = False
     _serving: Serving | None = None
     _offload_device: torch.device | None = None
 
     def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
         self._serving = Serving()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        """Load a model from a folder or the hub; arguments as in transformers.
+
+        Args:
+            options: also dtype="int8", with which the module has the dtype of its files and the
+                engine weights in 8 bits (`engine_int8`). attn_implementation="flash_attention_2"
+                is "eager" with a warning where there is no flash-attn: `generate` does not use it.
+
+        Raises:
+            InputError: this machine's CPU does not run int8.
+        """
+        if options.get("attn_implementation") == "flash_attention_2" and (
+            not is_flash_attn_2_available()
+        ):
+            options["attn_implementation"] = "eager"
+            warnings.warn(
+                'there is no flash-attn for attn_implementation="flash_attention_2", and generate '
+                "needs none: the engine has kernels of its own. The forward of the sub-models is "
+                '"eager"',
+                BarkFastWarning,
+                stacklevel=2,
+            )
+        asked = options.get("dtype")
+        if asked is None:
+            asked = options.get("torch_dtype")
+        int8 = isinstance(asked, str) and asked == "int8"
+        if int8:
+            # Only CPUs have it. Before the weights are read, which is the slow part.
+            cpu = torch.device("cpu")
+            resolve_impl("auto", cpu, resolve_dtype("int8", cpu), int8=True)
+            options = {k: v for k, v in options.items() if k not in ("dtype", "torch_dtype")}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        if int8:
+            model.engine_int8 = True
+        return loaded
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +164,7 @@ class BarkModel(transformers.BarkModel):
             },
         )
         config = self._engine_config(sections)
+        sorted_keywords.check_length(config.semantic_rules.max_new_tokens)
         sorted_keywords.warn_of_ignored_config(self.generation_config)
         rows = read_rows(input_ids, sorted_keywords.attention_mask, config)
         voices = read_voices(history_prompt, len(rows), config)
@@ -129,6 +182,7 @@ class BarkModel(transformers.BarkModel):
                 self.engine_options,
                 self._offload_device,
                 self._offload_device is not None,
+                self.engine_int8,
             ),
         )
         futures = driver.finish(requests, [None] * len(requests))
@@ -149,8 +203,9 @@ class BarkModel(transformers.BarkModel):
         """Keep the weights on the host but for those of the stage that runs.
 
         `generate` then computes on the CUDA device of that number, and rows go through the stages
-        together. The forward of the sub-models runs where their weights are, on the host. Unlike
-        transformers' it does not need accelerate.
+        together. The forward of the sub-models runs where their weights are, on the host, which
+        then holds them twice: the module's and the engine's. It stays so until the model is loaded
+        anew. Unlike transformers' it does not need accelerate.
 
         Raises:
             InputError: there is no such device.

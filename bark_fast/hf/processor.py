@@ -77,8 +77,10 @@ class BarkProcessor(transformers.BarkProcessor):
             BatchFeature of the voice's arrays (with a list of voices a list), if there is one.
 
         Raises:
-            InputError: there is no such voice, or its arrays have other shapes.
+            InputError: there is no text or no such voice, or its arrays have other shapes.
         """
+        if not isinstance(text, (str, list, tuple)):
+            raise InputError(f"text must be a string or a list of them, got {text!r}")
         history: Any = None
         if isinstance(voice_preset, (list, tuple)):
             n_texts = 1 if isinstance(text, str) else len(text)
@@ -113,11 +115,14 @@ class BarkProcessor(transformers.BarkProcessor):
             value = arrays.get(key)
             if value is None:
                 raise InputError(f"voice_preset must hold {key}, got {', '.join(arrays) or 'none'}")
-            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+            requirement = f"must be an array of numbers with {n_dimensions} dimensions"
+            try:
+                array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+            except (ValueError, TypeError, RuntimeError) as error:  # numpy has no bfloat16
+                raise InputError(f"voice_preset: {key} {requirement}: {error}") from error
             if array.ndim != n_dimensions or array.dtype == object:
                 raise InputError(
-                    f"voice_preset: {key} must be an array of numbers with {n_dimensions} "
-                    f"dimensions, got {array.dtype} {list(array.shape)}"
+                    f"voice_preset: {key} {requirement}, got {array.dtype} {list(array.shape)}"
                 )
             found[key] = array
         return BatchFeature(data=found, tensor_type=return_tensors)
@@ -131,9 +136,10 @@ class BarkProcessor(transformers.BarkProcessor):
             return self._preset(voice)
         if isinstance(voice, (str, os.PathLike)):
             path = Path(voice)
-            if not path.is_file() and not path.name.endswith(_ENDING):
-                path = path.with_name(path.name + _ENDING)
-            if path.is_file():
+            # os.path's isfile, because a name that is too long for a file is none.
+            if not os.path.isfile(path) and not path.name.endswith(_ENDING):
+                path = Path(f"{path}{_ENDING}")
+            if os.path.isfile(path):
                 return _read_npz(path)
         names = self.available_voice_presets
         known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -27,6 +27,7 @@ class Setup:
     Attributes:
         device: None is where the weights are.
         offload: the weights are on the host, and `device` is where they are brought to.
+        int8: the engine has them in 8 bits, whatever the module's dtype.
     """
 
     config: Config
@@ -34,6 +35,7 @@ class Setup:
     options: EngineOptions | None
     device: torch.device | None = None
     offload: bool = False
+    int8: bool = False
 
 
 class Snapshot:
@@ -44,20 +46,21 @@ class Snapshot:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = dict(tensors)
-        self._versions = {name: _version(tensor) for name, tensor in tensors.items()}
+        # Inference tensors count no versions.
+        self._versions = {
+            name: None if tensor.is_inference() else tensor._version
+            for name, tensor in tensors.items()
+        }
 
     def holds(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether these are the same, unchanged. What is written through `.data` goes unseen, as
-        it does for torch's own autograd."""
+        """Whether these are surely the same, unchanged: never so with an inference tensor. What is
+        written through `.data` goes unseen, as it does for torch's own autograd."""
         return tensors.keys() == self._tensors.keys() and all(
-            _same(tensor, self._tensors[name]) and _version(tensor) == self._versions[name]
+            not tensor.is_inference()
+            and _same(tensor, self._tensors[name])
+            and tensor._version == self._versions[name]
             for name, tensor in tensors.items()
         )
-
-
-def _version(tensor: Tensor) -> int:
-    # Inference tensors count no versions.
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -125,13 +128,13 @@ def _build(tensors: Mapping[str, Tensor], setup: Setup) -> Driver:
     device, dtype = _placement(tensors)
     if setup.device is not None:
         device = setup.device
-    chosen = resolve_dtype(dtype, device)
+    chosen = resolve_dtype("int8" if setup.int8 else dtype, device)
     engine = load_engine(
         TensorsInMemory(tensors, "BarkModel"),
         setup.config,
         dtype=chosen,
         device=device,
-        impl=resolve_impl(setup.impl, device, chosen),
+        impl=resolve_impl(setup.impl, device, chosen, int8=setup.int8),
         options=setup.options or EngineOptions(),
         offload=setup.offload,
     )

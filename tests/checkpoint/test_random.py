@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from bark_fast import Bark, BarkFastWarning, CheckpointError
+from bark_fast import Bark, CheckpointError
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import (
     PRESET_NAMES,
@@ -20,7 +19,6 @@ from bark_fast.checkpoint.random import (
     _settings,
     _stored_shapes,
     create_checkpoint,
-    demo_folder,
 )
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
@@ -132,53 +130,6 @@ def test_every_character_is_known(tiny: Path) -> None:
     ids = bark._tokenizer.encode(text)
     assert unknown not in ids
     assert len(ids) == len(text.replace(" ", ""))
-
-
-def test_demo_is_made_once_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.warns(BarkFastWarning, match="random weights"):
-        folder = demo_folder()
-    assert folder.parent == tmp_path / "bark-fast"
-    made = (folder / "model.safetensors").stat()
-    with pytest.warns(BarkFastWarning, match="random weights"):
-        assert demo_folder() == folder
-    again = (folder / "model.safetensors").stat()
-    assert (again.st_ino, again.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
-    assert os.listdir(folder.parent) == [folder.name]  # no unfinished folder is left
-    with pytest.warns(BarkFastWarning, match="random weights"):
-        bark = Bark.from_pretrained("demo", device="cpu")
-    assert bark.voices == list(PRESET_NAMES)
-
-
-def test_demo_made_by_another_process_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    rename = Path.rename
-
-    def late(self: Path, target: Path) -> Path:
-        target.mkdir()
-        (target / "first").touch()
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", late)
-    with pytest.warns(BarkFastWarning):
-        folder = demo_folder()
-    assert os.listdir(folder) == ["first"]
-    assert os.listdir(folder.parent) == [folder.name]
-
-
-def test_the_folder_stays_when_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A demo that is half made must never be taken for a whole one."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("bark_fast.checkpoint.random._write_presets", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        demo_folder()
-    assert os.listdir(tmp_path / "bark-fast") == []
 
 
 def test_messages_name_the_folder(tiny: Path, tmp_path: Path) -> None:

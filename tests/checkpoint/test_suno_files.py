@@ -7,6 +7,8 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -314,6 +316,33 @@ def test_what_the_program_allows_itself_stays_as_it_is(folder: Path) -> None:
     with torch.serialization.safe_globals(allowed):
         assert layers(folder) == (2, 2, 2)
         assert set(torch.serialization.get_safe_globals()) >= set(allowed)
+
+
+def test_what_others_allow_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's list is one for all threads: while a file is read, theirs is neither missing what it
+    had nor loses what is added."""
+    ours, before, after = (np.dtype, "numpy.dtype"), Decimal, Fraction
+    original, during = torch.load, []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        torch.serialization.add_safe_globals([after])
+        during.append(set(torch.serialization.get_safe_globals()))
+        return original(*arguments, **options)
+
+    at_first = torch.serialization.get_safe_globals()
+    monkeypatch.setattr(torch, "load", load)
+    try:
+        with torch.serialization.safe_globals([ours, np.dtype, before]):
+            assert layers(folder) == (2, 2, 2)
+            left = set(torch.serialization.get_safe_globals())
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(at_first)
+    assert len(during) >= 3
+    for allowed in during:
+        assert allowed >= {*at_first, before, after}
+        assert not allowed & {ours, np.dtype}
+    assert left == {*at_first, ours, np.dtype, before, after}
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 half a zip file"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bark_fast import Bark, BarkFastWarning, GenerationParams, InputError
+from bark_fast import Bark, BarkFastWarning, CheckpointError, GenerationParams, InputError
 from bark_fast.compat import suno
 from bark_fast.compat.suno import SunoAPI
 from checkpoints import Checkpoint, bark_windows, build_model
@@ -256,6 +256,34 @@ def test_sizes_on_the_hub(loaded: list[Any]) -> None:
     ]
 
 
+def test_a_model_that_is_small_already(loaded: list[Any]) -> None:
+    api = SunoAPI("suno/bark-small")
+    api.preload_models()
+    api.preload_models(text_use_small=True, coarse_use_small=True, fine_use_small=True)
+    assert [model for model, _ in loaded] == ["suno/bark-small"]
+    with pytest.raises(InputError, match="coarse_use_small must be False"):
+        api.preload_models(coarse_use_small=True)
+
+
+def test_what_was_chosen_outlives_a_failure(
+    loaded: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Bark.from_pretrained
+
+    def fail(model: Any, **options: Any) -> FakeBark:
+        raise CheckpointError("half a file")
+
+    api = SunoAPI()
+    cpu = dict.fromkeys(("text_use_gpu", "coarse_use_gpu", "fine_use_gpu", "codec_use_gpu"), False)
+    monkeypatch.setattr(Bark, "from_pretrained", fail)
+    with pytest.raises(CheckpointError):
+        api.preload_models(fine_use_small=True, **cpu)
+    monkeypatch.setattr(Bark, "from_pretrained", load)
+    assert api.bark is api.bark
+    sizes = suno.SunoFiles("suno/bark", text="large", coarse="large", fine="small")
+    assert loaded == [(sizes, {"device": "cpu"})]
+
+
 def test_devices(loaded: list[Any]) -> None:
     none = dict.fromkeys(("text_use_gpu", "coarse_use_gpu", "fine_use_gpu", "codec_use_gpu"), False)
     api = SunoAPI("someone/bark", device="cuda:1")
@@ -302,7 +330,6 @@ def test_another_rate(small: Checkpoint) -> None:
         ("generate_audio", ("",), "text must not be empty, got ''"),
         ("generate_audio", (["One", "Two"],), "text must be a string, got list"),
         ("text_to_semantic", (["One", "Two"],), "text must be a string, got list"),
-        ("generate_audio", ("Hello", "nobody"), "got 'nobody'"),
         ("generate_audio", ("Hello", None, -1), "text_temp must be a finite number >= 0, got -1"),
         ("generate_audio", ("Hello", None, 0.7, None), "waveform_temp must be a finite number"),
         (
@@ -339,6 +366,36 @@ def test_bad_input(
         getattr(suno, name)(*arguments)
     assert message in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["generate_audio", "text_to_semantic", "semantic_to_waveform"])
+@pytest.mark.parametrize(
+    ("voice", "message"),
+    [
+        ("nobody", "history_prompt must be a preset of this checkpoint (v2/en_speaker_1), the"),
+        (5, "history_prompt must be a preset of this checkpoint"),
+        ("absent.npz", "history_prompt must be a file that exists, got 'absent.npz'"),
+        ("broken.npz", "history_prompt broken.npz is not a whole .npz file of plain arrays"),
+        ({}, "history_prompt 'history_prompt': semantic_prompt [*] is missing"),
+    ],
+)
+def test_bad_history_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, voice: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.npz").write_bytes(b"PK")
+    what = np.array([1]) if name == "semantic_to_waveform" else "Hello"
+    with pytest.raises(InputError) as caught:
+        getattr(suno, name)(what, voice)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", SIGNATURES["preload_models"])
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_flags(loaded: list[Any], name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{name} must be True or False, got {value!r}"):
+        SunoAPI("someone/bark").preload_models(**{name: value})
+    assert loaded == []
 
 
 def test_sizes_that_cannot_be_chosen(narrow: Checkpoint) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from bark_fast import GenerationParams, Speech
+from bark_fast import GenerationParams, InputError, Speech
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.request import STAGES, Request, Stage
@@ -254,8 +254,9 @@ def run(small: Checkpoint, request: Request) -> tuple[Speech, Engine]:
     return future.result(timeout=0), engine
 
 
-@pytest.mark.parametrize("last", STAGES)
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    ("given", "last"), [*((False, last) for last in STAGES), *((True, last) for last in STAGES[1:])]
+)
 def test_from_a_stage_to_a_stage(small: Checkpoint, given: bool, last: Stage) -> None:
     whole = alone(small, make_request(small, 30))
     request = given_request(small, 30) if given else make_request(small, 30)
@@ -279,6 +280,12 @@ def test_from_a_stage_to_a_stage(small: Checkpoint, given: bool, last: Stage) ->
     assert [name for name, own in stats.stages.items() if own.batches] == list(STAGES[given:n])
     assert stats.audio_s == speech.duration_s
     assert bool(stats.time_to_audio_s) == (last == "codec")
+
+
+def test_given_tokens_have_passed_the_first_stage(small: Checkpoint) -> None:
+    params, message = GenerationParams(), "one of coarse, fine, codec, got 'semantic'"
+    with pytest.raises(InputError, match=f"last_stage must be {message}"):
+        Request.resolve("", [], None, params, small.config, given=[1], last_stage="semantic")
 
 
 def test_an_utterance_that_cannot_begin(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,10 @@ from bark_fast import (
 )
 from bark_fast.checkpoint.stored import TensorsInMemory
 from bark_fast.checkpoint.weights import load_weights
+from bark_fast.devices import resolve_dtype
 from bark_fast.engine.offload import Shelf
 from bark_fast.hf.serving import Snapshot
+from bark_fast.kernels import native, why_not_native
 from checkpoints import Checkpoint, build_model, small_windows
 from hf_helpers import GREEDY, Seen
 
@@ -288,10 +290,23 @@ def test_weights_that_are_not_barks(fresh: Any, inputs: Any) -> None:
         fresh.float().to("meta").generate(**inputs, **SHORT)
 
 
-def test_loaded_in_inference_mode(small: Checkpoint, ours: Any, inputs: Any) -> None:
+@pytest.mark.parametrize("change", [edit_in_place, load_other_weights])
+def test_made_in_inference_mode(
+    small: Checkpoint, fresh: Any, inputs: Any, change: Callable[[Any], None]
+) -> None:
+    """Its tensors count no versions, so a change cannot be seen: the engine is built each time."""
     with torch.inference_mode():
-        model = BarkModel.from_pretrained(small.folder)
-        assert torch.equal(model.generate(**inputs, **SHORT), ours.generate(**inputs, **SHORT))
+        model = BarkModel(copy.deepcopy(small.model.config)).eval()
+        model.generation_config = copy.deepcopy(small.model.generation_config)
+        model.load_state_dict(small.model.state_dict())
+        assert all(tensor.is_inference() for tensor in model.parameters())
+        before = model.generate(**inputs, **SHORT)
+        assert torch.equal(before, fresh.generate(**inputs, **SHORT))
+        change(model)
+        after = model.generate(**inputs, **SHORT)
+    change(fresh)
+    assert torch.equal(after, fresh.generate(**inputs, **SHORT))
+    assert not torch.equal(before, after), "the change should have made a difference"
 
 
 # Precision.
@@ -339,7 +354,83 @@ def test_float16_on_a_cpu(small: Checkpoint, fresh: Any, inputs: Any, seen: Seen
     assert torch.equal(audio[0], torch.from_numpy(seen.speeches[0].samples).half())
 
 
+@pytest.mark.parametrize("keyword", ["dtype", "torch_dtype"])
+def test_weights_in_8_bits(small: Checkpoint, inputs: Any, seen: Seen, keyword: str) -> None:
+    """Only in the engine; the module has the dtype of its files."""
+    missing = why_not_native(CPU, resolve_dtype("int8", CPU), int8=True)
+    if missing:
+        for load in (Bark.from_pretrained, BarkModel.from_pretrained):
+            with pytest.raises(InputError, match=f"dtype must be .* got 'int8': {missing}"):
+                load(small.folder, **{keyword if load != Bark.from_pretrained else "dtype": "int8"})
+        return
+    model = BarkModel.from_pretrained(small.folder, **{keyword: "int8"})
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    audio = model.generate(**inputs, **SHORT)
+    bark = Bark.from_pretrained(small.folder, device="cpu", dtype="int8")
+    params = GenerationParams(
+        temperature=0, fine_temperature=0, min_eos_p=0, max_semantic_tokens=12
+    )
+    expected = bark.generate("Hello, my dog!", params=params)
+    np.testing.assert_array_equal(seen.speeches[0].fine_tokens, expected.fine_tokens)
+    np.testing.assert_array_equal(audio[0].numpy(), expected.samples)
+    model.engine_int8 = False
+    assert not torch.equal(model.generate(**inputs, **SHORT), audio)
+
+
+def test_8_bits_where_they_do_not_run(
+    small: Checkpoint, fresh: Any, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bark's own error, before the weights are read."""
+    monkeypatch.setattr(
+        native, "why_not", lambda dtype, int8=False: "no avx512_vnni" if int8 else None
+    )
+    with pytest.raises(InputError) as barks:
+        Bark.from_pretrained(small.folder, device="cpu", dtype="int8")
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.BarkModel, "from_pretrained", None)
+        for keyword in ("dtype", "torch_dtype"):
+            with pytest.raises(InputError) as ours:
+                BarkModel.from_pretrained(small.folder, **{keyword: "int8"})
+            assert str(ours.value) == str(barks.value)
+    fresh.engine_int8 = True
+    with pytest.raises(InputError) as ours:
+        fresh.generate(**inputs, **SHORT)
+    assert str(ours.value) == str(barks.value)
+    fresh.engine_impl = "torch"
+    with pytest.raises(InputError, match='impl must be "auto" with dtype="int8", got \'torch\''):
+        fresh.generate(**inputs, **SHORT)
+
+
 # Weights on the host.
+
+
+def test_the_same_is_built_as_by_bark(
+    small: Checkpoint, fresh: Any, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[dict[str, Any]] = []
+
+    def load(stored: Any, config: Any, **options: Any) -> Any:
+        # How tokens are drawn is for the keywords to say.
+        built.append({"shapes": (config.semantic, config.coarse, config.fine), **options})
+        raise _BuiltError
+
+    monkeypatch.setattr("bark_fast.hf.serving.load_engine", load)
+    monkeypatch.setattr("bark_fast.bark.load_engine", load)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    fresh.enable_cpu_offload(1)
+    with pytest.raises(_BuiltError):
+        fresh.generate(**inputs, **SHORT)
+    with pytest.raises(_BuiltError):
+        Bark.from_pretrained(small.folder, device="cuda:1", dtype="float32", offload=True)
+    ours, barks = built
+    assert ours == barks
+    assert ours["offload"] is True
+    assert ours["device"] == torch.device("cuda", 1)
+
+
+class _BuiltError(Exception):
+    """What the engine is built from is known."""
 
 
 def test_offloading_needs_a_device(

@@ -367,6 +367,12 @@ IDS = torch.zeros(2, 32, dtype=torch.int64)
             {"history_prompt": {"semantic_prompt": torch.zeros(4)}},
             r"history_prompt\['semantic_prompt'\] must hold integers, got float32",
         ),
+        (
+            {"history_prompt": {"semantic_prompt": torch.zeros(4, dtype=torch.bfloat16)}},
+            r"history_prompt\['semantic_prompt'\] must hold integers, got bfloat16",
+        ),
+        ({"input_ids": IDS.bfloat16()}, "input_ids must hold integers, got bfloat16"),
+        ({"attention_mask": IDS.bfloat16()}, "attention_mask must be an array of numbers: .*BF"),
     ],
 )
 def test_wrong_input(ours: Any, seen: Seen, arguments: Any, message: str) -> None:

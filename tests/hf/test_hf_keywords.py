@@ -202,8 +202,30 @@ def test_unprefixed_length_is_the_semantic_stages(ours: Any, processor: Any, see
     ours.generate(**processor("Hello", max_length=32), **GREEDY, max_new_tokens=4)
     keywords = {"max_new_tokens": 4, "semantic_max_new_tokens": 3}
     ours.generate(**processor("Hello", max_length=32), **GREEDY, **keywords)
-    ours.generate(**processor("Hello", max_length=32), **GREEDY, max_new_tokens=10**6)
+    ours.generate(**processor("Hello", max_length=32), **GREEDY, max_new_tokens=148)
     assert [request.max_semantic_tokens for request in seen.requests] == [4, 3, 148]
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "semantic_max_new_tokens"])
+def test_more_than_the_positions_hold(ours: Any, processor: Any, seen: Seen, name: str) -> None:
+    inputs = processor("Hello", max_length=32)
+    for length in (149, 10**30):
+        with pytest.raises(InputError, match=f"^{name} must be at most 148, .* got {length}$"):
+            ours.generate(**inputs, **GREEDY, **{name: length})
+    assert not seen.requests
+
+
+def test_the_length_that_transformers_can_do(theirs: Any, processor: Any) -> None:
+    inputs = processor("Hello", max_length=32)
+    theirs.generate(**inputs, **GREEDY, semantic_max_new_tokens=148)
+    with pytest.raises(IndexError):
+        theirs.generate(**inputs, **GREEDY, semantic_max_new_tokens=149)
+
+
+def test_a_configured_length_is_cut(ours: Any, processor: Any, seen: Seen) -> None:
+    change(ours, {"semantic_config": {"max_new_tokens": 10**6}})
+    ours.generate(**processor("Hello", max_length=32), **GREEDY)
+    assert seen.requests[0].max_semantic_tokens == 148
 
 
 def test_top_p_zero_is_greedy(ours: Any, processor: Any, seen: Seen) -> None:
@@ -253,6 +275,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("coarse_eos_token_id", 100),
     ("forced_eos_token_id", 100),
     ("streamer", object()),
+    ("use_model_defaults", False),
     ("logits_processor", LogitsProcessorList([lambda ids, scores: scores])),
     ("semantic_logits_processor", [lambda ids, scores: scores]),
     ("stopping_criteria", StoppingCriteriaList([lambda ids, scores: True])),
@@ -328,6 +351,7 @@ def test_values_out_of_range(
         {"semantic_eos_token_id": 100, "return_dict_in_generate": True, "output_scores": False},
         {"fine_top_k": None, "fine_top_p": 1.0, "fine_num_beams": 1, "length_penalty": 2.0},
         {"generation_config": None, "semantic_bad_words_ids": None, "synced_gpus": False},
+        {"use_model_defaults": True},
     ],
     ids=str,
 )
@@ -373,6 +397,19 @@ def test_what_is_configured_is_checked_too(
     change(ours, {SECTIONS[section]: values})
     with pytest.raises(ValueError, match=message):
         ours.generate(**processor("Hello", max_length=32))
+    assert not seen.requests
+
+
+@pytest.mark.parametrize("name", ["generation_config", "fine_generation_config"])
+def test_what_is_no_generation_config(ours: Any, processor: Any, seen: Seen, name: str) -> None:
+    inputs = processor("Hello", max_length=32)
+    with pytest.raises(InputError, match=f"^{name} must be a GenerationConfig .* got 5"):
+        ours.generate(**inputs, **{name: 5})
+    ours.generation_config.semantic_config = [1]
+    with pytest.raises(
+        InputError, match=r"model\.generation_config\.semantic_config must be a Gen"
+    ):
+        ours.generate(**inputs)
     assert not seen.requests
 
 

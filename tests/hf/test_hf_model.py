@@ -13,8 +13,10 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers.utils import is_flash_attn_2_available
 
 import bark_fast
+from bark_fast import BarkFastWarning
 from checkpoints import Checkpoint
 from hf_helpers import GREEDY
 
@@ -244,6 +246,39 @@ def test_device_and_dtype(small: Checkpoint, cls: Any) -> None:
     assert model.half().dtype == model.semantic.dtype == torch.float16
     assert model.float().dtype == torch.float32
     assert not model.training
+
+
+def test_flash_attention_is_not_needed(small: Checkpoint, ours: Any, processor: Any) -> None:
+    if is_flash_attn_2_available():
+        model = bark_fast.BarkModel.from_pretrained(
+            small.folder, attn_implementation="flash_attention_2"
+        )
+        assert model.config._attn_implementation == "flash_attention_2"
+    else:
+        with pytest.warns(BarkFastWarning, match="there is no flash-attn .* kernels of its own"):
+            model = bark_fast.BarkModel.from_pretrained(
+                small.folder, attn_implementation="flash_attention_2"
+            )
+        assert model.semantic.config._attn_implementation == "eager"
+        ids = tokens(model.semantic.config, 1, 5)
+        assert torch.equal(model.semantic(ids).logits, ours.semantic(ids).logits)
+    inputs = processor("Hello", max_length=32)
+    keywords = {**GREEDY, "semantic_max_new_tokens": 12}
+    assert torch.equal(model.generate(**inputs, **keywords), ours.generate(**inputs, **keywords))
+
+
+def test_flash_attention_where_it_is(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def load(cls: Any, folder: Any, **options: Any) -> Any:
+        asked.append(options)
+        return small.model
+
+    monkeypatch.setattr("bark_fast.hf.model.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(transformers.BarkModel, "from_pretrained", classmethod(load))
+    options = {"attn_implementation": "flash_attention_2", "dtype": torch.float16}
+    bark_fast.BarkModel.from_pretrained(small.folder, **options)
+    assert asked == [options]
 
 
 def test_the_documented_example(small: Checkpoint, tmp_path: Path) -> None:

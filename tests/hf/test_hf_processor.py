@@ -239,12 +239,28 @@ def test_files_are_never_unpickled(folder: Path, tmp_path: Path, kind: str) -> N
             r"semantic_prompt must be an array of numbers with 1 dimensions, got float64 \[3, 1\]",
         ),
         ({"semantic_prompt": np.array([None])}, "semantic_prompt must be an array of numbers"),
+        (
+            {"semantic_prompt": torch.ones(3, dtype=torch.bfloat16)},
+            "semantic_prompt must be an array of numbers with 1 dimensions: .* BFloat16",
+        ),
+        ({"semantic_prompt": [[1], [2, 3]]}, "semantic_prompt must be an array of numbers"),
+        ("", "must be a preset .* got ''"),
+        (".", r"must be a preset .* got '\.'"),
+        ("/", "must be a preset .* got '/'"),
+        ("a" * 300, "must be a preset .* got 'aaa"),
     ],
     ids=str,
 )
 def test_wrong_voices(pair: Any, voice: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"voice_preset:? {message}"):
         pair[1](["Hello", "Hi"], voice)
+
+
+@pytest.mark.parametrize("voice", [None, "announcer", ["announcer"]])
+@pytest.mark.parametrize("text", [None, 7])
+def test_wrong_text(pair: Any, text: Any, voice: Any) -> None:
+    with pytest.raises(InputError, match=f"text must be a string or a list of them, got {text}"):
+        pair[1](text, voice)
 
 
 @pytest.mark.parametrize("file", ["../secret.npy", "/etc/secret.npy", None, 3])

@@ -1,0 +1,208 @@
+"""The demo voice that ships: it is Bark to transformers too, it speaks, and it ends.
+
+Here the engine runs on real distributions: what these tests ask of batches, streams and precision
+random weights cannot show.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from bark_fast import Bark, BarkModel, BarkProcessor, GenerationParams
+from bark_fast.demo import FOLDER
+from demo import tokens
+from demo.evaluate import agreement, median_pitch_hz
+from demo.words import Recogniser
+
+SENTENCES = (
+    "Hello, my dog is cute.",
+    "How are you today?",
+    "The weather is nice.",
+    "She sold the old car to her neighbor.",
+    "We will meet again tomorrow morning.",
+    "He opened the door and looked out.",
+)
+OTHER_SENTENCES = (
+    "The children played in the garden all day.",
+    "My brother has a new bicycle.",
+    "There is a letter on the kitchen table.",
+    "They went to the market to buy some bread.",
+    "A small bird sat on the fence.",
+    "Please close the window before you leave.",
+    "It rained for three days without end.",
+    "Her sister works in a large hospital.",
+    "The train to the city was late.",
+    "I have never seen such a big fish.",
+    "You should read this book twice.",
+    "Nobody knew where the key was hidden.",
+    "Our teacher told us a strange story.",
+    "The river is wide and very deep.",
+    "He bought a green hat and brown shoes.",
+    "What time does the film begin?",
+)
+
+
+@pytest.fixture(scope="module")
+def bark() -> Bark:
+    return Bark.from_pretrained("demo", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / "evaluation.json").read_text())
+    return found
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # the codec's encoder does not ship
+    yield
+    transformers.logging.set_verbosity(verbosity)
+
+
+def test_it_is_small() -> None:
+    files = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) <= 24 * 2**20
+
+
+def test_transformers_loads_it_and_says_the_same(quiet: None, bark: Bark) -> None:
+    theirs = transformers.BarkModel.from_pretrained(FOLDER)
+    processor = transformers.AutoProcessor.from_pretrained(FOLDER)
+    voice = bark.voices[3]
+    inputs = processor("Hello, my dog is cute.", voice_preset=voice)
+    torch.manual_seed(0)
+    expected = theirs.generate(**inputs, do_sample=False, fine_temperature=None, min_eos_p=0.2)
+    speech = bark.generate(
+        "Hello, my dog is cute.", voice=voice, params=GenerationParams(temperature=0)
+    )
+    assert speech.finish_reason == "end"
+    np.testing.assert_allclose(speech.samples, expected[0].numpy(), atol=1e-5)
+
+
+def test_the_face_of_transformers_takes_it_too(quiet: None) -> None:
+    model = BarkModel.from_pretrained(FOLDER)
+    inputs = BarkProcessor.from_pretrained(FOLDER)(
+        ["Hello.", "Goodbye."], voice_preset=["v2/en_speaker_0", "v2/en_speaker_4"]
+    )
+    audio, lengths = model.generate(
+        **inputs, do_sample=True, fine_temperature=0.5, min_eos_p=0.2, seed=1,
+        return_output_lengths=True,
+    )  # fmt: skip
+    assert audio.shape == (2, max(lengths))
+    assert all(2_000 < n < 60_000 for n in lengths)
+
+
+def test_sentences_end_by_themselves_and_last_as_long_as_they_should(bark: Bark) -> None:
+    params = [GenerationParams(seed=i) for i in range(len(SENTENCES))]
+    said = bark.generate(SENTENCES, voice=bark.voices[0], params=params)
+    assert [speech.finish_reason for speech in said] == ["end"] * len(said)
+    for text, speech in zip(SENTENCES, said, strict=True):
+        letters = sum(c.isalpha() for c in text)
+        assert 0.035 * letters < speech.duration_s < 0.12 * letters
+
+
+def test_voices_have_their_pitch(bark: Bark, evaluation: dict[str, Any]) -> None:
+    assert len(bark.voices) >= 4
+    texts = list(SENTENCES[:4])
+    for voice in bark.voices:
+        params = [GenerationParams(seed=i) for i in range(len(texts))]
+        said = bark.generate(texts, voice=voice, params=params)
+        hz = float(np.median([median_pitch_hz(speech.samples) for speech in said]))
+        original = evaluation["pitch_hz"][voice.removeprefix("v2/")]["espeak-ng"]
+        assert abs(hz / original - 1) < 0.1, voice
+
+
+def test_the_semantic_tokens_carry_words_and_not_the_voice(bark: Bark) -> None:
+    greedy = GenerationParams(temperature=0)
+    low, high = (
+        bark.semantic(SENTENCES, voice=voice, params=greedy)
+        for voice in (bark.voices[1], bark.voices[4])
+    )
+    same = np.mean([agreement(a.tolist(), b.tolist()) for a, b in zip(low, high, strict=True)])
+    other = np.mean([agreement(low[i].tolist(), high[i - 1].tolist()) for i in range(len(low))])
+    assert same > 2 * other
+
+
+def test_together_as_alone(bark: Bark) -> None:
+    params = [GenerationParams(seed=i) for i in range(len(SENTENCES))]
+    voices = [*bark.voices[: len(SENTENCES) - 1], None]
+    together = bark.generate(SENTENCES, voice=voices, params=params)
+    for text, voice, own, speech in zip(SENTENCES, voices, params, together, strict=True):
+        alone = bark.generate(text, voice=voice, params=own)
+        np.testing.assert_array_equal(alone.semantic_tokens, speech.semantic_tokens)
+        np.testing.assert_array_equal(alone.fine_tokens, speech.fine_tokens)
+
+
+def test_a_stream_says_what_its_sentences_say(bark: Bark) -> None:
+    text = " ".join(SENTENCES[:3])
+    voice = bark.voices[2]
+    parts = list(bark.stream(text, voice=voice, params=GenerationParams(seed=5)))
+    assert len(parts) == 3
+    for i, (sentence, part) in enumerate(zip(SENTENCES[:3], parts, strict=True)):
+        whole = bark.generate(sentence, voice=voice, params=GenerationParams(seed=5 + i))
+        np.testing.assert_array_equal(part.samples, whole.samples)
+
+
+def test_long_text_keeps_one_voice(bark: Bark) -> None:
+    """Without a voice the first sentence's own goes on."""
+    parts = list(bark.stream(" ".join(SENTENCES), params=GenerationParams(seed=3)))
+    hz = [median_pitch_hz(part.samples) for part in parts]
+    assert max(hz) / min(hz) < 1.25
+
+
+def test_min_eos_p_ends_early_and_0_waits_for_the_end_token(bark: Bark) -> None:
+    text = SENTENCES[0]
+
+    def spoken(p: float) -> int:
+        params = [GenerationParams(seed=i, min_eos_p=p) for i in range(4)]
+        return sum(map(len, bark.semantic([text] * 4, voice=bark.voices[0], params=params)))
+
+    assert spoken(0.001) <= spoken(0.2) <= spoken(0.0)
+    assert spoken(0.001) < spoken(0.0)
+
+
+def test_half_precision_writes_nearly_the_same_units(bark: Bark) -> None:
+    lower = Bark.from_pretrained("demo", device="cpu", dtype="bfloat16")
+    greedy = GenerationParams(temperature=0)
+    voice = bark.voices[0]
+    exact = bark.semantic(SENTENCES, voice=voice, params=greedy)
+    other = lower.semantic(SENTENCES, voice=voice, params=greedy)
+    shares = [agreement(a.tolist(), b.tolist()) for a, b in zip(exact, other, strict=True)]
+    assert np.mean(shares) > 0.85
+
+
+def test_its_words_are_heard(bark: Bark) -> None:
+    """A short form of the evaluation: a recogniser whose words are those of many sentences hears
+    the right ones."""
+    # Each often enough for its words to count.
+    recogniser = Recogniser([*SENTENCES, *OTHER_SENTENCES] * 15)
+    assert all(recogniser.knows(text) for text in SENTENCES)
+    params = [GenerationParams(seed=i) for i in range(len(SENTENCES))]
+    said = bark.generate(SENTENCES, voice=bark.voices[3], params=params)
+    waves = [speech.samples for speech in said]
+    assert recogniser.error_rate(SENTENCES, waves) < 0.5
+    assert recogniser.error_rate([*SENTENCES[1:], SENTENCES[0]], waves) > 0.7
+
+
+def test_the_card_says_what_was_measured(evaluation: dict[str, Any]) -> None:
+    card = (FOLDER / "README.md").read_text()
+    for name, rate in evaluation["word_error_rate"].items():
+        assert f"| {name} | {100 * rate:.0f} % |" in card
+    for name, hz in evaluation["pitch_hz"].items():
+        assert f"| {name} | {hz['espeak-ng']:.0f} | {hz['demo']:.0f} |" in card
+    for name, factor in evaluation["real_time_factor"].items():
+        assert f"| {name} | {factor:.2f} |" in card
+
+
+def test_the_tokenizer_is_the_recipes(bark: Bark) -> None:
+    vocabulary = (FOLDER / "vocab.txt").read_text().split("\n")[:-1]
+    assert tuple(vocabulary) == tokens.VOCABULARY
+    assert bark._tokenizer.encode("It's 42!") == tokens.text_ids("It's 42!")
