@@ -13,16 +13,16 @@ from torch import Tensor
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.types import (
+    SEED_LIMIT,
     BarkFastWarning,
     InputError,
     IntArray,
     Voice,
     check_integer,
+    check_seed,
     check_tokens,
 )
 from bark_fast.voices import long_enough
-
-_SEED_LIMIT = 2**64
 
 
 def read_rows(input_ids: Any, attention_mask: Any, config: Config) -> list[list[int]]:
@@ -146,19 +146,19 @@ def read_seeds(seed: Any, n_rows: int, *, random: bool) -> list[int]:
     """
     if seed is None:
         return torch.randint(2**63 - 1, (n_rows,)).tolist() if random else [0] * n_rows
-    requirement = "an integer from 0 to 2**64 - 1"
+    requirement = "an integer from 0 to 2**64 - 1, or one a row"
     if isinstance(seed, (Tensor, np.ndarray)):
         seed = seed.tolist()
     if not isinstance(seed, Sequence) or isinstance(seed, str):
-        check_integer("seed", seed, f"{requirement}, or one a row", 0, _SEED_LIMIT - 1)
-        return [(int(seed) + i) % _SEED_LIMIT for i in range(n_rows)]
+        check_integer("seed", seed, requirement, 0, SEED_LIMIT - 1)
+        return [(int(seed) + i) % SEED_LIMIT for i in range(n_rows)]
     if len(seed) != n_rows:
         raise InputError(
             f"seed must be an integer, or one for each of the {n_rows} rows of input_ids, "
             f"got {len(seed)}"
         )
     for i, own in enumerate(seed):
-        check_integer(f"seed[{i}]", own, requirement, 0, _SEED_LIMIT - 1)
+        check_seed(f"seed[{i}]", own)
     return [int(own) for own in seed]
 
 
