@@ -1,5 +1,6 @@
-"""The demo checkpoint: a small Bark of our own, in transformers' layout, that ships with the
-package. README.md beside this file is its model card; `demo/` in the repository is how it was made.
+"""The demo checkpoint: a small Bark in transformers' layout that ships with the package.
+
+README.md beside this file is its model card; `recipes/demo_voice/` in the repository made it.
 """
 
 from pathlib import Path

@@ -17,9 +17,9 @@ import transformers
 
 from bark_fast import Bark, BarkModel, BarkProcessor, GenerationParams
 from bark_fast.demo import FOLDER
-from demo import tokens
-from demo.evaluate import agreement, median_pitch_hz
-from demo.words import Recogniser
+from recipes.demo_voice import tokens
+from recipes.demo_voice.evaluate import agreement, median_pitch_hz
+from recipes.demo_voice.words import Recogniser
 
 SENTENCES = (
     "Hello, my dog is cute.",

@@ -17,13 +17,13 @@ from bark_fast.stages.coarse import codes_to_ids, trim_voice, window_prompt, win
 from bark_fast.stages.fine import build_codes
 from bark_fast.stages.semantic import build_prompt
 from bark_fast.types import Voice
-from demo import features, tokens
-from demo.codec import train_codec
-from demo.data import make_acoustic, make_books, make_semantic
-from demo.espeak import SPEAKERS, Espeak
-from demo.export import config_json, export, generation_config_json
-from demo.fit import Plan, fit
-from demo.language import (
+from recipes.demo_voice import features, tokens
+from recipes.demo_voice.codec import train_codec
+from recipes.demo_voice.data import make_acoustic, make_books, make_semantic
+from recipes.demo_voice.espeak import SPEAKERS, Espeak
+from recipes.demo_voice.export import config_json, export, generation_config_json
+from recipes.demo_voice.fit import Plan, fit
+from recipes.demo_voice.language import (
     Spoken,
     coarse_ids,
     coarse_window,
@@ -31,9 +31,9 @@ from demo.language import (
     train_fine,
     train_semantic,
 )
-from demo.quantize import k_means, nearest, residual_codes, residual_k_means
-from demo.texts import spell
-from demo.words import word_errors, words_of
+from recipes.demo_voice.quantize import k_means, nearest, residual_codes, residual_k_means
+from recipes.demo_voice.texts import spell
+from recipes.demo_voice.words import word_errors, words_of
 
 CONFIG = Config.from_dicts(config_json(), generation_config_json())
 RULES: SemanticRules = CONFIG.semantic_rules
@@ -175,7 +175,7 @@ class Line(torch.nn.Module):
 def test_training_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("demo.fit._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("recipes.demo_voice.fit._SAVE_EVERY_S", 0.0)
     seen: list[int] = []
 
     def train(folder: Path, stop_at: int | None) -> torch.Tensor:
@@ -233,11 +233,11 @@ class Serial:
 def test_the_whole_recipe_makes_a_checkpoint_that_speaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("demo.data._espeak", MadeUp())
-    monkeypatch.setattr("demo.data._books", None)
-    monkeypatch.setattr("demo.export._PRESET_UNITS", (20, 384))
-    monkeypatch.setattr("demo.language._POSITIONS_A_BATCH", 600)
-    monkeypatch.setattr("demo.codec._PIECES", 1)
+    monkeypatch.setattr("recipes.demo_voice.data._espeak", MadeUp())
+    monkeypatch.setattr("recipes.demo_voice.data._books", None)
+    monkeypatch.setattr("recipes.demo_voice.export._PRESET_UNITS", (20, 384))
+    monkeypatch.setattr("recipes.demo_voice.language._POSITIONS_A_BATCH", 600)
+    monkeypatch.setattr("recipes.demo_voice.codec._PIECES", 1)
     data, models = tmp_path / "data", tmp_path / "models"
     data.mkdir()
     models.mkdir()

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demo import features, tokens
-from demo.data import Ragged
-from demo.fit import Plan, fit
+from recipes.demo_voice import features, tokens
+from recipes.demo_voice.data import Ragged
+from recipes.demo_voice.fit import Plan, fit
 
 WIDTH = 64  # of a frame's vector
 _FRAMES, _LEAD = 60, 10  # of a training piece; the first ones only warm the decoder up

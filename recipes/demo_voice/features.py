@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from demo.espeak import SAMPLE_RATE_HZ
+from recipes.demo_voice.espeak import SAMPLE_RATE_HZ
 
 Array = NDArray[np.float32]
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.signal import resample_poly
 
-from demo.features import Array
+from recipes.demo_voice.features import Array
 
 _LEAST_COUNT = 15
 _DISCOUNT = 0.7  # of every count (Ney, Essen and Kneser 1994)

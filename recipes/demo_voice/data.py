@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from demo import features, tokens
-from demo.espeak import SAMPLE_RATE_HZ, SPEAKERS, Espeak
-from demo.quantize import k_means, nearest, residual_codes, residual_k_means
-from demo.texts import make_texts
+from recipes.demo_voice import features, tokens
+from recipes.demo_voice.espeak import SAMPLE_RATE_HZ, SPEAKERS, Espeak
+from recipes.demo_voice.quantize import k_means, nearest, residual_codes, residual_k_means
+from recipes.demo_voice.texts import make_texts
 
 _FOR_BOOKS = 2_000  # sentences that units and codebooks are learned from
 _SHARD = 4_000

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from bark_fast import Bark, BarkModel, GenerationParams, Speech
-from demo import features
-from demo.data import codes_of
-from demo.espeak import SPEAKERS, Espeak
-from demo.words import Recogniser, words_of
+from recipes.demo_voice import features
+from recipes.demo_voice.data import codes_of
+from recipes.demo_voice.espeak import SPEAKERS, Espeak
+from recipes.demo_voice.words import Recogniser, words_of
 
 _N_SENTENCES, _LEAST_WORDS = 50, 3
 _LENGTH_TOLERANCE = 0.25

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from demo import tokens
-from demo.espeak import SPEAKERS
+from recipes.demo_voice import tokens
+from recipes.demo_voice.espeak import SPEAKERS
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 

@@ -1,7 +1,7 @@
 """Makes the demo voice: data, codec, three transformers, checkpoint, evaluation.
 
     apt install espeak-ng wordnet-base && pip install -e '.[demo]'
-    python -m demo --work DIR
+    python -m recipes.demo_voice --work DIR
 
 What a step has finished is kept in DIR, and an interrupted step goes on from its last two minutes.
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from bark_fast.demo import FOLDER
-from demo.card import write_card
-from demo.codec import train_codec
-from demo.data import make_data
-from demo.evaluate import evaluate
-from demo.export import export
-from demo.fit import Plan
-from demo.language import train_coarse, train_fine, train_semantic
-from demo.texts import make_texts
+from recipes.demo_voice.card import write_card
+from recipes.demo_voice.codec import train_codec
+from recipes.demo_voice.data import make_data
+from recipes.demo_voice.evaluate import evaluate
+from recipes.demo_voice.export import export
+from recipes.demo_voice.fit import Plan
+from recipes.demo_voice.language import train_coarse, train_fine, train_semantic
+from recipes.demo_voice.texts import make_texts
 
 # Steps and learning rates.
 _PLANS = {
@@ -42,7 +42,7 @@ _STEPS = ("data", *_TRAIN, "export", "evaluate")
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m demo",
+        prog="python -m recipes.demo_voice",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

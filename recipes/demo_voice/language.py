@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from demo import tokens
-from demo.data import Ragged, semantic_shards
-from demo.fit import Plan, fit
-from demo.network import CausalModel, FineModel, Shape, clock
+from recipes.demo_voice import tokens
+from recipes.demo_voice.data import Ragged, semantic_shards
+from recipes.demo_voice.fit import Plan, fit
+from recipes.demo_voice.network import CausalModel, FineModel, Shape, clock
 
 SEMANTIC = Shape(5, 256, tokens.PROMPT + tokens.MAX_UNITS)
 COARSE = Shape(4, 256, tokens.COARSE_PROMPT + 1 + tokens.COARSE_HISTORY + tokens.COARSE_STEP)

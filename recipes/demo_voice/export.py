@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demo import features, tokens
-from demo.codec import codec_settings
-from demo.data import Ragged
-from demo.espeak import SPEAKERS
-from demo.language import COARSE, FINE, SEMANTIC
-from demo.network import Shape
+from recipes.demo_voice import features, tokens
+from recipes.demo_voice.codec import codec_settings
+from recipes.demo_voice.data import Ragged
+from recipes.demo_voice.espeak import SPEAKERS
+from recipes.demo_voice.language import COARSE, FINE, SEMANTIC
+from recipes.demo_voice.network import Shape
 
 _PRESET_UNITS = (170, 260)  # how long a voice's sentence is: 3.4 to 5.2 s
 
