@@ -11,18 +11,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bark_fast.types import (
+from bark_fast.errors import (
     BarkFastError,
     BarkFastWarning,
     CheckpointError,
     ClosedError,
     GenerationError,
-    GenerationParams,
     InputError,
     QueueFullError,
-    Speech,
-    Voice,
 )
+from bark_fast.types import GenerationParams, Speech, Voice
 
 if TYPE_CHECKING:
     from bark_fast.aio import AsyncBark

@@ -12,15 +12,10 @@ from typing import Any, Literal
 from bark_fast.bark import Bark
 from bark_fast.engine.request import Request
 from bark_fast.engine.stats import EngineStats
+from bark_fast.errors import ClosedError, InputError, QueueFullError
 from bark_fast.streaming import StreamPlan
-from bark_fast.types import (
-    ClosedError,
-    GenerationParams,
-    InputError,
-    QueueFullError,
-    Speech,
-    check_integer,
-)
+from bark_fast.types import GenerationParams, Speech
+from bark_fast.validation import check_integer
 from bark_fast.voices import VoiceLike
 
 

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bark_fast.types import GenerationParams, InputError, Voice
+from bark_fast.errors import InputError
+from bark_fast.types import GenerationParams, Voice
 
 
 def checked_params(params: Any) -> GenerationParams:

@@ -29,19 +29,12 @@ from bark_fast.engine.options import EngineOptions
 from bark_fast.engine.request import Request, Stage
 from bark_fast.engine.stats import EngineStats
 from bark_fast.engine.utterance import Progress
+from bark_fast.errors import GenerationError, InputError
 from bark_fast.progress import ProgressBar
 from bark_fast.streaming import StreamPlan
 from bark_fast.text import Tokenizer, normalise, split_text
-from bark_fast.types import (
-    GenerationError,
-    GenerationParams,
-    InputError,
-    IntArray,
-    Speech,
-    Voice,
-    check_integer,
-    check_tokens,
-)
+from bark_fast.types import GenerationParams, IntArray, Speech, Voice
+from bark_fast.validation import check_integer, check_tokens
 from bark_fast.voices import VoiceLibrary, VoiceLike
 
 Tokens = npt.NDArray[np.integer[Any]] | Sequence[int]

@@ -13,18 +13,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, NoReturn
 
 from bark_fast import __version__
-from bark_fast.types import (
-    VOICE_ENDINGS,
-    BarkFastError,
-    BarkFastWarning,
-    GenerationParams,
-    InputError,
-    Speech,
-    Voice,
-    check_audio_path,
-    check_path,
-    save_audio,
-)
+from bark_fast.audio import check_audio_path, save_audio
+from bark_fast.errors import BarkFastError, BarkFastWarning, InputError
+from bark_fast.files import check_path
+from bark_fast.types import GenerationParams, Speech, Voice
 
 if TYPE_CHECKING:
     from bark_fast.bark import Bark
@@ -181,7 +173,7 @@ def _say(arguments: argparse.Namespace) -> int:
     )
     check_audio_path(arguments.output, arguments.subtype, name="--output")
     if arguments.save_voice is not None:
-        check_path(arguments.save_voice, VOICE_ENDINGS, name="--save-voice")
+        check_path(arguments.save_voice, Voice.ENDINGS, name="--save-voice")
     if not 0 <= arguments.pause <= 60:
         raise InputError(f"--pause must be from 0 to 60 seconds, got {arguments.pause:g}")
     text = _read_stdin() if arguments.text == "-" else arguments.text

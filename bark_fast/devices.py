@@ -7,8 +7,8 @@ from typing import cast
 
 import torch
 
+from bark_fast.errors import BarkFastWarning, InputError
 from bark_fast.kernels import Impl, can_run_triton, choose_impl, why_not_native
-from bark_fast.types import BarkFastWarning, InputError
 
 _DTYPES = {
     "float32": torch.float32,

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.engine.request import Request
-from bark_fast.types import SEED_LIMIT, GenerationParams, Speech, Voice
+from bark_fast.types import GenerationParams, Speech, Voice
+from bark_fast.validation import SEED_LIMIT
 from bark_fast.voices import long_enough
 
 MakeRequest = Callable[[str, Voice | None, GenerationParams], Request]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import regex
 
 from bark_fast.checkpoint.source import Source
-from bark_fast.types import BarkFastWarning, CheckpointError, InputError
+from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
 
 _TITLE_END = re.compile(r"\b(Ms|Mx)\. ?$")
 

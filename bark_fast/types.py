@@ -1,124 +1,25 @@
-"""Plain data that users hold: what they ask for, what they get, and the errors in between."""
+"""Plain data that users hold: what they ask for and what they get."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
-from pathlib import Path
-from typing import Literal, SupportsFloat
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from bark_fast.audio import save_audio
+from bark_fast.errors import InputError
+from bark_fast.files import check_path, replacing
+from bark_fast.validation import check_integer, check_number, check_seed
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 STAGES = ("semantic", "coarse", "fine")
-SEED_LIMIT = 2**64
-
-
-class BarkFastError(Exception):
-    """The base of every error that this library raises on purpose."""
-
-
-class InputError(BarkFastError, ValueError):
-    """An argument is not what it must be; the message names it, the requirement and the value."""
-
-
-class GenerationError(BarkFastError):
-    """Some utterances of a list failed.
-
-    Attributes:
-        results: for each text, in order, its Speech or the error that it failed with.
-    """
-
-    def __init__(self, results: Sequence[Speech | Exception]) -> None:
-        self.results = list(results)
-        errors = [(i, r) for i, r in enumerate(self.results) if isinstance(r, Exception)]
-        index, first = errors[0]
-        super().__init__(
-            f"{len(errors)} of {len(self.results)} utterances failed; text {index}: {first!r} "
-            "(results holds the others)"
-        )
-
-
-class QueueFullError(BarkFastError):
-    """More utterances are waiting than an AsyncBark was allowed."""
-
-
-class ClosedError(BarkFastError):
-    """An AsyncBark takes no more requests, or gave up this one, because it was closed."""
-
-
-class CheckpointError(BarkFastError, ValueError):
-    """A checkpoint cannot be used; the message names the file and the key or tensor."""
-
-
-class BarkFastWarning(UserWarning):
-    """Something was done differently from what was asked; the message says what and why."""
-
-
-def is_finite(number: SupportsFloat) -> bool:
-    """math.isfinite, that is False for an integer beyond every float too."""
-    try:
-        return math.isfinite(number)
-    except OverflowError:
-        return False
-
-
-def check_number(
-    name: str, value: object, requirement: str, low: float, high: float, *, low_open: bool = False
-) -> None:
-    number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    inside = (
-        number
-        and is_finite(value)  # type: ignore[arg-type]
-        and (low < value if low_open else low <= value)  # type: ignore[operator]
-        and value <= high  # type: ignore[operator]
-    )
-    if not inside:
-        raise InputError(f"{name} must be {requirement}, got {value!r}")
-
-
-def check_integer(name: str, value: object, requirement: str, low: int, high: float) -> None:
-    integer = isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
-    if not (integer and low <= int(value) <= high):  # type: ignore[call-overload]
-        raise InputError(f"{name} must be {requirement}, got {value!r}")
-
-
-def check_seed(name: str, value: object) -> None:
-    check_integer(name, value, "an integer from 0 to 2**64 - 1", 0, SEED_LIMIT - 1)
-
-
-def check_tokens(name: str, value: object, shape: tuple[int | None, ...], limit: int) -> IntArray:
-    """`value` as a new int64 array if it holds tokens from 0 to `limit` - 1 in that shape, in which
-    None is any length but zero.
-
-    Raises:
-        InputError: it is not that; `name` is what the message calls it.
-    """
-    wanted = "[" + ", ".join("*" if n is None else str(n) for n in shape) + "]"
-    if value is None:
-        raise InputError(f"{name} {wanted} is missing")
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{name} must be an array of integers: {error}") from error
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"{name} must hold integers, got {array.dtype}")
-    if array.ndim != len(shape) or any(
-        n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
-    ):
-        raise InputError(f"{name} must have shape {wanted}, got {list(array.shape)}")
-    if array.size == 0:
-        raise InputError(f"{name} must not be empty")
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= limit:
-        raise InputError(f"{name} must hold values from 0 to {limit - 1}, got {low} to {high}")
-    return np.array(array, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -206,6 +107,7 @@ class Voice:
     fine_prompt: IntArray
     name: str = field(default="voice", compare=False)
 
+    ENDINGS = (".npz",)  # of preset files
     ARRAYS = ("semantic_prompt", "coarse_prompt", "fine_prompt")
 
     def arrays(self) -> Mapping[str, IntArray]:
@@ -218,7 +120,7 @@ class Voice:
         Raises:
             InputError: the ending or the folder is wrong.
         """
-        target = check_path(path, VOICE_ENDINGS)
+        target = check_path(path, self.ENDINGS)
         with replacing(target) as partial, partial.open("wb") as file:
             np.savez(file, **self.arrays())  # type: ignore[arg-type]
 
@@ -276,83 +178,3 @@ class Speech:
             InputError: another ending or subtype.
         """
         save_audio(path, self.samples, self.sample_rate_hz, subtype=subtype)
-
-
-VOICE_ENDINGS = (".npz",)
-_AUDIO_SUBTYPES = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
-
-
-def check_path(
-    path: str | os.PathLike[str], endings: Collection[str], *, name: str = "path"
-) -> Path:
-    """`path` as a Path if a file of that name, with one of `endings`, can be written.
-
-    Raises:
-        InputError: the ending or the folder is wrong; `name` is what the message calls it.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"{name} must be a file name, got {path!r}")
-    target = Path(path)
-    if target.suffix.lower() not in endings:
-        raise InputError(f"{name} must end in {' or '.join(endings)}, got {str(path)!r}")
-    if target.is_dir():
-        raise InputError(f"{name} must name a file, got the folder {str(path)!r}")
-    if not target.parent.is_dir():
-        raise InputError(f"{name} must be in a folder that exists, got {str(path)!r}")
-    return target
-
-
-def check_audio_path(
-    path: str | os.PathLike[str], subtype: str | None = None, *, name: str = "path"
-) -> Path:
-    """The same for an audio file of that `subtype`."""
-    target = check_path(path, _AUDIO_SUBTYPES, name=name)
-    subtypes = _AUDIO_SUBTYPES[target.suffix.lower()]
-    if subtype is not None and subtype not in subtypes:
-        raise InputError(
-            f"subtype must be one of {', '.join(subtypes)} for {target.suffix}, got {subtype!r}"
-        )
-    return target
-
-
-def save_audio(
-    path: str | os.PathLike[str],
-    samples: FloatArray,
-    sample_rate_hz: int,
-    *,
-    subtype: str | None = None,
-) -> None:
-    """Write float32 [T] samples to a .wav or .flac file; see `Speech.save`."""
-    import soundfile  # only those who save files need it
-
-    target = check_audio_path(path, subtype)
-    with replacing(target) as partial:
-        try:
-            soundfile.write(
-                partial,
-                samples,
-                sample_rate_hz,
-                subtype=subtype or "PCM_16",
-                format=target.suffix[1:].upper(),
-            )
-        except soundfile.LibsndfileError as error:  # a RuntimeError: disk full, not permitted
-            raise OSError(f"{target}: {error}") from error
-
-
-class replacing:  # noqa: N801 - a context manager, named as a verb
-    """`with replacing(target) as partial`: what is written to `partial` becomes `target` if all
-    went well and vanishes if not, so that no reader ever meets half a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-
-    def __enter__(self) -> Path:
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.partial.replace(self.target)
-        finally:
-            self.partial.unlink(missing_ok=True)

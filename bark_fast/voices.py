@@ -12,14 +12,9 @@ import numpy as np
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.source import Source
-from bark_fast.types import (
-    VOICE_ENDINGS,
-    CheckpointError,
-    InputError,
-    IntArray,
-    Voice,
-    check_tokens,
-)
+from bark_fast.errors import CheckpointError, InputError
+from bark_fast.types import IntArray, Voice
+from bark_fast.validation import check_tokens
 
 PRESETS_FILE = "speaker_embeddings_path.json"
 # Folders of suno's presets, one file each, as its code keeps them; the checkpoint's own last.
@@ -75,7 +70,7 @@ class VoiceLibrary:
             arrays, own = voice, name
         elif isinstance(voice, str) and voice in self._presets:
             arrays, own = self._read_preset(voice, name), voice
-        elif isinstance(voice, (str, os.PathLike)) and Path(voice).suffix.lower() in VOICE_ENDINGS:
+        elif isinstance(voice, (str, os.PathLike)) and Path(voice).suffix.lower() in Voice.ENDINGS:
             arrays, own = _read_npz(Path(voice), name), str(voice)
         else:
             known = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")

@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 import pytest
 
-from checkpoints import Checkpoint, bark_windows, small_windows
+from helpers.checkpoints import Checkpoint, bark_windows, small_windows
 
 
 @pytest.fixture(scope="session")

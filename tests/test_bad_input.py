@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bark_fast import Bark, CheckpointError, GenerationParams, InputError
+from bark_fast.audio import save_audio
 from bark_fast.bark import open_voices
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import create_checkpoint
@@ -28,9 +29,9 @@ from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import load_weights
 from bark_fast.cli import main
 from bark_fast.devices import resolve_device, resolve_dtype
-from bark_fast.types import Voice, save_audio
+from bark_fast.types import Voice
 from bark_fast.voices import VoiceLibrary, check_voice
-from checkpoints import Checkpoint
+from helpers.checkpoints import Checkpoint
 
 QUICK = GenerationParams(max_semantic_tokens=1, seed=0)
 

@@ -26,8 +26,9 @@ from bark_fast import (
     devices,
 )
 from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
-from bark_fast.kernels import native, why_not_native
-from checkpoints import Checkpoint
+from bark_fast.kernels import why_not_native
+from bark_fast.kernels.cpu import native
+from helpers.checkpoints import Checkpoint
 
 SAMPLED = GenerationParams(temperature=1.0, max_semantic_tokens=20, min_eos_p=0, seed=11)
 GREEDY = replace(SAMPLED, temperature=0)

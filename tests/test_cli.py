@@ -18,7 +18,7 @@ import soundfile
 from bark_fast import Bark, GenerationParams, __version__
 from bark_fast.checkpoint.random import PRESET_NAMES, create_checkpoint
 from bark_fast.cli import main
-from checkpoints import Checkpoint
+from helpers.checkpoints import Checkpoint
 
 QUICK = ["--max-semantic-tokens", "20", "--temperature", "0"]
 

@@ -18,8 +18,8 @@ from bark_fast import BarkFastWarning, BarkModel
 from bark_fast.checkpoint.config import GENERATION_FILE
 from bark_fast.compat import suno
 from bark_fast.compat.suno import SunoAPI
-from checkpoints import Checkpoint
-from suno_files import SMALL, write_suno_files, write_suno_folder
+from helpers.checkpoints import Checkpoint
+from helpers.suno_files import SMALL, write_suno_files, write_suno_folder
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -108,7 +108,7 @@ CLAIMS = {"suno": check_suno, "transformers": check_transformers}
 """What a page says of the audio that it makes."""
 
 
-@pytest.mark.filterwarnings("ignore::bark_fast.types.BarkFastWarning")
+@pytest.mark.filterwarnings("ignore::bark_fast.errors.BarkFastWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(
     page: Path, narrow: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

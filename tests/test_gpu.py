@@ -10,9 +10,9 @@ import torch
 
 from bark_fast import Bark, GenerationParams, kernels
 from bark_fast.engine.engine import Engine
-from checkpoints import Checkpoint
-from engine_helpers import gib_for, make_engine, one_by_one, random_requests, run_all, same
-from kernel_helpers import randn
+from helpers.checkpoints import Checkpoint
+from helpers.engines import gib_for, make_engine, one_by_one, random_requests, run_all, same
+from helpers.kernels import randn
 
 pytestmark = [
     pytest.mark.gpu,

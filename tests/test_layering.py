@@ -29,6 +29,10 @@ ORDER = [
     "models",
     "checkpoint",
     "types",
+    "audio",
+    "files",
+    "validation",
+    "errors",
     "demo",
     "kernels",
 ]

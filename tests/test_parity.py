@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from bark_fast import Bark, BarkFastWarning, GenerationParams, InputError
-from checkpoints import Checkpoint, build_model, small_windows, write_checkpoint
-from oracle import OracleSpeech, greedy
+from helpers.checkpoints import Checkpoint, build_model, small_windows, write_checkpoint
+from helpers.oracle import OracleSpeech, greedy
 
 GREEDY = GenerationParams(temperature=0, min_eos_p=0, seed=0)
 
@@ -50,7 +50,7 @@ def test_text_lengths(small: Checkpoint, n_text: int) -> None:
     compare(small, ("abcdefghijklmnopqrstuvwxyz" * 2)[:n_text], None, 20)
 
 
-@pytest.mark.filterwarnings("ignore::bark_fast.types.BarkFastWarning")
+@pytest.mark.filterwarnings("ignore::bark_fast.errors.BarkFastWarning")
 def test_text_longer_than_the_prompt(small: Checkpoint) -> None:
     compare(small, "abcdefghijklmnopqrstuvwxyz" * 2, None, 20)
 

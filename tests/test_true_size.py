@@ -11,7 +11,7 @@ import transformers
 
 from bark_fast import Bark, GenerationParams
 from bark_fast.checkpoint.random import create_checkpoint
-from oracle import greedy
+from helpers.oracle import greedy
 
 
 @pytest.fixture

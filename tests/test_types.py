@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bark_fast import GenerationParams, InputError, Speech
-from bark_fast.types import STAGES, check_audio_path, replacing, save_audio
+from bark_fast.audio import check_audio_path, save_audio
+from bark_fast.files import replacing
+from bark_fast.types import STAGES
 
 # GenerationParams: in range and out of range, by the end of the name
 

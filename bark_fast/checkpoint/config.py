@@ -15,7 +15,7 @@ from typing import Any
 from bark_fast.checkpoint.consistency import check_consistency
 from bark_fast.checkpoint.section import Section
 from bark_fast.checkpoint.source import Source
-from bark_fast.types import CheckpointError
+from bark_fast.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"

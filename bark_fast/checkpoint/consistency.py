@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bark_fast.types import CheckpointError
+from bark_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
     from bark_fast.checkpoint.config import Config

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from bark_fast.checkpoint.config import CONFIG_FILE, GENERATION_FILE, Config
-from bark_fast.types import InputError, Voice, check_seed
+from bark_fast.errors import InputError
+from bark_fast.types import Voice
+from bark_fast.validation import check_seed
 
 # (layers, heads, width, EnCodec filters). small and large are suno/bark-small and suno/bark.
 _SHAPES = {"tiny": (2, 2, 64, 4), "small": (12, 12, 768, 32), "large": (24, 16, 1024, 32)}

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bark_fast.types import CheckpointError, is_finite
+from bark_fast.errors import CheckpointError
+from bark_fast.validation import is_finite
 
 
 class Section:

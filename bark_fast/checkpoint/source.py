@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bark_fast.types import CheckpointError, InputError
+from bark_fast.errors import CheckpointError, InputError
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bark_fast.checkpoint.source import Source
-from bark_fast.types import CheckpointError
+from bark_fast.errors import CheckpointError
 
 _REMAP_BYTES = 64 * 2**20
 _LIST_OF_ALLOWED = threading.Lock()

@@ -34,7 +34,7 @@ from bark_fast.checkpoint.stored import (
     TensorsInPickle,
     read_pickle,
 )
-from bark_fast.types import CheckpointError, InputError
+from bark_fast.errors import CheckpointError, InputError
 
 Size = Literal["large", "small"]
 

@@ -18,7 +18,7 @@ from bark_fast.checkpoint.config import (
     GPTConfig,
 )
 from bark_fast.checkpoint.stored import StoredTensors
-from bark_fast.types import CheckpointError
+from bark_fast.errors import CheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
 

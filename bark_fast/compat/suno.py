@@ -30,19 +30,11 @@ from typing import Any
 from bark_fast.bark import Bark
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.suno import Size, SunoFiles, has_suno_files
+from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.files import check_path
 from bark_fast.text import normalise
-from bark_fast.types import (
-    VOICE_ENDINGS,
-    BarkFastWarning,
-    GenerationParams,
-    InputError,
-    IntArray,
-    Speech,
-    Voice,
-    check_number,
-    check_path,
-    check_tokens,
-)
+from bark_fast.types import GenerationParams, IntArray, Speech, Voice
+from bark_fast.validation import check_number, check_tokens
 from bark_fast.voices import VoiceLike
 
 __all__ = [
@@ -291,7 +283,7 @@ def save_as_prompt(
     Raises:
         InputError: `filepath` does not end in .npz, or an array is missing or not of integers.
     """
-    check_path(filepath, VOICE_ENDINGS, name="filepath")
+    check_path(filepath, Voice.ENDINGS, name="filepath")
     if not isinstance(full_generation, Mapping):
         raise InputError(
             f"full_generation must be a dictionary, got {type(full_generation).__name__}"

@@ -19,6 +19,7 @@ from bark_fast.engine.kv_cache import PagePool
 from bark_fast.engine.offload import Network, Shelf, with_weights_brought
 from bark_fast.engine.options import EngineOptions
 from bark_fast.engine.scheduler import Work
+from bark_fast.errors import InputError
 from bark_fast.kernels import Impl
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.models.fine_gpt import FineGPT
@@ -27,7 +28,6 @@ from bark_fast.stages import coarse, semantic
 from bark_fast.stages.causal import CausalStage
 from bark_fast.stages.codec import CodecStage
 from bark_fast.stages.fine import FineStage
-from bark_fast.types import InputError
 
 _GIB = 2**30
 _GPU_SHARE, _CPU_SHARE = 0.7, 0.25  # of the free memory, for keys and values

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from bark_fast.types import InputError, check_integer, check_number
+from bark_fast.errors import InputError
+from bark_fast.validation import check_integer, check_number
 
 
 @dataclass(frozen=True)

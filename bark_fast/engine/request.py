@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.errors import InputError
 from bark_fast.stages.coarse import count_frames
-from bark_fast.types import GenerationParams, InputError, Voice
+from bark_fast.types import GenerationParams, Voice
 
 _LEAST_TEMPERATURE = 1e-5
 

@@ -12,16 +12,9 @@ import torch
 from torch import Tensor
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.types import (
-    SEED_LIMIT,
-    BarkFastWarning,
-    InputError,
-    IntArray,
-    Voice,
-    check_integer,
-    check_seed,
-    check_tokens,
-)
+from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.types import IntArray, Voice
+from bark_fast.validation import SEED_LIMIT, check_integer, check_seed, check_tokens
 from bark_fast.voices import long_enough
 
 

@@ -23,14 +23,9 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 from bark_fast.checkpoint.config import NEUTRAL
-from bark_fast.types import (
-    STAGES,
-    BarkFastWarning,
-    GenerationParams,
-    InputError,
-    check_integer,
-    check_number,
-)
+from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.types import STAGES, GenerationParams
+from bark_fast.validation import check_integer, check_number
 
 SECTIONS = {
     "semantic": "semantic_config",

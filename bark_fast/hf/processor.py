@@ -12,7 +12,8 @@ import transformers
 from torch import Tensor
 from transformers import BatchFeature
 
-from bark_fast.types import InputError, Voice
+from bark_fast.errors import InputError
+from bark_fast.types import Voice
 
 _ENDING = ".npz"
 _DIMENSIONS = {"semantic_prompt": 1, "coarse_prompt": 2, "fine_prompt": 2}

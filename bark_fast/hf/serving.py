@@ -15,7 +15,7 @@ from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.options import EngineOptions
-from bark_fast.types import InputError
+from bark_fast.errors import InputError
 
 _TRANSFORMERS = ("semantic", "coarse_acoustics", "fine_acoustics")
 

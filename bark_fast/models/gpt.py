@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.checkpoint.config import GPTConfig
+from bark_fast.errors import InputError
 from bark_fast.kernels import DecodeState, Impl, Norm, Weight
 from bark_fast.models.upload import upload
-from bark_fast.types import InputError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 
 from bench.compare import main
 from bench.results import Case, Results, Spread
-from made_up import results
+from helpers.made_up_results import results
 
 
 def stages(*, b_s: float = 2.0, **settings: str) -> Results:

@@ -15,7 +15,7 @@ from bark_fast.checkpoint.weights import build_codec_decoder
 from bench import costs
 from bench.machine import Limits
 from bench.request_costs import floor_s, plan_coarse, request_costs
-from checkpoints import Checkpoint
+from helpers.checkpoints import Checkpoint
 
 # torch's switch for oneDNN warns of a device that nobody has.
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")

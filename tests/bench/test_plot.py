@@ -6,7 +6,7 @@ import pytest
 
 from bench import plot
 from bench.report import render, write_report
-from made_up import all_kinds
+from helpers.made_up_results import all_kinds
 
 
 @pytest.fixture

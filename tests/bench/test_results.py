@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.results import Case, Results, ResultsError, Spread, percentile, read_folder
-from made_up import all_kinds, results
+from helpers.made_up_results import all_kinds, results
 
 
 @pytest.mark.parametrize("made", all_kinds(), ids=lambda made: made.kind)

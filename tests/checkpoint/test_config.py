@@ -19,7 +19,7 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from bark_fast.checkpoint.config import Config, Sampling
 from bark_fast.checkpoint.source import Source
-from checkpoints import bark_windows, small_windows
+from helpers.checkpoints import bark_windows, small_windows
 
 SEMANTIC, COARSE, FINE = "semantic_config", "coarse_acoustics_config", "fine_acoustics_config"
 

@@ -27,8 +27,8 @@ from bark_fast.checkpoint.random import _write_tokenizer
 from bark_fast.checkpoint.stored import StoredTensors, TensorsInMemory
 from bark_fast.checkpoint.suno import SunoFiles
 from bark_fast.checkpoint.weights import load_weights
-from checkpoints import Checkpoint, bark_windows, build_model
-from suno_files import (
+from helpers.checkpoints import Checkpoint, bark_windows, build_model
+from helpers.suno_files import (
     LARGE,
     SMALL,
     encodec_tensors,

@@ -21,7 +21,7 @@ from bark_fast.checkpoint.random import _settings, save_model
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import load_weights
-from checkpoints import Checkpoint
+from helpers.checkpoints import Checkpoint
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ import pytest
 from bark_fast import Bark, BarkFastWarning, CheckpointError, GenerationParams, InputError
 from bark_fast.compat import suno
 from bark_fast.compat.suno import SunoAPI
-from checkpoints import Checkpoint, bark_windows, build_model
-from suno_files import SMALL, write_suno_files, write_suno_folder
+from helpers.checkpoints import Checkpoint, bark_windows, build_model
+from helpers.suno_files import SMALL, write_suno_files, write_suno_folder
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from bark_fast import (
     QueueFullError,
     Speech,
 )
-from checkpoints import Checkpoint
+from helpers.checkpoints import Checkpoint
 
 LONG = "First there is this. Then there is that. At last it ends."
 

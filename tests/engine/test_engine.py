@@ -18,8 +18,8 @@ from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.request import STAGES, Request, Stage
 from bark_fast.engine.scheduler import Policy
-from checkpoints import Checkpoint
-from fakes import fake_engine
+from helpers.checkpoints import Checkpoint
+from helpers.engine_fakes import fake_engine
 
 PAGES = 40  # about five utterances of the small model, in pages of 8
 

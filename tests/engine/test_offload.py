@@ -13,8 +13,8 @@ from bark_fast.engine.build import load_engine
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.offload import Shelf
 from bark_fast.engine.options import EngineOptions
-from checkpoints import Checkpoint
-from engine_helpers import make_engine, one_by_one, random_requests, run_all, same
+from helpers.checkpoints import Checkpoint
+from helpers.engines import make_engine, one_by_one, random_requests, run_all, same
 
 CPU = torch.device("cpu")
 

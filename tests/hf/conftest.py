@@ -12,8 +12,8 @@ import transformers
 
 import bark_fast
 from bark_fast.engine.driver import Driver
-from checkpoints import Checkpoint
-from hf_helpers import Seen
+from helpers.checkpoints import Checkpoint
+from helpers.hf_models import Seen
 
 
 @pytest.fixture(scope="session")

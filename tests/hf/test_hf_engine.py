@@ -29,9 +29,10 @@ from bark_fast.checkpoint.weights import load_weights
 from bark_fast.devices import resolve_dtype
 from bark_fast.engine.offload import Shelf
 from bark_fast.hf.serving import Snapshot
-from bark_fast.kernels import native, why_not_native
-from checkpoints import Checkpoint, build_model, small_windows
-from hf_helpers import GREEDY, Seen
+from bark_fast.kernels import why_not_native
+from bark_fast.kernels.cpu import native
+from helpers.checkpoints import Checkpoint, build_model, small_windows
+from helpers.hf_models import GREEDY, Seen
 
 CPU = torch.device("cpu")
 SHORT: dict[str, Any] = {**GREEDY, "semantic_max_new_tokens": 12}

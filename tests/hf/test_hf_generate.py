@@ -13,8 +13,8 @@ from transformers import BatchFeature
 
 import bark_fast
 from bark_fast import BarkFastWarning, BarkModel, InputError, Voice
-from checkpoints import Checkpoint
-from hf_helpers import GREEDY, Seen
+from helpers.checkpoints import Checkpoint
+from helpers.hf_models import GREEDY, Seen
 
 TEXTS = ["Hello, my dog!", "Hi", "The quick brown fox jumps over"]
 

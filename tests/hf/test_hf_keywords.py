@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 import bark_fast
 from bark_fast import BarkFastWarning, InputError
 from bark_fast.hf.keywords import SECTIONS
-from hf_helpers import GREEDY, Seen
+from helpers.hf_models import GREEDY, Seen
 
 
 class _EnoughError(Exception):

@@ -17,8 +17,8 @@ from transformers.utils import is_flash_attn_2_available
 
 import bark_fast
 from bark_fast import BarkFastWarning
-from checkpoints import Checkpoint
-from hf_helpers import GREEDY
+from helpers.checkpoints import Checkpoint
+from helpers.hf_models import GREEDY
 
 # The names of two arguments changed with transformers 5.
 _PARAMETERS = inspect.signature(transformers.BarkCausalModel.forward).parameters
@@ -313,7 +313,7 @@ sample_rate = model.generation_config.sample_rate
     assert type(bark_fast.AutoModel.from_pretrained(small.folder)) is bark_fast.BarkModel
 
 
-@pytest.mark.filterwarnings("ignore::bark_fast.types.BarkFastWarning")
+@pytest.mark.filterwarnings("ignore::bark_fast.errors.BarkFastWarning")
 def test_transformers_pipeline(small: Checkpoint, processor: Any) -> None:
     """transformers 4's passes a generation_config, which the model warns that it ignores."""
     results = []

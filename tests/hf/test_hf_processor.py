@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from bark_fast import AutoProcessor, BarkProcessor, InputError, Voice
-from checkpoints import Checkpoint
-from hf_helpers import GREEDY
+from helpers.checkpoints import Checkpoint
+from helpers.hf_models import GREEDY
 
 PRESETS = ("v2/en_speaker_1", "v2/en_speaker_2", "announcer")
 

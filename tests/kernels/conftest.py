@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bark_fast import kernels
-from bark_fast.kernels import attention, codebook, linear
+from bark_fast.kernels.triton import attention, codebook, linear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

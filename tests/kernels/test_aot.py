@@ -39,7 +39,8 @@ def test_kernels_compile_well() -> None:
 
 
 BROKEN = """
-from bark_fast.kernels import aot, linear
+from bark_fast.kernels import aot
+from bark_fast.kernels.triton import linear
 linear.TILE = linear.TileLaunch({tile})
 real = aot.cases
 aot.cases = lambda *a: (c for c in real(*a) if c[0] == "fc2 + residual prefill")

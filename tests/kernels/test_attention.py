@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bark_fast import kernels
-from bark_fast.kernels.attention import decode_workspace
-from kernel_cases import Sequences, exact_bidirectional
-from kernel_helpers import DEVICE, DTYPES, assert_accurate, guarded_outputs, randn
+from bark_fast.kernels.triton.attention import decode_workspace
+from helpers.kernel_cases import Sequences, exact_bidirectional
+from helpers.kernels import DEVICE, DTYPES, assert_accurate, guarded_outputs, randn
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

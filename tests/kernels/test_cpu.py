@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bark_fast import kernels
-from kernel_helpers import assert_accurate, randn
+from helpers.kernels import assert_accurate, randn
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="they serve machines without one")
 

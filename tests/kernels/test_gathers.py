@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bark_fast import kernels
-from kernel_helpers import (
+from helpers.kernels import (
     DTYPES,
     assert_accurate,
     assert_rows_independent,

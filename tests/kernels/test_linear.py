@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bark_fast import kernels
-from kernel_cases import EXTRAS, exact_linear, exact_norm, extras_of
-from kernel_helpers import (
+from helpers.kernel_cases import EXTRAS, exact_linear, exact_norm, extras_of
+from helpers.kernels import (
     DEVICE,
     DTYPES,
     assert_accurate,

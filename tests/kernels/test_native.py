@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bark_fast import kernels
-from bark_fast.kernels import native
-from kernel_cases import EXTRAS, Sequences, exact_bidirectional, exact_linear, extras_of
-from kernel_helpers import assert_accurate, guarded_outputs, randn
+from bark_fast.kernels.cpu import native
+from helpers.kernel_cases import EXTRAS, Sequences, exact_bidirectional, exact_linear, extras_of
+from helpers.kernels import assert_accurate, guarded_outputs, randn
 
 DTYPES = [torch.float32, torch.bfloat16]
 MISSING = {dtype: native.why_not(dtype) for dtype in DTYPES}

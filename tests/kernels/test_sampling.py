@@ -15,7 +15,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from bark_fast import kernels
 from bark_fast.kernels import reference
-from kernel_helpers import DEVICE, guarded_outputs, integers, randn
+from helpers.kernels import DEVICE, guarded_outputs, integers, randn
 
 
 @pytest.mark.parametrize(

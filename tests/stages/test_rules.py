@@ -12,8 +12,8 @@ from bark_fast.checkpoint.config import Config, Sampling
 from bark_fast.stages import coarse, fine, semantic
 from bark_fast.stages.draws import Draw
 from bark_fast.types import Voice
-from checkpoints import Checkpoint, bark_windows
-from oracle import random_voice
+from helpers.checkpoints import Checkpoint, bark_windows
+from helpers.oracle import random_voice
 
 
 @pytest.fixture(scope="module")

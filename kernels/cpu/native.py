@@ -41,7 +41,7 @@ from torch import Tensor
 
 from bark_fast.kernels.state import DecodeState
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "csrc"
 _SOURCES = ("native.c", "native.h", "native_products.h")
 # Contraction is off so that only what is written as a fused multiply-add is one.
 _COMPILE = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off")

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bark_fast.kernels.launch import ALWAYS, ceil_div, power_of_two
+from bark_fast.kernels.triton.launch import ALWAYS, ceil_div, power_of_two
 
 BLOCK_F = 32  # 32 x 128 channels: 32 float32 registers a thread with 4 warps
 

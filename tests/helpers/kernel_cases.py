@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bark_fast import kernels
-from kernel_helpers import DEVICE, assert_accurate, randn
+from helpers.kernels import DEVICE, assert_accurate, randn
 
 
 def exact_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bark_fast.kernels.launch import (
+from bark_fast.kernels.triton.launch import (
     ALWAYS,
     can_launch_dependent,
     ceil_div,

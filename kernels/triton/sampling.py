@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bark_fast.kernels.launch import ALWAYS, power_of_two
 from bark_fast.kernels.state import DecodeState
+from bark_fast.kernels.triton.launch import ALWAYS, power_of_two
 
 CHUNK = 4096
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bark_fast.kernels.launch import ALWAYS, power_of_two
+from bark_fast.kernels.triton.launch import ALWAYS, power_of_two
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from bark_fast.engine.build import load_engine
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.request import Request
 from bark_fast.kernels import Impl, choose_impl
-from checkpoints import Checkpoint
+from helpers.checkpoints import Checkpoint
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ import transformers
 from bark_fast import Bark
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import _write_tokenizer
-from oracle import random_voice
+from helpers.oracle import random_voice
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

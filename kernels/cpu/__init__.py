@@ -1,0 +1,1 @@
+"""The kernels of CPUs: oneDNN through torch, and C for AVX-512."""
