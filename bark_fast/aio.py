@@ -1,4 +1,4 @@
-"""AsyncBark: the same door for asyncio programs."""
+"""AsyncBark: text in, speech out, for asyncio programs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from bark_fast.bark import Bark
-from bark_fast.engine.request import Request
 from bark_fast.engine.stats import EngineStats
 from bark_fast.errors import ClosedError, InputError, QueueFullError
+from bark_fast.request import Request
 from bark_fast.streaming import StreamPlan
 from bark_fast.types import GenerationParams, Speech
 from bark_fast.validation import check_integer
@@ -131,12 +131,14 @@ class AsyncBark:
                 future.cancel()
 
     def stats(self) -> EngineStats:
-        """What the engine has done so far and what waits."""
+        """Return what the engine has done so far and what waits."""
         return self.bark.stats()
 
     async def close(self, *, cancel: bool = False) -> None:
-        """Take no more requests, and finish those that are there; or with `cancel` give them up:
-        who waits for them gets ClosedError."""
+        """Take no more requests, and finish those that are there.
+
+        With `cancel` they are given up, and whoever waits for them gets ClosedError.
+        """
         self._closed = True
         pending = list(self._pending)
         if cancel:
@@ -194,7 +196,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Any, argument: Any) -> Non
 
 
 def _is_cancelling() -> bool:
-    """Whether it is the task that was cancelled, and not what it waits for."""
+    """Return True if the task was cancelled, and not what it waits for."""
     task = asyncio.current_task()
     cancelling = getattr(task, "cancelling", None)  # from Python 3.11 on
     return cancelling is not None and cancelling() > 0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from numbers import Integral
 from typing import Any, overload
 
@@ -16,7 +14,6 @@ import numpy.typing as npt
 import torch
 
 from bark_fast import demo
-from bark_fast.arguments import as_list, checked_params, for_each
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.layout import Checkpoint, open_transformers
 from bark_fast.checkpoint.source import Source
@@ -26,34 +23,35 @@ from bark_fast.engine.build import load_engine
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.options import EngineOptions
-from bark_fast.engine.request import Request, Stage
 from bark_fast.engine.stats import EngineStats
 from bark_fast.engine.utterance import Progress
 from bark_fast.errors import GenerationError, InputError
 from bark_fast.progress import ProgressBar
+from bark_fast.request import Request, RequestBuilder, as_list
 from bark_fast.streaming import StreamPlan
-from bark_fast.text import Tokenizer, normalise, split_text
-from bark_fast.types import GenerationParams, IntArray, Speech, Voice
-from bark_fast.validation import check_integer, check_tokens
+from bark_fast.text import Tokenizer
+from bark_fast.types import GenerationParams, IntArray, Speech, Stage, Voice
 from bark_fast.voices import VoiceLibrary, VoiceLike
 
 Tokens = npt.NDArray[np.integer[Any]] | Sequence[int]
 """Semantic tokens of one utterance, [S]."""
+
+OneOrMoreVoices = VoiceLike | Sequence[VoiceLike | None]
+OneOrMoreParams = GenerationParams | Sequence[GenerationParams | None]
 
 
 class Bark:
     """A Bark checkpoint, ready to speak. Make one with `Bark.from_pretrained`.
 
     Attributes:
-        config: what the checkpoint says of itself.
-        device, dtype: where the networks run and in what (the codec always in float32).
+        config: the checkpoint's configuration.
+        device, dtype: where the networks run, and their dtype (the codec is always float32).
     """
 
     def __init__(
         self,
         engine: Engine,
-        tokenizer: Tokenizer,
-        voices: VoiceLibrary,
+        requests: RequestBuilder,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -62,8 +60,7 @@ class Bark:
         self.device = device
         self.dtype = dtype
         self._driver = Driver(engine)
-        self._tokenizer = tokenizer
-        self._voices = voices
+        self._requests = requests
 
     @classmethod
     def from_pretrained(
@@ -127,16 +124,18 @@ class Bark:
             options=engine or EngineOptions(),
             offload=offload,
         )
-        return cls(loaded, tokenizer, voices, device=chosen_device, dtype=chosen_dtype)
+        requests = RequestBuilder(config, tokenizer, voices)
+        return cls(loaded, requests, device=chosen_device, dtype=chosen_dtype)
 
     @property
     def sample_rate_hz(self) -> int:
+        """Samples a second of the audio."""
         return self.config.sample_rate_hz
 
     @property
     def voices(self) -> list[str]:
         """The names of the checkpoint's own voices."""
-        return self._voices.names
+        return self._requests.voices.names
 
     @property
     def engine(self) -> Engine:
@@ -144,19 +143,20 @@ class Bark:
         return self._driver.engine
 
     def stats(self) -> EngineStats:
-        """What the engine has done so far and what waits; cheap, from any thread."""
+        """Return what the engine has done so far and what waits; cheap, from any thread."""
         return self.engine.stats()
 
     def warm_up(self, *, progress: bool = False) -> None:
-        """Record the CUDA graphs of all batch sizes now, which otherwise happens when each is first
-        met. Nothing to do where there are none.
+        """Capture the CUDA graphs of all batch sizes now.
+
+        Otherwise that happens when each size is first met. Does nothing where there are none.
 
         Args:
             progress: show a progress bar on standard error.
         """
         from tqdm.auto import tqdm
 
-        with tqdm(desc="recording", leave=False, disable=not progress) as bar:
+        with tqdm(desc="capturing", leave=False, disable=not progress) as bar:
 
             def report(done: int, total: int) -> None:
                 bar.total = total
@@ -165,9 +165,12 @@ class Bark:
             self.engine.warm_up(report)
 
     def load_voice(self, voice: VoiceLike, *, name: str = "voice") -> Voice:
-        """A preset, file or mapping as a checked Voice; `generate` takes the same things. `name` is
-        what errors call it."""
-        loaded = self._voices.get(voice, name=name)
+        """Return a preset, file or mapping as a checked Voice; `generate` takes the same things.
+
+        Args:
+            name: what errors call it.
+        """
+        loaded = self._requests.voices.get(voice, name=name)
         if loaded is None:
             raise InputError(f"{name} must not be None")
         return loaded
@@ -187,8 +190,8 @@ class Bark:
         self,
         text: Sequence[str],
         *,
-        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
-        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        voice: OneOrMoreVoices | None = None,
+        params: OneOrMoreParams | None = None,
         progress: bool = False,
     ) -> list[Speech]: ...
 
@@ -196,8 +199,8 @@ class Bark:
         self,
         text: str | Sequence[str],
         *,
-        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
-        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        voice: OneOrMoreVoices | None = None,
+        params: OneOrMoreParams | None = None,
         progress: bool = False,
     ) -> Speech | list[Speech]:
         """Say a text, or each text of a list.
@@ -220,8 +223,8 @@ class Bark:
         """
         single = isinstance(text, str)
         texts = [text] if isinstance(text, str) else as_list("text", text)
-        arguments = for_each(texts, voice, params, single=single)
-        spoken = self._finish([self.request(*own) for own in arguments], single, progress)
+        requests = self._requests.from_lists(self.request, texts, voice, params, single=single)
+        spoken = self._finish(requests, single, progress)
         return spoken[0] if single else spoken
 
     @overload  # a str is a Sequence[str] too; the first match holds
@@ -239,8 +242,8 @@ class Bark:
         self,
         text: Sequence[str],
         *,
-        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
-        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        voice: OneOrMoreVoices | None = None,
+        params: OneOrMoreParams | None = None,
         progress: bool = False,
     ) -> list[IntArray]: ...
 
@@ -248,12 +251,13 @@ class Bark:
         self,
         text: str | Sequence[str],
         *,
-        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
-        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        voice: OneOrMoreVoices | None = None,
+        params: OneOrMoreParams | None = None,
         progress: bool = False,
     ) -> IntArray | list[IntArray]:
-        """The semantic tokens of a text, or of each text of a list: `generate` stopped after its
-        first stage. `speak_tokens` goes on from there.
+        """Return the semantic tokens of a text, or of each text of a list.
+
+        This is `generate` stopped after its first stage; `speak_tokens` goes on from there.
 
         Args and errors are those of `generate`.
 
@@ -262,11 +266,10 @@ class Bark:
         """
         single = isinstance(text, str)
         texts = [text] if isinstance(text, str) else as_list("text", text)
-        requests = [
-            self.request(*own, last_stage="semantic")
-            for own in for_each(texts, voice, params, single=single)
-        ]
-        tokens = [each.semantic_tokens for each in self._finish(requests, single, progress)]
+        requests = self._requests.from_lists(
+            self.request, texts, voice, params, single=single, last_stage="semantic"
+        )
+        tokens = [speech.semantic_tokens for speech in self._finish(requests, single, progress)]
         return tokens[0] if single else tokens
 
     @overload
@@ -284,8 +287,8 @@ class Bark:
         self,
         semantic_tokens: Sequence[Tokens],
         *,
-        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
-        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        voice: OneOrMoreVoices | None = None,
+        params: OneOrMoreParams | None = None,
         progress: bool = False,
     ) -> list[Speech]: ...
 
@@ -293,11 +296,11 @@ class Bark:
         self,
         semantic_tokens: Tokens | Sequence[Tokens],
         *,
-        voice: VoiceLike | Sequence[VoiceLike | None] | None = None,
-        params: GenerationParams | Sequence[GenerationParams | None] | None = None,
+        voice: OneOrMoreVoices | None = None,
+        params: OneOrMoreParams | None = None,
         progress: bool = False,
     ) -> Speech | list[Speech]:
-        """Say semantic tokens: `generate` without its first stage.
+        """Say semantic tokens, as `generate` does after its first stage.
 
         With the voice, params and seed that `semantic` got, tokens, codes and audio are those of
         `generate`. Of `params`, what concerns the text alone (`semantic_temperature`, `min_eos_p`)
@@ -320,18 +323,25 @@ class Bark:
             semantic_tokens and all(isinstance(token, Integral) for token in semantic_tokens)
         )
         all_tokens: list[Any] = list(semantic_tokens) if many else [semantic_tokens]
-        arguments = for_each(
-            all_tokens, voice, params, single=not many, what="entries of semantic_tokens"
-        )
-        requests = [
-            self.token_request(*own, name=f"semantic_tokens[{i}]" if many else "semantic_tokens")
-            for i, own in enumerate(arguments)
+        named = [
+            (f"semantic_tokens[{i}]" if many else "semantic_tokens", tokens)
+            for i, tokens in enumerate(all_tokens)
         ]
+        requests = self._requests.from_lists(
+            lambda named_tokens, *others: self.token_request(
+                named_tokens[1], *others, name=named_tokens[0]
+            ),
+            named,
+            voice,
+            params,
+            single=not many,
+            what="entries of semantic_tokens",
+        )
         spoken = self._finish(requests, not many, progress)
         return spoken if many else spoken[0]
 
     def _finish(self, requests: list[Request], single: bool, progress: bool) -> list[Speech]:
-        """What the requests give; a failure of a `single` one is raised as it is."""
+        """Return the speech of each request; a failure of a `single` one is raised as it is."""
         with ProgressBar(len(requests), enabled=progress) as bar:
             reporters = [bar.reporter(i, request.stages) for i, request in enumerate(requests)]
             futures = self._driver.finish(requests, reporters)
@@ -341,27 +351,11 @@ class Bark:
         return [_speech_of(result) for result in results]
 
     def split(self, text: str, *, language: str = "en", max_tokens: int | None = None) -> list[str]:
-        """The pieces that `stream` would say one after another: sentences, or parts of sentences
-        that are too long for one utterance."""
-        if not isinstance(language, str) or not language.isascii() or not language.isalpha():
-            raise InputError(f'language must be a code such as "en", got {language!r}')
-        rules = self.config.semantic_rules
-        limit = rules.max_new_tokens
-        if max_tokens is not None:
-            check_integer("max_tokens", max_tokens, "an integer >= 1", 1, math.inf)
-            limit = min(limit, max_tokens)
-        pieces = split_text(
-            text,
-            max_tokens=self.config.max_text_tokens,
-            max_duration_s=limit / rules.semantic_rate_hz,
-            count_tokens=self._tokenizer.count,
-            language=language,
-        )
-        # Invisible characters are no tokens; a piece of nothing else cannot be said.
-        said = [piece for piece in pieces if self._tokenizer.count(piece)]
-        if not said:
-            raise InputError(f"text must hold something the tokenizer knows, got {text!r}")
-        return said
+        """Return the pieces that `stream` would say one after another.
+
+        They are sentences, or parts of sentences that are too long for one utterance.
+        """
+        return self._requests.split(text, language=language, max_tokens=max_tokens)
 
     def stream(
         self,
@@ -419,12 +413,8 @@ class Bark:
         params: GenerationParams | None,
         language: str,
     ) -> StreamPlan:
-        """How `stream` says a text, for those who bring their own loop; arguments are checked."""
-        clean, checked = normalise(text), checked_params(params)
-        first = Request.resolve(clean, [], self._voices.get(voice), checked, self.config)
-        pieces = self.split(text, language=language, max_tokens=first.max_semantic_tokens)
-        seeded = replace(checked, seed=first.seed)
-        return StreamPlan(pieces, first.voice, seeded, request=self.request, config=self.config)
+        """Return the plan by which `stream` says a text, for those who bring their own loop."""
+        return StreamPlan(self._requests, text, voice, params, language)
 
     def submit(
         self, request: Request, *, progress: Progress | None = None, urgent: bool = False
@@ -445,14 +435,14 @@ class Bark:
         *,
         last_stage: Stage = "codec",
     ) -> Request:
-        """Check one utterance's arguments, which are those of `generate`, for `engine.submit`. It
-        stops after `last_stage` ("semantic", "coarse", "fine" or "codec"), and its Speech has
-        nothing of later ones."""
-        checked = checked_params(params)
-        clean = normalise(text)
-        ids = self._tokenizer.encode(clean)
-        own_voice = self._voices.get(voice)
-        return Request.resolve(clean, ids, own_voice, checked, self.config, last_stage=last_stage)
+        """Return the checked request of one utterance, for `engine.submit`.
+
+        Args:
+            text, voice, params: as in `generate`.
+            last_stage: it stops after this stage ("semantic", "coarse", "fine" or "codec"), and its
+                Speech has nothing of later ones.
+        """
+        return self._requests.from_text(text, voice, params, last_stage=last_stage)
 
     def token_request(
         self,
@@ -462,18 +452,12 @@ class Bark:
         *,
         name: str = "semantic_tokens",
     ) -> Request:
-        """The same for `speak_tokens`; `name` is what errors call the tokens."""
-        checked = checked_params(params)
-        limit = self.config.semantic_rules.semantic_vocab_size
-        given = check_tokens(name, semantic_tokens, (None,), limit).tolist()
-        own_voice = self._voices.get(voice)
-        return Request.resolve(
-            "", [], own_voice, checked, self.config, given=given, given_name=name
-        )
+        """Return the checked request of semantic tokens; `name` is what errors call them."""
+        return self._requests.from_tokens(semantic_tokens, voice, params, name=name)
 
 
 def _result(future: Future[Speech]) -> Speech | Exception:
-    """What a finished future holds."""
+    """Return the result of a finished future, or its error."""
     error = future.exception()
     if error is None:
         return future.result()
@@ -499,7 +483,10 @@ def open_voices(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> VoiceLibrary:
-    """The voices of a checkpoint without its weights; arguments as in `Bark.from_pretrained`."""
+    """Return the voices of a checkpoint without its weights.
+
+    Arguments are those of `Bark.from_pretrained`.
+    """
     checkpoint = _open(model, revision, local_files_only)
     return VoiceLibrary(checkpoint.source, checkpoint.config)
 

@@ -1,16 +1,16 @@
-"""How far utterances are, on standard error."""
+"""A progress bar for utterances, on standard error."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from bark_fast.engine.request import STAGES
 from bark_fast.engine.utterance import Progress
+from bark_fast.types import STAGES, Stage
 
 
 class ProgressBar:
-    """One tqdm bar for all utterances, which may be made at the same time."""
+    """A tqdm bar for all utterances, which may be made at the same time."""
 
     # About what a stage takes of an utterance's time.
     _SHARES: ClassVar = {"semantic": 0.2, "coarse": 0.4, "fine": 0.35, "codec": 0.05}
@@ -37,21 +37,21 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
 
-    def reporter(self, index: int, stages: Sequence[str] = STAGES) -> Progress | None:
-        """What utterance `index`, which passes through `stages`, reports to."""
+    def reporter(self, index: int, stages: Sequence[Stage] = STAGES) -> Progress | None:
+        """Return the callback of utterance `index`, which passes through `stages`."""
         if self._bar is None:
             return None
         whole = sum(self._SHARES[stage] for stage in stages)
 
-        def report(stage: str, done: int, total: int) -> None:
-            own = self._shares[index]
-            own[stage] = self._SHARES[stage] / whole * done / max(1, total)
+        def report(stage: Stage, done: int, total: int) -> None:
+            shares = self._shares[index]
+            shares[stage] = self._SHARES[stage] / whole * done / max(1, total)
             if stage == stages[-1] and done == total:
-                own.clear()  # stages may end before their most steps
-                own[stage] = 1.0
+                shares.clear()  # stages may end before their most steps
+                shares[stage] = 1.0
                 self._finished.add(index)
             finished = len(self._finished)
-            reached = round(100 * sum(sum(shares.values()) for shares in self._shares))
+            reached = round(100 * sum(sum(each.values()) for each in self._shares))
             self._bar.update(max(0, reached - self._bar.n))
             words = f"{finished}/{self._n} {stage}"
             self._bar.set_description(words, refresh=words != self._words)

@@ -1,26 +1,33 @@
-"""Puts an engine together: weights, stages, pages, and what `EngineOptions` leave open."""
+"""Build an engine: weights, stages, pages, and the options that the user left open."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.checkpoint.config import Config, GPTConfig
 from bark_fast.checkpoint.stored import StoredTensors
 from bark_fast.checkpoint.weights import load_weights
 from bark_fast.engine.decoder import Decoder
-from bark_fast.engine.engine import Engine, Runners, Setup
-from bark_fast.engine.graphs import CudaGraphRecorder, NativeRecorder, NoRecorder, Recorder, ladder
+from bark_fast.engine.engine import Engine
+from bark_fast.engine.graphs import (
+    CudaGraphRunner,
+    EagerRunner,
+    GraphRunner,
+    NativeProgramRunner,
+    capture_sizes,
+)
 from bark_fast.engine.kv_cache import PagePool
-from bark_fast.engine.offload import Network, Shelf, with_weights_brought
-from bark_fast.engine.options import EngineOptions
-from bark_fast.engine.scheduler import Work
+from bark_fast.engine.offload import OffloadedWeights
+from bark_fast.engine.options import EngineConfig, EngineOptions
+from bark_fast.engine.runner import Runner, do_nothing
+from bark_fast.engine.scheduler import Phase, Policy
 from bark_fast.errors import InputError
-from bark_fast.kernels import Impl
+from bark_fast.kernels import Backend, Impl
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.models.fine_gpt import FineGPT
 from bark_fast.models.gpt import GPT, KVPages
@@ -28,10 +35,11 @@ from bark_fast.stages import coarse, semantic
 from bark_fast.stages.causal import CausalStage
 from bark_fast.stages.codec import CodecStage
 from bark_fast.stages.fine import FineStage
+from bark_fast.types import Stage
 
 _GIB = 2**30
 _GPU_SHARE, _CPU_SHARE = 0.7, 0.25  # of the free memory, for keys and values
-_CUDA_PAGE = 64
+_CUDA_PAGE_SIZE = 64
 
 
 def load_engine(
@@ -42,113 +50,162 @@ def load_engine(
     device: torch.device,
     impl: Impl,
     options: EngineOptions,
-    recorder: Recorder | None = None,
+    graphs: GraphRunner | None = None,
     offload: bool = False,
 ) -> Engine:
     """Read a checkpoint's weights and build the engine on them.
 
     Args:
         impl: the kernels that serve it.
-        recorder: what repeats decode steps; None chooses by `options`.
-        offload: keep weights on the host but for those of the running stage.
+        graphs: captures and repeats decode steps; None chooses by `options`.
+        offload: keep weights on the host except for those of the running stage.
 
     Raises:
         InputError: `options` ask for what this checkpoint or the memory cannot give.
     """
-    # What the networks pack must not depend on an autocast that the caller is in.
+    for gpt in (config.semantic, config.coarse, config.fine):
+        check_head_size(gpt, impl)
+    # The weights that the networks pack must not depend on an autocast that the caller is in.
     with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
         tensors = load_weights(
             stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
         )
-        semantic_ids = semantic.sampled_ids(config.semantic_rules)
-        n_fine = config.fine_rules.n_fine_codebooks
-        stages = {
-            "semantic": semantic.build_stage(
-                GPT(config.semantic, tensors, "semantic", head_ids=semantic_ids, impl=impl),
-                config.semantic_rules,
-            ),
-            "coarse": coarse.build_stage(
-                GPT(
-                    config.coarse,
-                    tensors,
-                    "coarse_acoustics",
-                    head_ids=coarse.sampled_ids(config),
-                    impl=impl,
-                ),
-                config,
-            ),
-        }
-        fine = FineGPT(
-            config.fine, tensors, "fine_acoustics", n_ids=config.codebook_size, impl=impl
+        semantic_stage, coarse_stage, fine, codec = _build_stages(
+            tensors, config, kernels.backend(impl)
         )
-        codec = CodecDecoder(config.codec, tensors, "codec_model", n_codebooks=n_fine, impl=impl)
         del tensors  # what was packed is not needed twice
-    shelf = None
+    weights = None
     if offload:
-        networks: dict[str, Network] = {name: own.model for name, own in stages.items()}
-        shelf = Shelf({**networks, "fine": fine, "codec": codec}, device)
+        weights = OffloadedWeights(
+            {
+                "semantic": semantic_stage.model,
+                "coarse": coarse_stage.model,
+                "fine": fine.model,
+                "codec": codec.model,
+            },
+            device,
+        )
 
     on_cuda = device.type == "cuda"
-    setup = _settle(options, config, on_cuda=on_cuda)
-    page_size = options.page_size or (_CUDA_PAGE if on_cuda else None)
-    kv_dtype = kernels.kv_dtype(dtype, impl=impl)
+    max_running = options.max_batch_size or (64 if on_cuda else 16)
     caches = allocate_pages(
-        {stage: own.model.config for stage, own in stages.items()},
+        {"semantic": config.semantic, "coarse": config.coarse},
         _longest(config),
-        page_size=page_size,
-        max_running=setup.max_running,
+        page_size=options.page_size or (_CUDA_PAGE_SIZE if on_cuda else None),
+        max_running=max_running,
         budget_gib=options.kv_cache_gib,
-        dtype=kv_dtype,
+        dtype=kernels.backend(impl).kv_dtype(dtype),
         device=device,
     )
-    if recorder is None:
-        recorder = _recorder(device, impl, cuda_graphs=options.cuda_graphs)
-    # On a CPU every batch is run as it is: an empty row costs as much as another, and recording
+    engine_config = _settle(
+        options,
+        config,
+        max_running=max_running,
+        page_sizes={stage: cache.page_size for stage, cache in caches.items()},
+        on_cuda=on_cuda,
+        offload=offload,
+    )
+    if graphs is None:
+        graphs = _graph_runner(device, impl, cuda_graphs=options.cuda_graphs)
+    # On a CPU every batch is run as it is: an empty row costs as much as another, and capturing
     # next to nothing.
-    exact = isinstance(recorder, (NoRecorder, NativeRecorder))
-    sizes = None if exact else ladder(setup.max_running)
+    exact = isinstance(graphs, (EagerRunner, NativeProgramRunner))
+    sizes = None if exact else capture_sizes(max_running)
 
     def decoder(stage: CausalStage) -> Decoder:
         return Decoder(
             stage,
             caches[stage.name],
-            max_batch=setup.max_running,
-            max_steps=setup.steps[stage.name],
+            max_batch=max_running,
+            max_steps=engine_config.steps[stage.name],
             sizes=sizes,
-            recorder=recorder,
+            graphs=graphs,
         )
 
-    runners = Runners(
-        decoder(stages["semantic"]), decoder(stages["coarse"]), FineStage(fine), CodecStage(codec)
+    runner = Runner(
+        semantic=decoder(semantic_stage),
+        coarse=decoder(coarse_stage),
+        fine=fine,
+        codec=codec,
+        config=engine_config,
+        device=device,
+        before_stage=do_nothing if weights is None else weights.bring,
     )
-    if shelf is not None:
-        runners = with_weights_brought(runners, shelf)
-        setup = replace(setup, policy="staged")
     pools = {
         stage: PagePool(cache.keys.shape[1], cache.page_size) for stage, cache in caches.items()
     }
-    return Engine(runners, pools, config, setup, device=device)
+    return Engine(runner, pools, config)
 
 
-def _recorder(device: torch.device, impl: Impl, *, cuda_graphs: bool) -> Recorder:
+def _build_stages(
+    tensors: Mapping[str, Tensor], config: Config, ops: Backend
+) -> tuple[CausalStage, CausalStage, FineStage, CodecStage]:
+    """Return the four stages, their weights packed for `ops`."""
+    semantic_gpt = GPT(
+        config.semantic,
+        tensors,
+        "semantic",
+        head_ids=semantic.sampled_ids(config.semantic_rules),
+        ops=ops,
+    )
+    coarse_gpt = GPT(
+        config.coarse, tensors, "coarse_acoustics", head_ids=coarse.sampled_ids(config), ops=ops
+    )
+    fine = FineGPT(config.fine, tensors, "fine_acoustics", n_ids=config.codebook_size, ops=ops)
+    codec = CodecDecoder(
+        config.codec,
+        tensors,
+        "codec_model",
+        n_codebooks=config.fine_rules.n_fine_codebooks,
+        ops=ops,
+    )
+    return (
+        semantic.build_stage(semantic_gpt, config.semantic_rules),
+        coarse.build_stage(coarse_gpt, config),
+        FineStage(fine),
+        CodecStage(codec),
+    )
+
+
+def check_head_size(config: GPTConfig, impl: Impl) -> None:
+    """Check that the kernels `impl` serve heads of the model's size.
+
+    Raises:
+        InputError: they do not. Triton's blocks are powers of two, and 16 is the least that its
+            products take; the native kernels take numbers by twos.
+    """
+    size = config.head_size
+    if impl in ("native", "int8") and size % 2:
+        raise InputError(
+            'impl must be "cpu" or "torch" for a model whose hidden_size / num_heads is odd, got '
+            f"impl={impl!r} and {config.hidden_size} / {config.num_heads} = {size}"
+        )
+    if impl == "triton" and (size < 16 or size & (size - 1)):
+        raise InputError(
+            'impl must be "torch" for a model whose hidden_size / num_heads is not a power of two '
+            f"from 16 on, got impl='triton' and {config.hidden_size} / {config.num_heads} = {size}"
+        )
+
+
+def _graph_runner(device: torch.device, impl: Impl, *, cuda_graphs: bool) -> GraphRunner:
     if impl in ("native", "int8"):
-        return NativeRecorder()
+        return NativeProgramRunner()
     # Plain torch asks for lengths as it goes, which no graph can hold.
-    graphs = device.type == "cuda" and impl == "triton" and cuda_graphs
-    return CudaGraphRecorder(device) if graphs else NoRecorder()
+    use_graphs = device.type == "cuda" and impl == "triton" and cuda_graphs
+    return CudaGraphRunner(device) if use_graphs else EagerRunner()
 
 
 def allocate_pages(
-    configs: Mapping[str, GPTConfig],
-    longest: Mapping[str, int],
+    configs: Mapping[Stage, GPTConfig],
+    longest: Mapping[Stage, int],
     *,
     page_size: int | None,
     max_running: int,
     budget_gib: float | None,
     dtype: torch.dtype,
     device: torch.device,
-) -> dict[str, KVPages]:
-    """The pages of each causal stage, out of one budget.
+) -> dict[Stage, KVPages]:
+    """Allocate the pages of each causal stage, out of one budget.
 
     Args:
         longest: positions that a sequence of the stage can come to have.
@@ -179,8 +236,11 @@ def allocate_pages(
     }
 
 
-def _longest(config: Config) -> dict[str, int]:
-    """Positions of the longest sequence of each causal stage; its last token is never run."""
+def _longest(config: Config) -> dict[Stage, int]:
+    """Return the positions of the longest sequence of each causal stage.
+
+    The last token of a sequence is never run.
+    """
     text, window = config.semantic_rules, config.coarse_rules
     return {
         "semantic": text.max_input_semantic_length + 1 + text.max_new_tokens - 1,
@@ -203,23 +263,34 @@ def _free_bytes(device: torch.device) -> float:
     return _CPU_SHARE * pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _settle(options: EngineOptions, config: Config, *, on_cuda: bool) -> Setup:
-    """Fill in what the options leave open."""
-    max_running = options.max_batch_size or (64 if on_cuda else 16)
+def _settle(
+    options: EngineOptions,
+    config: Config,
+    *,
+    max_running: int,
+    page_sizes: Mapping[Stage, int],
+    on_cuda: bool,
+    offload: bool,
+) -> EngineConfig:
+    """Fill in the options that the user left open."""
     steps = options.steps_per_look or (16 if on_cuda else 8)
     window = config.coarse_rules.sliding_window_len
-    return Setup(
+    max_prefill_tokens = options.max_prefill_tokens or (8192 if on_cuda else 1024)
+    policy: Policy | None = None if options.policy == "auto" else options.policy
+    return EngineConfig(
         limits={
-            Work.SEMANTIC_PREFILL: options.max_prefill_tokens or (8192 if on_cuda else 1024),
-            Work.COARSE_PREFILL: options.max_prefill_tokens or (8192 if on_cuda else 1024),
-            Work.SEMANTIC_DECODE: max_running,
-            Work.COARSE_DECODE: max_running,
-            Work.FINE: options.max_fine_windows or (8 if on_cuda else 1),
-            Work.CODEC: options.max_codec_frames or (8192 if on_cuda else 1),
+            Phase.SEMANTIC_PREFILL: max_prefill_tokens,
+            Phase.COARSE_PREFILL: max_prefill_tokens,
+            Phase.SEMANTIC_DECODE: max_running,
+            Phase.COARSE_DECODE: max_running,
+            Phase.FINE: options.max_fine_windows or (8 if on_cuda else 1),
+            Phase.CODEC: options.max_codec_frames or (8192 if on_cuda else 1),
         },
         max_running=max_running,
         # A window's length is known before it starts.
         steps={"semantic": steps, "coarse": window if on_cuda else steps},
+        page_sizes=page_sizes,
         depth=1 if on_cuda else 0,
-        policy=None if options.policy == "auto" else options.policy,
+        # Weights are brought for a stage at a time.
+        policy="staged" if offload else policy,
     )

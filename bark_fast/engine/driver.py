@@ -1,4 +1,4 @@
-"""Who steps an engine."""
+"""Steps an engine, in a caller's thread or in one of its own."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from concurrent.futures import Future
 
 from bark_fast import kernels
 from bark_fast.engine.engine import Engine
-from bark_fast.engine.request import Request
 from bark_fast.engine.utterance import Progress
+from bark_fast.request import Request
 from bark_fast.types import Speech
 
 
 class Driver:
-    """Sees to it that an engine with work is stepped, by one thread at a time.
+    """Steps an engine as long as it has work, in one thread at a time.
 
     A thread that can only wait steps itself (`finish`). Otherwise (`begin`) a thread of the
     driver's own does, which ends with the work, so nothing has to be closed. On a CPU the caller's
@@ -30,8 +30,8 @@ class Driver:
     def begin(
         self, request: Request, *, progress: Progress | None = None, urgent: bool = False
     ) -> Future[Speech]:
-        """As `Engine.submit`, and nobody has to step."""
-        if self.engine.on_cpu:
+        """Submit a request, as `Engine.submit` does; nobody has to step."""
+        if self.engine.runner.device.type == "cpu":
             kernels.release_threads()
         future = self._submit(request, progress, urgent)
         self._wake()

@@ -1,4 +1,4 @@
-"""Decode steps recorded once and repeated: CUDA graphs, one for each of a ladder of batch sizes.
+"""Decode steps captured once and repeated: CUDA graphs, one for each of some batch sizes.
 
 A decode step of Bark is some hundred launches of a few microseconds each, more than the host can
 issue in that time; as a graph it is one. A graph freezes its launches and the addresses that they
@@ -18,26 +18,30 @@ from bark_fast import kernels
 Step = Callable[[], None]
 
 
-class Recorder(Protocol):
+class GraphRunner(Protocol):
     """Makes a step that can be repeated out of one that can be run."""
 
-    def record(self, step: Step) -> Step:
-        """What repeats `step` on the same tensors. `step` may be run meanwhile, any number of times
-        or never."""
+    def capture(self, step: Step) -> Step:
+        """Return a step that repeats `step` on the same tensors.
+
+        `step` may be run meanwhile, any number of times or never.
+        """
         ...
 
 
-class CudaGraphRecorder:
-    """Repeats a step as a CUDA graph; all graphs share one memory pool, so they run one at a
-    time."""
+class CudaGraphRunner:
+    """Repeats a step as a CUDA graph.
+
+    All graphs share one memory pool, so they run one at a time.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, step: Step) -> Step:
-        # Once without recording: kernels compile and libraries set themselves up at the first run,
-        # neither of which a graph can hold. On a stream of its own, as recording does.
+    def capture(self, step: Step) -> Step:
+        # Once without capturing: kernels compile and libraries set themselves up at the first run,
+        # neither of which a graph can hold. On a stream of its own, as capturing does.
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -52,22 +56,22 @@ class CudaGraphRecorder:
         return graph.replay
 
 
-class NativeRecorder:
-    """Repeats a step of the native CPU kernels as one call, which spares the interpreter's part."""
+class NativeProgramRunner:
+    """Repeats a step of the native CPU kernels as one call, which spares Python's share of it."""
 
-    def record(self, step: Step) -> Step:
+    def capture(self, step: Step) -> Step:
         return kernels.record_native(step)
 
 
-class NoRecorder:
+class EagerRunner:
     """Runs the step itself each time."""
 
-    def record(self, step: Step) -> Step:
+    def capture(self, step: Step) -> Step:
         return step
 
 
-def ladder(max_batch: int) -> list[int]:
-    """Batch sizes to record: fine steps where each row counts, coarser ones above.
+def capture_sizes(max_batch: int) -> list[int]:
+    """Return the batch sizes to capture: close together where each row counts, wider apart above.
 
     An empty row costs its share of a product's tile, so up to 16, one tile of the decode kernels,
     powers of two are enough; above, multiples of 16.
@@ -77,6 +81,6 @@ def ladder(max_batch: int) -> list[int]:
     return [*sizes, max_batch]
 
 
-def bucket(sizes: Sequence[int], n_rows: int) -> int:
-    """The least of `sizes` that holds `n_rows`."""
+def padded_size(sizes: Sequence[int], n_rows: int) -> int:
+    """Return the least of `sizes` that holds `n_rows`."""
     return next(size for size in sizes if size >= n_rows)

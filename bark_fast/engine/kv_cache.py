@@ -1,4 +1,4 @@
-"""Pages of keys and values: who owns which. Book-keeping; the tensors are `models.gpt.KVPages`.
+"""Book-keeping of the pages of keys and values; the tensors are `models.gpt.KVPages`.
 
 A page may have several owners. Prompts that begin alike share the pages that they fill together
 (prefix caching: Kwon et al. 2023, section 4.4): a page is known by a key, the hash of all ids up to
@@ -33,19 +33,23 @@ class PagePool:
 
     @property
     def free_pages(self) -> int:
+        """Pages without an owner."""
         return len(self._free)
 
     def pages_for(self, n_positions: int) -> int:
-        """How many pages hold so many positions."""
+        """Return how many pages hold so many positions."""
         return -(-n_positions // self.page_size)
 
     def sole_pages(self, table: Sequence[int]) -> int:
-        """How many pages would be free if the owner of `table` gave it back."""
+        """Return how many pages would become free if the owner of `table` gave it back."""
         return sum(self._owners[page] == 1 for page in table)
 
-    def extend(self, table: list[int], n_pages: int) -> bool:
-        """Append free pages until `table` has `n_pages`; False, and nothing done, if they are too
-        few."""
+    def allocate(self, table: list[int], n_pages: int) -> bool:
+        """Append free pages until `table` has `n_pages`.
+
+        Returns:
+            False if too few are free; nothing is changed then.
+        """
         missing = n_pages - len(table)
         if missing > len(self._free):
             return False
@@ -57,8 +61,8 @@ class PagePool:
             table.append(page)
         return True
 
-    def share(self, table: list[int], keys: Sequence[bytes]) -> int:
-        """Append the pages that hold the content of the first `keys`; returns how many."""
+    def match_prefix(self, table: list[int], keys: Sequence[bytes]) -> int:
+        """Append the pages that hold the content of the first `keys`; return how many there are."""
         n = 0
         for key in keys:
             page = self._page_of.get(key)
@@ -70,14 +74,14 @@ class PagePool:
             n += 1
         return n
 
-    def publish(self, table: Sequence[int], keys: Sequence[bytes]) -> None:
-        """Make it known that page i of `table` holds the content of key i, or is about to."""
+    def cache(self, table: Sequence[int], keys: Sequence[bytes]) -> None:
+        """Record that page i of `table` holds the content of key i, or is about to."""
         for page, key in zip(table, keys, strict=False):
             if key not in self._page_of:
                 self._page_of[key] = page
                 self._key_of[page] = key
 
-    def release(self, table: list[int], *, forget: bool = False) -> None:
+    def free(self, table: list[int], *, forget: bool = False) -> None:
         """Give back the pages of `table` and empty it; `forget` if their content never came."""
         for page in reversed(table):  # the start of a prompt stays known for longest
             self._owners[page] -= 1
@@ -94,8 +98,9 @@ class PagePool:
 
 
 def prompt_keys(streams: Sequence[Sequence[int]], page_size: int) -> list[bytes]:
-    """The keys of the pages that a prompt fills, but for the one with its last token, which has to
-    be run for its logits.
+    """Return the keys of the pages that a prompt fills.
+
+    The page with the last token is left out, because that token has to be run for its logits.
 
     Args:
         streams: [K][n] ids that are summed at each position.

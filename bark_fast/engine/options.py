@@ -1,18 +1,23 @@
-"""How an engine is set up."""
+"""Options of an engine, as users give them and with nothing left open."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from bark_fast.engine.scheduler import Phase, Policy
 from bark_fast.errors import InputError
+from bark_fast.types import Stage
 from bark_fast.validation import check_integer, check_number
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine shares the machine between utterances. None means: what suits the device.
+    """Options of how an engine shares the machine between utterances.
+
+    None stands for the value that suits the device.
 
     Attributes:
         policy: "latency" moves every utterance on by turns; "throughput" waits for full batches;
@@ -65,3 +70,23 @@ class EngineOptions:
             )  # fmt: skip
         if not isinstance(self.cuda_graphs, bool):
             raise InputError(f"cuda_graphs must be True or False, got {self.cuda_graphs!r}")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """`EngineOptions` with nothing left open.
+
+    Attributes:
+        limits: of the scheduler; `max_running` too.
+        steps: decode steps between two looks at the host, for each causal stage.
+        page_sizes: positions a page of keys and values, for each causal stage.
+        depth: batches that may be under way while the next is prepared.
+        policy: None is "auto".
+    """
+
+    limits: Mapping[Phase, int]
+    max_running: int
+    steps: Mapping[Stage, int]
+    page_sizes: Mapping[Stage, int]
+    depth: int = 0
+    policy: Policy | None = None

@@ -1,10 +1,13 @@
-"""What an engine has done so far, counted as it goes and read in one snapshot."""
+"""Statistics of an engine, counted as it goes and read in one snapshot."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from bark_fast.engine.kv_cache import PagePool
+from bark_fast.types import Stage
 
 _RECENT = 1024  # latencies kept for percentiles
 
@@ -61,14 +64,14 @@ class EngineStats:
 
 
 @dataclass
-class StageCounters:
+class _StageCounters:
     batches: int = 0
     utterances: int = 0
     tokens: int = 0
     prefill_tokens: int = 0
     busy_s: float = 0.0
 
-    def snapshot(self, *, waiting: int, used_pages: int, total_pages: int) -> StageStats:
+    def snapshot(self, waiting: int, pool: PagePool | None) -> StageStats:
         return StageStats(
             waiting=waiting,
             batches=self.batches,
@@ -77,26 +80,41 @@ class StageCounters:
             prefill_tokens=self.prefill_tokens,
             busy_s=self.busy_s,
             tokens_per_s=self.tokens / self.busy_s if self.busy_s else 0.0,
-            used_pages=used_pages,
-            total_pages=total_pages,
+            used_pages=0 if pool is None else pool.used_pages,
+            total_pages=0 if pool is None else pool.n_pages,
         )
 
 
 class Counters:
     """The running totals behind `EngineStats`."""
 
-    def __init__(self, stages: tuple[str, ...]) -> None:
-        self.stages = {stage: StageCounters() for stage in stages}
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = {stage: _StageCounters() for stage in stages}
         self.submitted = self.finished = self.failed = self.cancelled = self.preempted = 0
         self.audio_s = self.busy_s = 0.0
         self._to_audio_s: deque[float] = deque(maxlen=_RECENT)
 
+    def count_batch(self, stage: Stage, n_utterances: int, busy_s: float) -> None:
+        """Count a batch that has run."""
+        counters = self._stages[stage]
+        counters.batches += 1
+        counters.utterances += n_utterances
+        counters.busy_s += busy_s
+
+    def count_tokens(self, stage: Stage, n_tokens: int, n_prefilled: int) -> None:
+        """Count what a batch made of one utterance, and what it ran of its prompt."""
+        self._stages[stage].tokens += n_tokens
+        self._stages[stage].prefill_tokens += n_prefilled
+
     def spoke(self, audio_s: float, to_audio_s: float) -> None:
-        """An utterance that was to be heard has finished."""
+        """Count an utterance that was to be heard and has finished."""
         self.audio_s += audio_s
         self._to_audio_s.append(to_audio_s)
 
-    def snapshot(self, stages: Mapping[str, StageStats]) -> EngineStats:
+    def snapshot(
+        self, waiting: Mapping[Stage, int], pools: Mapping[Stage, PagePool]
+    ) -> EngineStats:
+        """Return the totals, with what waits for each stage and the use of its pages."""
         ordered = sorted(self._to_audio_s)
 
         def percentile(p: float) -> float:
@@ -117,5 +135,8 @@ class Counters:
                 if ordered
                 else {}
             ),
-            stages=stages,
+            stages={
+                stage: counters.snapshot(waiting[stage], pools.get(stage))
+                for stage, counters in self._stages.items()
+            },
         )

@@ -1,132 +1,233 @@
-"""One utterance on its way through the stages."""
+"""One utterance on its way through the stages, and what each result makes it ready for."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.engine.request import Request
-from bark_fast.engine.scheduler import Job
+from bark_fast.engine.decoder import StepOutput
+from bark_fast.engine.kv_cache import prompt_keys
+from bark_fast.engine.options import EngineConfig
+from bark_fast.engine.scheduler import Phase, Ready
+from bark_fast.request import Request
 from bark_fast.stages.causal import CausalTask
 from bark_fast.stages.coarse import CoarseTask, ids_to_codes
-from bark_fast.stages.draws import Draw
 from bark_fast.stages.fine import FineTask
 from bark_fast.stages.semantic import SemanticTask, build_prompt
-from bark_fast.types import FloatArray, IntArray, Speech
+from bark_fast.types import FloatArray, IntArray, Speech, Stage
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[Stage, int, int], None]
 """Called with (stage, steps done, steps at most) while an utterance is made."""
+
+Result = StepOutput | FloatArray | None
+"""The result of a batch for one utterance: of steps, of the codec, of a fine pass."""
+
+Outcome = tuple[Ready, ...] | Speech
+"""The work that an utterance is ready for next, or the speech that it has become."""
+
+_NO_SAMPLES: FloatArray = np.empty(0, dtype=np.float32)
+_PREFILL = {"semantic": Phase.SEMANTIC_PREFILL, "coarse": Phase.COARSE_PREFILL}
+_DECODE = {"semantic": Phase.SEMANTIC_DECODE, "coarse": Phase.COARSE_DECODE}
 
 
 @dataclass(eq=False)
 class Utterance:
-    """A request, its tasks in the stages, and its jobs in the scheduler.
+    """A request and its task in each stage. It knows no scheduler and holds no pages.
 
     Attributes:
         order: of arrival.
         future: what the caller waits for; cancelling it cancels the utterance.
         urgent: someone waits for its audio.
-        fine: None until the coarse codes are known; `fine_tokens`, [n_fine, F], empty until the
-            last pass.
-        jobs: by stage, for as long as the stage is not over.
-        gone: it failed or was cancelled; jobs that are being run are dropped when they are done.
+        fine: None until the coarse codes are known; `fine_tokens`, int64 [n_fine, F], are empty
+            until the last pass.
+        spans: when the first batch of each stage began and the last one ended, in seconds.
     """
 
     request: Request
+    config: Config
+    engine: EngineConfig
+    device: torch.device
     order: int
     future: Future[Speech]
-    progress: Progress | None
+    on_progress: Progress | None
     urgent: bool
     submitted_at: float
     semantic: SemanticTask
     coarse: CoarseTask
     fine_tokens: IntArray
     fine: FineTask | None = None
-    jobs: dict[str, Job] = field(default_factory=dict)
-    gone: bool = False
-    _spans: dict[str, tuple[float, float]] = field(default_factory=dict)
+    spans: dict[Stage, tuple[float, float]] = field(default_factory=dict)
+    _coarse_is_ready: bool = False  # and has not been run
 
     @classmethod
     def start(
         cls,
         request: Request,
         config: Config,
+        engine: EngineConfig,
+        device: torch.device,
         *,
-        order: int,
-        future: Future[Speech],
-        progress: Progress | None,
-        urgent: bool,
-        submitted_at: float,
+        order: int = 0,
+        on_progress: Progress | None = None,
+        urgent: bool = False,
     ) -> Utterance:
-        """The utterance before its first step."""
+        """Return the utterance before its first step."""
         return cls(
             request=request,
+            config=config,
+            engine=engine,
+            device=device,
             order=order,
-            future=future,
-            progress=progress,
+            future=Future(),
+            on_progress=on_progress,
             urgent=urgent,
-            submitted_at=submitted_at,
+            submitted_at=time.perf_counter(),
             semantic=_semantic_task(request, config),
-            coarse=CoarseTask.start(request.voice, Draw(request.coarse, request.seed), config),
+            coarse=CoarseTask.start(request.voice, request.coarse, config),
             fine_tokens=np.empty((config.fine_rules.n_fine_codebooks, 0), dtype=np.int64),
         )
 
-    def causal(self, stage: str) -> CausalTask:
-        """The task in a causal stage."""
+    def begin(self) -> Outcome:
+        """Return the first work."""
+        if self.request.given is None:
+            return (self._causal_work("semantic"),)
+        self.coarse.extend(self.request.given, complete=True)
+        return self._continue_coarse()
+
+    def advance(self, stage: Stage, result: Result) -> Outcome:
+        """Take the result of a batch of `stage` and return what it makes the utterance ready for.
+
+        Work that was returned before and has not been run stays ready.
+        """
+        if stage == "fine":
+            return self._after_fine_pass()
+        if stage == "codec":
+            assert isinstance(result, np.ndarray)
+            return self._speech(result)
+        assert isinstance(result, StepOutput)
+        self.causal(stage).accept(result.tokens, ended=result.ended)
+        if stage == "coarse":
+            self._coarse_is_ready = False
+            return self._continue_coarse()
+        return self._after_semantic(result)
+
+    def has_ended(self, stage: Stage) -> bool:
+        """True if nothing is left to do in that stage."""
+        if stage == "semantic":
+            return self.semantic.finish_reason is not None
+        if stage == "coarse":
+            return self.coarse.finished
+        return stage == "fine" and self.fine is not None and self.fine.finished
+
+    def causal(self, stage: Stage) -> CausalTask:
+        """Return the task in a causal stage."""
         return self.semantic if stage == "semantic" else self.coarse
 
-    def ran(self, stage: str, start: float, stop: float) -> None:
-        """A batch of that stage with this utterance took from `start` to `stop`."""
-        first, _ = self._spans.get(stage, (start, stop))
-        self._spans[stage] = first, stop
+    @property
+    def n_frames(self) -> int:
+        """Frames of the coarse tokens so far."""
+        return len(self.coarse.tokens) // self.config.coarse_rules.n_coarse_codebooks
 
-    def report(self, stage: str) -> None:
-        """Tell who wants to know how far the stage is."""
-        if self.progress is None:
-            return
+    def report(self, stage: Stage) -> None:
+        """Tell the caller how far that stage is."""
+        if self.on_progress is not None:
+            self.on_progress(stage, *self._progress(stage))
+
+    def _progress(self, stage: Stage) -> tuple[int, int]:
+        """Return (steps done, steps at most)."""
         if stage == "semantic":
             done = len(self.semantic.tokens)
-            # Where it ended is not known before.
-            over = self.semantic.finish_reason is not None
-            self.progress(stage, done, done if over else self.semantic.limit)
-        elif stage == "coarse":
-            self.progress(stage, len(self.coarse.tokens), self.coarse.n_tokens)
-        elif stage == "fine" and self.fine is not None:
-            self.progress(stage, self.fine.passes_done, self.fine.passes)
-        elif stage == "codec":
-            self.progress(stage, 1, 1)
+            # Where the text ends is not known before.
+            return done, done if self.has_ended(stage) else self.semantic.limit
+        if stage == "coarse":
+            return len(self.coarse.tokens), self.coarse.n_tokens
+        if stage == "fine" and self.fine is not None:
+            return self.fine.passes_done, self.fine.passes
+        return 1, 1
 
-    def codes(self, config: Config) -> IntArray:
-        """The coarse codes, [n_coarse, F]."""
-        return ids_to_codes(self.coarse.tokens, config)
+    def ran(self, stage: Stage, start: float, stop: float) -> None:
+        """Take note that a batch of that stage with this utterance took from `start` to `stop`."""
+        first, _ = self.spans.get(stage, (start, stop))
+        self.spans[stage] = first, stop
 
-    def speech(self, samples: FloatArray, config: Config) -> Speech:
-        """What the caller gets."""
+    def _after_semantic(self, output: StepOutput) -> Outcome:
+        ended = self.has_ended("semantic")
+        if self.request.last_stage == "semantic":
+            return self._speech() if ended else (self._causal_work("semantic"),)
+        self.coarse.extend(output.tokens, complete=ended)
+        more = () if self._coarse_is_ready else self._continue_coarse()
+        if ended or isinstance(more, Speech):
+            return more
+        return (self._causal_work("semantic"), *more)
+
+    def _continue_coarse(self) -> Outcome:
+        """Return the next coarse steps if they can be run, or what follows the last."""
+        if self.coarse.finished:
+            return self._speech() if self.request.last_stage == "coarse" else self._begin_fine()
+        if not self.coarse.open:
+            return ()
+        self._coarse_is_ready = True
+        return (self._causal_work("coarse"),)
+
+    def _begin_fine(self) -> Outcome:
+        self.fine = FineTask(
+            self._coarse_codes(), self.request.voice, self.request.fine, self.config, self.device
+        )
+        if self.fine.n_frames:
+            return (Ready(Phase.FINE, group=self.fine.codebook),)
+        self.fine_tokens = self.fine.result()  # nothing was said
+        return self._speech()
+
+    def _after_fine_pass(self) -> Outcome:
+        assert self.fine is not None
+        if not self.fine.finished:
+            return (Ready(Phase.FINE, group=self.fine.codebook),)
+        self.fine_tokens = self.fine.result()
+        if self.request.last_stage == "fine":
+            return self._speech()
+        return (Ready(Phase.CODEC, cost=self.fine.n_frames),)
+
+    def _causal_work(self, stage: Stage) -> Ready:
+        """Return the next steps of a causal task, or its prompt."""
+        task = self.causal(stage)
+        if task.prefilled:
+            positions = task.positions_after(self.engine.steps[stage])
+            return Ready(_DECODE[stage], positions=positions)
+        keys = prompt_keys(task.prompt, self.engine.page_sizes[stage])
+        return Ready(_PREFILL[stage], cost=task.length, positions=task.length, keys=keys)
+
+    def _coarse_codes(self) -> IntArray:
+        return ids_to_codes(self.coarse.tokens, self.config)
+
+    def _speech(self, samples: FloatArray = _NO_SAMPLES) -> Speech:
         assert self.semantic.finish_reason is not None
         return Speech(
             samples=samples,
-            sample_rate_hz=config.sample_rate_hz,
+            sample_rate_hz=self.config.sample_rate_hz,
             text=self.request.text,
             semantic_tokens=np.array(self.semantic.tokens, dtype=np.int64),
-            coarse_tokens=self.codes(config),
+            coarse_tokens=self._coarse_codes(),
             fine_tokens=self.fine_tokens,
-            timings={stage: stop - start for stage, (start, stop) in self._spans.items()},
+            timings={stage: stop - start for stage, (start, stop) in self.spans.items()},
             finish_reason=self.semantic.finish_reason,
             seed=self.request.seed,
         )
 
 
 def _semantic_task(request: Request, config: Config) -> SemanticTask:
-    draw = Draw(request.semantic, request.seed, request.min_eos_p, request.min_semantic_tokens)
     if request.given is not None:
-        return SemanticTask(draw=draw, tokens=list(request.given), finish_reason="given")
+        return SemanticTask(
+            sampling=request.semantic, tokens=list(request.given), finish_reason="given"
+        )
     history = [] if request.voice is None else request.voice.semantic_prompt.tolist()
     return SemanticTask(
-        draw=draw,
+        sampling=request.semantic,
         prompt=build_prompt(request.text_ids, history, config.semantic_rules),
         limit=request.max_semantic_tokens,
     )

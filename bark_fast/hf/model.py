@@ -17,11 +17,11 @@ from transformers.utils import is_flash_attn_2_available
 from bark_fast.checkpoint.config import Config
 from bark_fast.devices import resolve_dtype, resolve_impl
 from bark_fast.engine.options import EngineOptions
-from bark_fast.engine.request import Request
 from bark_fast.errors import BarkFastWarning, InputError
 from bark_fast.hf.inputs import read_rows, read_seeds, read_voices
 from bark_fast.hf.keywords import SAMPLING, SECTIONS, Keywords, read_sections, resolve_params
 from bark_fast.hf.serving import Serving, Setup
+from bark_fast.request import Request
 from bark_fast.types import GenerationParams, Voice
 from bark_fast.validation import check_integer
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bark_fast import kernels
 from bark_fast.checkpoint.config import CodecConfig
 from bark_fast.checkpoint.weights import build_codec_decoder
-from bark_fast.kernels import Impl
+from bark_fast.kernels import Backend
 
 
 class CodecDecoder:
@@ -25,10 +24,10 @@ class CodecDecoder:
         prefix: str,
         *,
         n_codebooks: int,
-        impl: Impl,
+        ops: Backend,
     ) -> None:
         self.config = config
-        self._impl = impl
+        self._ops = ops
         self.codebooks = torch.stack(
             [tensors[f"{prefix}.quantizer.layers.{k}.codebook.embed"] for k in range(n_codebooks)]
         )
@@ -43,8 +42,10 @@ class CodecDecoder:
 
     @property
     def least_frames(self) -> int:
-        """From so many frames on, what is put behind the input changes nothing before it: the
-        decoder is causal, but its first convolution pads shorter input otherwise."""
+        """Frames from which on padding behind the input changes nothing before it.
+
+        The decoder is causal, but its first convolution pads shorter input in another way.
+        """
         first: Any = self._decoder.get_submodule("layers.0")
         if not first.causal or first.norm_type != "weight_norm":
             return sys.maxsize  # not Bark's kind of EnCodec: everything behind has an influence
@@ -58,7 +59,7 @@ class CodecDecoder:
             tensor.data = change(tensor.data)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Samples float32 [B, F * hop_length] of codes int64 [B, K, F]."""
-        frames = kernels.codebook_sum(codes, self.codebooks, impl=self._impl)
+        """Return samples float32 [B, F * hop_length] of codes int64 [B, K, F]."""
+        frames = self._ops.codebook_sum(codes, self.codebooks)
         samples: Tensor = self._decoder(frames)
         return samples[:, 0]

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bark_fast import kernels
 from bark_fast.checkpoint.config import FineGPTConfig
-from bark_fast.kernels import Impl, Norm
-from bark_fast.models.gpt import Block, check_head_size
+from bark_fast.kernels import Backend, Norm
+from bark_fast.models.gpt import Block
 
 
 class FineGPT:
@@ -24,12 +23,11 @@ class FineGPT:
         prefix: str,
         *,
         n_ids: int,
-        impl: Impl,
+        ops: Backend,
     ) -> None:
         """Take the tensors named `prefix.*`, and of the heads the first `n_ids` rows."""
-        check_head_size(config, impl)
         self.config = config
-        self._impl = impl
+        self.ops = ops
         self.embeddings = torch.stack(
             [
                 tensors[f"{prefix}.input_embeds_layers.{k}.weight"]
@@ -38,7 +36,7 @@ class FineGPT:
         )
         self.positions = tensors[f"{prefix}.position_embeds_layer.weight"]
         self.blocks = [
-            Block.from_tensors(tensors, f"{prefix}.layers.{i}", impl=impl)
+            Block.from_tensors(tensors, f"{prefix}.layers.{i}", ops=ops)
             for i in range(config.num_layers)
         ]
         self.final_norm: Norm = (
@@ -50,11 +48,7 @@ class FineGPT:
             tensors.get(f"{prefix}.lm_heads.{i}.weight", self.embeddings[i + 1])
             for i in range(config.n_codes_total - config.n_codes_given)
         )
-        self.heads = [kernels.pack_weight(head[:n_ids], impl=impl) for head in heads]
-
-    @property
-    def impl(self) -> Impl:
-        return self._impl
+        self.heads = [ops.pack_weight(head[:n_ids]) for head in heads]
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +63,7 @@ class FineGPT:
         self.heads = [change(head) for head in self.heads]
 
     def forward(self, codes: Tensor, codebook: int) -> Tensor:
-        """Final states for predicting `codebook` of `codes` int64 [B, T, n_codes_total].
+        """Return the final states for predicting `codebook` of `codes` int64 [B, T, n_codes_total].
 
         Codebooks 0 .. codebook are read, the one to be predicted included: its ids are still the
         padding, or what an overlapping window wrote (BarkFineModel sums it too).
@@ -78,23 +72,22 @@ class FineGPT:
             [B, T, C], before the final norm.
         """
         b, t = codes.shape[:2]
-        n_streams, impl = codebook + 1, self._impl
-        x = kernels.embedding_sum(
+        n_streams, ops = codebook + 1, self.ops
+        x = ops.embedding_sum(
             codes[..., :n_streams].permute(2, 0, 1).reshape(n_streams, b * t),
             self.embeddings[:n_streams],
             positions=torch.arange(t, device=codes.device).repeat(b),
             position_table=self.positions,
-            impl=impl,
         )
         heads = (self.config.num_heads, self.config.head_size)
         for block in self.blocks:
-            qkv = kernels.fused_linear(x, block.qkv, block.qkv_bias, norm=block.norm_1, impl=impl)
+            qkv = ops.fused_linear(x, block.qkv, block.qkv_bias, norm=block.norm_1)
             q, k, v = qkv.view(b, t, 3, *heads).unbind(2)
-            attended = kernels.bidirectional_attention(q, k, v, impl=impl)
-            x = block.finish(x, attended, decode=False, impl=impl)
+            attended = ops.bidirectional_attention(q, k, v)
+            x = block.output_and_mlp(ops, x, attended)
         return x.view(b, t, -1)
 
     def logits(self, states: Tensor, codebook: int) -> Tensor:
-        """Logits of the ids of `codebook` for states [N, C]: [N, n_ids]."""
+        """Return logits [N, n_ids] of the ids of `codebook` for states [N, C]."""
         head = self.heads[codebook - self.config.n_codes_given]
-        return kernels.fused_linear(states, head, norm=self.final_norm, impl=self._impl)
+        return self.ops.fused_linear(states, head, norm=self.final_norm)

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bark_fast import kernels
 from bark_fast.checkpoint.config import GPTConfig
-from bark_fast.errors import InputError
-from bark_fast.kernels import DecodeState, Impl, Norm, Weight
-from bark_fast.models.upload import upload
+from bark_fast.kernels import Backend, DecodeState, Norm, Weight
+from bark_fast.models.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,14 @@ class Block:
     fc_2_bias: Tensor | None
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str, *, impl: Impl) -> Block:
-        """The block whose tensors have names that start with `prefix`, packed for `impl`."""
+    def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str, *, ops: Backend) -> Block:
+        """Return the block whose tensors have names that start with `prefix`, packed for `ops`."""
 
         def get(name: str) -> Tensor:
             return tensors[f"{prefix}.{name}"]
 
         def packed(name: str) -> Weight:
-            return kernels.pack_weight(get(name), impl=impl)
+            return ops.pack_weight(get(name))
 
         def bias(name: str) -> Tensor | None:
             return tensors.get(f"{prefix}.{name}.bias")
@@ -63,7 +61,7 @@ class Block:
         )
 
     def map_weights(self, change: Callable[[Any], Any]) -> Block:
-        """The same block with `change(weight)` in the place of every weight."""
+        """Return the same block with `change(weight)` in the place of every weight."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -72,37 +70,16 @@ class Block:
 
         return Block(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})
 
-    def finish(
-        self, x: Tensor, attended: Tensor, *, decode: bool, impl: Impl, pdl: bool = False
+    def output_and_mlp(
+        self, ops: Backend, x: Tensor, attended: Tensor, *, decode: bool = False
     ) -> Tensor:
-        """What follows attention: output projection, residual, and the MLP with its own."""
-        how: Any = {"decode": decode, "pdl": pdl, "impl": impl}
+        """Run what follows attention: output projection and MLP, each with its residual."""
         attended = attended.reshape(x.shape)
-        x = kernels.fused_linear(attended, self.out, self.out_bias, residual=x, **how)
-        hidden = kernels.fused_linear(
-            x, self.fc_1, self.fc_1_bias, norm=self.norm_2, gelu=True, **how
+        x = ops.fused_linear(attended, self.out, self.out_bias, residual=x, decode=decode)
+        hidden = ops.fused_linear(
+            x, self.fc_1, self.fc_1_bias, norm=self.norm_2, gelu=True, decode=decode
         )
-        return kernels.fused_linear(hidden, self.fc_2, self.fc_2_bias, residual=x, **how)
-
-
-def check_head_size(config: GPTConfig, impl: Impl) -> None:
-    """Triton's blocks are powers of two, and 16 is the least that its products take; the native
-    kernels take numbers by twos.
-
-    Raises:
-        InputError: this model's heads are of another size.
-    """
-    size = config.head_size
-    if impl in ("native", "int8") and size % 2:
-        raise InputError(
-            'impl must be "cpu" or "torch" for a model whose hidden_size / num_heads is odd, got '
-            f"impl={impl!r} and {config.hidden_size} / {config.num_heads} = {size}"
-        )
-    if impl == "triton" and (size < 16 or size & (size - 1)):
-        raise InputError(
-            'impl must be "torch" for a model whose hidden_size / num_heads is not a power of two '
-            f"from 16 on, got impl='triton' and {config.hidden_size} / {config.num_heads} = {size}"
-        )
+        return ops.fused_linear(hidden, self.fc_2, self.fc_2_bias, residual=x, decode=decode)
 
 
 @dataclass(frozen=True)
@@ -154,10 +131,10 @@ class PackedPrompts:
 
     ids: Tensor  # int64 [K, N]
     positions: Tensor  # int64 [N]
-    slots: Tensor  # int64 [N], where each token's keys and values go
+    slot_mapping: Tensor  # int64 [N], where each token's keys and values go
     block_tables: Tensor  # int64 [B, max_pages]
-    query_starts: Tensor  # int64 [B + 1]
-    kv_lengths: Tensor  # int64 [B]
+    cu_seqlens_q: Tensor  # int64 [B + 1]
+    seq_lens: Tensor  # int64 [B]
     last: Tensor  # int64 [B], the last token of each sequence
     max_queries: int
     max_length: int
@@ -182,13 +159,13 @@ class PackedPrompts:
         widest = max(len(chunk.pages) for chunk in chunks)
         tables = [list(chunk.pages) + [0] * (widest - len(chunk.pages)) for chunk in chunks]
         return cls(
-            ids=upload(streams, device=device),
-            positions=upload(positions, device=device),
-            slots=upload(slots, device=device),
-            block_tables=upload(tables, device=device),
-            query_starts=upload(starts, device=device),
-            kv_lengths=upload(lengths, device=device),
-            last=upload([stop - 1 for stop in starts[1:]], device=device),
+            ids=to_device(streams, device=device),
+            positions=to_device(positions, device=device),
+            slot_mapping=to_device(slots, device=device),
+            block_tables=to_device(tables, device=device),
+            cu_seqlens_q=to_device(starts, device=device),
+            seq_lens=to_device(lengths, device=device),
+            last=to_device([stop - 1 for stop in starts[1:]], device=device),
             max_queries=max(len(chunk.ids[0]) for chunk in chunks),
             max_length=max(lengths),
         )
@@ -204,17 +181,16 @@ class GPT:
         prefix: str,
         *,
         head_ids: Sequence[int],
-        impl: Impl,
+        ops: Backend,
     ) -> None:
         """Take the tensors named `prefix.*`, and of the head the rows of the ids that can be
         sampled, in the order of `head_ids`."""
-        check_head_size(config, impl)
         self.config = config
-        self._impl = impl
+        self.ops = ops
         self.embedding = tensors[f"{prefix}.input_embeds_layer.weight"]
         self.positions = tensors[f"{prefix}.position_embeds_layer.weight"]
         self.blocks = [
-            Block.from_tensors(tensors, f"{prefix}.layers.{i}", impl=impl)
+            Block.from_tensors(tensors, f"{prefix}.layers.{i}", ops=ops)
             for i in range(config.num_layers)
         ]
         self.final_norm: Norm = (
@@ -222,16 +198,12 @@ class GPT:
             tensors.get(f"{prefix}.layernorm_final.bias"),
         )
         head = tensors[f"{prefix}.lm_head.weight"]
-        self.head = kernels.pack_weight(head[torch.tensor(head_ids, device=head.device)], impl=impl)
+        self.head = ops.pack_weight(head[torch.tensor(head_ids, device=head.device)])
 
     @property
     def n_columns(self) -> int:
         """Columns of the logits."""
         return self.head.shape[0]
-
-    @property
-    def impl(self) -> Impl:
-        return self._impl
 
     @property
     def device(self) -> torch.device:
@@ -255,7 +227,7 @@ class GPT:
         return self._logits(x[batch.last])
 
     def score(self, chunk: Chunk, cache: KVPages) -> Tensor:
-        """Logits after every token of one sequence (teacher forcing), [T, len(head_ids)]."""
+        """Return logits after every token of one sequence (teacher forcing), [T, len(head_ids)]."""
         return self._logits(self._states([chunk], cache)[0])
 
     def step(
@@ -264,12 +236,11 @@ class GPT:
         cache: KVPages,
         *,
         workspace: Tensor | None = None,
-        pdl: bool = False,
     ) -> Tensor:
         """Run the next token of every row of `state`; nothing here asks the host.
 
         Args:
-            workspace, pdl: as in `kernels.paged_attention`.
+            workspace: from `Backend.decode_workspace`, to spare its allocation.
 
         Returns:
             Logits, [B, len(head_ids)]; of empty rows without meaning.
@@ -278,30 +249,29 @@ class GPT:
             state.token_ids[None],
             state.positions,
             cache,
-            slots=state.slots,
+            slot_mapping=state.slot_mapping,
             decode=True,
-            pdl=pdl,
             block_tables=state.block_tables,
-            kv_lengths=state.kv_lengths,
+            seq_lens=state.seq_lens,
             max_queries=1,
             # Lengths grow on the device; this is what they can come to.
             max_length=state.block_tables.shape[1] * state.page_size,
             workspace=workspace,
         )
-        return self._logits(x, pdl=pdl)
+        return self._logits(x)
 
     def _states(self, chunks: Sequence[Chunk], cache: KVPages) -> tuple[Tensor, PackedPrompts]:
-        """The states of packed prompts, [N, C], before the final norm."""
+        """Return the states of packed prompts, [N, C], before the final norm."""
         batch = PackedPrompts.pack(chunks, cache.page_size, self.device)
         x = self._run(
             batch.ids,
             batch.positions,
             cache,
-            slots=batch.slots,
+            slot_mapping=batch.slot_mapping,
             decode=False,
             block_tables=batch.block_tables,
-            query_starts=batch.query_starts,
-            kv_lengths=batch.kv_lengths,
+            cu_seqlens_q=batch.cu_seqlens_q,
+            seq_lens=batch.seq_lens,
             max_queries=batch.max_queries,
             max_length=batch.max_length,
         )
@@ -313,41 +283,35 @@ class GPT:
         positions: Tensor,
         cache: KVPages,
         *,
-        slots: Tensor,
+        slot_mapping: Tensor,
         decode: bool,
-        pdl: bool = False,
         **attention: Any,
     ) -> Tensor:
-        """The blocks: states [N, C] before the final norm."""
-        impl = self._impl
-        x = kernels.embedding_sum(
+        """Run the blocks; return the states [N, C] before the final norm."""
+        ops = self.ops
+        x = ops.embedding_sum(
             ids,
             self.embedding.expand(len(ids), -1, -1),
             positions=positions,
             position_table=self.positions,
-            impl=impl,
         )
         for i, block in enumerate(self.blocks):
-            q = kernels.qkv_to_pages(
+            q = ops.qkv_to_pages(
                 x,
                 block.qkv,
                 block.qkv_bias,
                 norm=block.norm_1,
                 k_pages=cache.keys[i],
                 v_pages=cache.values[i],
-                slots=slots,
+                slot_mapping=slot_mapping,
                 decode=decode,
-                pdl=pdl,
-                impl=impl,
             )
-            attended = kernels.paged_attention(
-                q, cache.keys[i], cache.values[i], decode=decode, pdl=pdl, impl=impl, **attention
+            attended = ops.paged_attention(
+                q, cache.keys[i], cache.values[i], decode=decode, **attention
             )
-            x = block.finish(x, attended, decode=decode, pdl=pdl, impl=impl)
+            x = block.output_and_mlp(ops, x, attended, decode=decode)
         return x
 
-    def _logits(self, x: Tensor, *, pdl: bool = False) -> Tensor:
+    def _logits(self, x: Tensor) -> Tensor:
         # One row a sequence, whatever came before: always the decode schedule.
-        return kernels.fused_linear(
-            x, self.head, norm=self.final_norm, decode=True, pdl=pdl, impl=self._impl
-        )
+        return self.ops.fused_linear(x, self.head, norm=self.final_norm, decode=True)

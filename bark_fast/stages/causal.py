@@ -1,5 +1,8 @@
-"""What the two causal stages have in common: a task that is a prompt and the tokens drawn after it,
-and a transformer that draws one more for each task of a batch."""
+"""The common part of the two causal stages.
+
+A task is a prompt and the tokens drawn after it; a stage is a transformer that draws one more token
+for each task of a batch.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from bark_fast import kernels
-from bark_fast.kernels import DecodeState
+from bark_fast.kernels import DecodeState, SamplingMetadata, TokenSpace
 from bark_fast.models.gpt import GPT, Chunk, KVPages
-from bark_fast.models.upload import upload
-from bark_fast.stages.draws import STAGE_NUMBER, Draw, DrawTensors
+from bark_fast.models.transfer import to_device
+from bark_fast.stages.sampling import SamplingParams, batch_sampling
+from bark_fast.types import Stage
 
 
 @dataclass(kw_only=True)
@@ -28,7 +31,7 @@ class CausalTask:
         prefilled: the prompt has been run; what is left is the last token.
     """
 
-    draw: Draw
+    sampling: SamplingParams
     prompt: tuple[list[int], ...] = ([],)
     tokens: list[int] = field(default_factory=list)
     limit: int = 0
@@ -44,22 +47,24 @@ class CausalTask:
     @property
     def last_id(self) -> int:
         """The id that the next step runs."""
-        drawn = len(self.tokens) > self.prompt_end
-        return self.tokens[-1] if drawn else self.prompt[0][-1]
+        has_drawn = len(self.tokens) > self.prompt_end
+        return self.tokens[-1] if has_drawn else self.prompt[0][-1]
 
     def positions_after(self, steps: int) -> int:
-        """Positions that the pages must hold for the prompt to be run, or for so many steps; the
-        last token before the limit is never run."""
+        """Return how many positions the pages must hold for the prompt, or for so many steps.
+
+        The last token before the limit is never run.
+        """
         if not self.prefilled:
             return self.length
         return self.cached + min(steps, self.limit - len(self.tokens))
 
     def chunk(self, pages: Sequence[int]) -> Chunk:
-        """What the model has not seen of the prompt."""
+        """Return the part of the prompt that the model has not seen."""
         return Chunk([stream[self.cached :] for stream in self.prompt], self.cached, pages)
 
     def accept(self, tokens: Sequence[int], *, ended: bool) -> None:
-        """Take what a prefill or some steps drew; `ended` by the end token after them."""
+        """Take the tokens that a prefill or some steps drew; `ended` if the end token followed."""
         # All but the newest token have been run.
         self.cached = self.length - 1 + len(tokens)
         self.prefilled = True
@@ -68,74 +73,43 @@ class CausalTask:
 
 @dataclass(frozen=True)
 class CausalStage:
-    """A causal transformer and the ids that its columns stand for.
+    """A causal transformer and the ids that the columns of its logits stand for."""
 
-    Attributes:
-        first_id: the id of column 0.
-        has_end: the last column is the end token.
-        n_ranges, range_size: as in `kernels.sample`.
-    """
-
-    name: str
+    name: Stage
     model: GPT
-    first_id: int
-    has_end: bool
-    n_ranges: int = 1
-    range_size: int = 0
+    space: TokenSpace
 
     def prefill(
         self, tasks: Sequence[CausalTask], pages: Sequence[Sequence[int]], cache: KVPages
     ) -> Tensor:
-        """Run the tasks' prompts, packed, and draw a token after each: columns int64 [B], on the
-        device."""
+        """Run the tasks' prompts, packed, and draw a token after each.
+
+        Returns:
+            The drawn columns, int64 [B], on the device.
+        """
         device = self.model.device
-        chunks = [task.chunk(own) for task, own in zip(tasks, pages, strict=True)]
-        return self._draw(
+        chunks = [task.chunk(table) for task, table in zip(tasks, pages, strict=True)]
+        return self.model.ops.sample(
             self.model.prefill(chunks, cache),
-            DrawTensors.of([task.draw for task in tasks], device),
-            positions=upload([len(task.tokens) for task in tasks], device=device),
+            batch_sampling([task.sampling for task in tasks], device),
+            self.space,
+            positions=to_device([len(task.tokens) for task in tasks], device=device),
         )
 
     def step(
         self,
         state: DecodeState,
-        draws: DrawTensors,
+        sampling: SamplingMetadata,
         cache: KVPages,
         *,
         workspace: Tensor | None = None,
-        pdl: bool = False,
     ) -> None:
         """Run one token of every row of `state` and draw the next one into it."""
-        logits = self.model.step(state, cache, workspace=workspace, pdl=pdl)
-        self._draw(logits, draws, state=state)
+        logits = self.model.step(state, cache, workspace=workspace)
+        self.model.ops.sample(logits, sampling, self.space, state=state)
 
     def token(self, column: int) -> int | None:
-        """The id of a column, None for the end token."""
-        if self.has_end and column == self.model.n_columns - 1:
+        """Return the id of a column, None for the end token."""
+        if self.space.has_end and column == self.model.n_columns - 1:
             return None
-        return self.first_id + column
-
-    def _draw(
-        self,
-        logits: Tensor,
-        draws: DrawTensors,
-        *,
-        positions: Tensor | None = None,
-        state: DecodeState | None = None,
-    ) -> Tensor:
-        return kernels.sample(
-            logits,
-            temperature=draws.temperature,
-            top_k=draws.top_k,
-            top_p=draws.top_p,
-            seeds=draws.seeds,
-            min_eos_p=draws.min_eos_p if self.has_end else None,
-            min_draws=draws.min_draws if self.has_end else None,
-            stage=STAGE_NUMBER[self.name],
-            positions=positions,
-            state=state,
-            first_id=self.first_id,
-            n_ranges=self.n_ranges,
-            range_size=self.range_size,
-            impl=self.model.impl,
-        )
+        return self.space.first_id + column

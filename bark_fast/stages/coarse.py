@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from bark_fast.checkpoint.config import Config
+from bark_fast.kernels import TokenSpace
 from bark_fast.models.gpt import GPT
 from bark_fast.stages.causal import CausalStage, CausalTask
-from bark_fast.stages.draws import Draw
-from bark_fast.types import IntArray, Voice
+from bark_fast.stages.sampling import SamplingParams
+from bark_fast.types import STAGES, IntArray, Voice
 
 
 def count_tokens(n_semantic: int, config: Config) -> int:
-    """How many coarse tokens `n_semantic` semantic tokens make: whole frames, rounded down.
+    """Return how many coarse tokens `n_semantic` semantic tokens make: whole frames, rounded down.
 
     In float32, because transformers multiplies there: near a whole frame the rounding decides.
     """
@@ -31,17 +32,17 @@ def count_tokens(n_semantic: int, config: Config) -> int:
 
 
 def count_frames(n_semantic: int, config: Config) -> int:
-    """How many frames `n_semantic` semantic tokens make."""
+    """Return how many frames `n_semantic` semantic tokens make."""
     return count_tokens(n_semantic, config) // config.coarse_rules.n_coarse_codebooks
 
 
 def max_semantic_history(config: Config) -> int:
-    """Semantic tokens that last as long as the longest coarse history."""
+    """Return how many semantic tokens last as long as the longest coarse history."""
     return math.floor(config.coarse_rules.max_coarse_history / config.semantic_to_coarse_ratio)
 
 
 def codes_to_ids(codes: IntArray, config: Config) -> list[int]:
-    """Codes [n_coarse, F] as the ids of this stage, frame by frame."""
+    """Return codes [n_coarse, F] as the ids of this stage, frame by frame."""
     offsets = np.arange(len(codes))[:, None] * config.codebook_size
     ids: list[int] = (
         (codes + offsets + config.semantic_rules.semantic_vocab_size).T.flatten().tolist()
@@ -50,7 +51,7 @@ def codes_to_ids(codes: IntArray, config: Config) -> list[int]:
 
 
 def ids_to_codes(ids: Sequence[int], config: Config) -> IntArray:
-    """Ids of this stage as codes int64 [n_coarse, F]."""
+    """Return ids of this stage as codes int64 [n_coarse, F]."""
     codes = np.array(ids, dtype=np.int64) - config.semantic_rules.semantic_vocab_size
     frames = codes.reshape(-1, config.coarse_rules.n_coarse_codebooks)
     # Ids past the last codebook wrap around, as in BarkFineModel.generate.
@@ -58,7 +59,7 @@ def ids_to_codes(ids: Sequence[int], config: Config) -> IntArray:
 
 
 def trim_voice(voice: Voice | None, config: Config) -> tuple[list[int], list[int]]:
-    """The voice's last semantic tokens and the coarse ids that go with them.
+    """Return the voice's last semantic tokens and the coarse ids that go with them.
 
     The two are cut to the same time; the last two coarse ids are dropped, which suno's code found
     to sound better.
@@ -78,7 +79,7 @@ def trim_voice(voice: Voice | None, config: Config) -> tuple[list[int], list[int
 
 
 def window_start(n_drawn: int, n_semantic_history: int, config: Config) -> int:
-    """The first semantic token of the window that starts after `n_drawn` coarse tokens.
+    """Return the first semantic token of the window that starts after `n_drawn` coarse tokens.
 
     Args:
         n_semantic_history: how many of the semantic tokens are the voice's.
@@ -88,7 +89,7 @@ def window_start(n_drawn: int, n_semantic_history: int, config: Config) -> int:
 
 
 def window_prompt(semantic: Sequence[int], coarse: Sequence[int], config: Config) -> list[int]:
-    """The prompt of a window.
+    """Return the prompt of a window.
 
     Args:
         semantic: from the window's start on; padded if they are too few.
@@ -101,7 +102,7 @@ def window_prompt(semantic: Sequence[int], coarse: Sequence[int], config: Config
 
 
 def sampled_ids(config: Config) -> range:
-    """The ids that may be sampled, codebook after codebook: the columns of the stage's logits.
+    """Return the ids that may be sampled, codebook after codebook: the columns of the logits.
 
     Codebooks alternate: at each step only one of them is possible. That of the last codebook goes
     to the end of the vocabulary, because transformers leaves the ids past it possible
@@ -129,11 +130,11 @@ class CoarseTask(CausalTask):
     complete: bool = False
 
     @classmethod
-    def start(cls, voice: Voice | None, draw: Draw, config: Config) -> CoarseTask:
-        """The task of making coarse tokens in the voice's manner from semantic ones to come."""
+    def start(cls, voice: Voice | None, sampling: SamplingParams, config: Config) -> CoarseTask:
+        """Return the task of making coarse tokens in that voice from semantic ones to come."""
         semantic_history, coarse_history = trim_voice(voice, config)
         return cls(
-            draw=draw,
+            sampling=sampling,
             semantic=semantic_history,
             n_semantic_history=len(semantic_history),
             coarse_history=coarse_history,
@@ -148,7 +149,7 @@ class CoarseTask(CausalTask):
 
     @property
     def n_tokens(self) -> int:
-        """How many there will be, of the semantic tokens known so far."""
+        """Coarse tokens that the semantic tokens known so far make."""
         return count_tokens(len(self.semantic) - self.n_semantic_history, self.config)
 
     @property
@@ -157,7 +158,7 @@ class CoarseTask(CausalTask):
 
     @property
     def open(self) -> bool:
-        """Whether it can go on with the semantic tokens that it has."""
+        """True if it can go on with the semantic tokens that it has."""
         return len(self.tokens) < self.limit
 
     def accept(self, tokens: Sequence[int], *, ended: bool) -> None:
@@ -189,17 +190,19 @@ class CoarseTask(CausalTask):
         self.prompt, self.prompt_end = (prompt,), len(self.tokens)
 
     def _window_start(self) -> int:
-        """Of the semantic tokens, where the prompt of the next window starts."""
+        """Return the semantic token at which the prompt of the next window starts."""
         return window_start(len(self.tokens), self.n_semantic_history, self.config)
 
 
 def build_stage(model: GPT, config: Config) -> CausalStage:
-    """The stage on a model that was built with `head_ids=sampled_ids(config)`."""
+    """Return the stage on a model that was built with `head_ids=sampled_ids(config)`."""
     return CausalStage(
         "coarse",
         model,
-        first_id=config.semantic_rules.semantic_vocab_size,
-        has_end=False,
-        n_ranges=config.coarse_rules.n_coarse_codebooks,
-        range_size=config.codebook_size,
+        TokenSpace(
+            stage=STAGES.index("coarse"),
+            first_id=config.semantic_rules.semantic_vocab_size,
+            n_ranges=config.coarse_rules.n_coarse_codebooks,
+            range_size=config.codebook_size,
+        ),
     )

@@ -18,15 +18,15 @@ class CodecStage:
         self.model = model
 
     def run(self, codes: Sequence[IntArray]) -> list[Tensor]:
-        """Samples float32 [F * hop_length], on the device, of each utterance's codes [n_fine, F].
+        """Decode each utterance's codes [n_fine, F] to samples float32 [F * hop_length], on the device.
 
         Unequal lengths run together: the decoder is causal, so what is put after an utterance
         changes nothing in it. Only pieces shorter than the first convolution run alone, because
         that pads them otherwise.
         """
         least = self.model.least_frames
-        short = [i for i, own in enumerate(codes) if own.shape[1] < least]
-        long = [i for i, own in enumerate(codes) if own.shape[1] >= least]
+        short = [i for i, c in enumerate(codes) if c.shape[1] < least]
+        long = [i for i, c in enumerate(codes) if c.shape[1] >= least]
         samples: dict[int, Tensor] = {}
         for group in [[i] for i in short] + ([long] if long else []):
             for i, wave in zip(group, self._decode([codes[i] for i in group]), strict=True):
@@ -34,10 +34,10 @@ class CodecStage:
         return [samples[i] for i in range(len(codes))]
 
     def _decode(self, codes: Sequence[IntArray]) -> list[Tensor]:
-        frames = [own.shape[1] for own in codes]
+        frames = [c.shape[1] for c in codes]
         batch = torch.zeros(len(codes), codes[0].shape[0], max(frames), dtype=torch.int64)
-        for row, own in zip(batch, codes, strict=True):
-            row[:, : own.shape[1]] = torch.from_numpy(own)
+        for row, c in zip(batch, codes, strict=True):
+            row[:, : c.shape[1]] = torch.from_numpy(c)
         waves = self.model.forward(batch.to(self.model.device))
         return [
             wave[: n * self.model.config.hop_length] for wave, n in zip(waves, frames, strict=True)

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bark_fast import kernels
 from bark_fast.checkpoint.config import Config
+from bark_fast.kernels import TokenSpace
 from bark_fast.models.fine_gpt import FineGPT
-from bark_fast.models.upload import upload
-from bark_fast.stages.draws import STAGE_NUMBER, Draw, DrawTensors
-from bark_fast.types import IntArray, Voice
+from bark_fast.models.transfer import to_device
+from bark_fast.stages.sampling import SamplingParams, batch_sampling
+from bark_fast.types import STAGES, IntArray, Voice
+
+_SPACE = TokenSpace(stage=STAGES.index("fine"))
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,10 @@ class Window:
 
 
 def plan_windows(n_frames: int, n_history: int, config: Config) -> list[Window]:
-    """The windows over `n_history` frames of the voice and `n_frames` new ones, padded to at
-    least one window."""
+    """Return the windows over `n_history` frames of the voice and `n_frames` new ones.
+
+    There is at least one; shorter input is padded to it.
+    """
     length = config.fine_rules.max_fine_input_length
     hop = config.fine_rules.max_fine_history_length
     total = max(n_history + n_frames, length)
@@ -47,8 +51,11 @@ def plan_windows(n_frames: int, n_history: int, config: Config) -> list[Window]:
 
 
 def build_codes(coarse: IntArray, voice: Voice | None, config: Config) -> tuple[Tensor, int]:
-    """(codes int64 [T, n_fine], history frames): the voice's last frames, the coarse codes with
-    the other codebooks still unknown, and padding up to one window."""
+    """Return codes int64 [T, n_fine] and how many of its frames are history.
+
+    They hold the voice's last frames, the coarse codes with the other codebooks still unknown, and
+    padding up to one window.
+    """
     rules, padding = config.fine_rules, config.codebook_size
     history = (
         torch.empty(0, rules.n_fine_codebooks, dtype=torch.int64)
@@ -64,7 +71,7 @@ def build_codes(coarse: IntArray, voice: Voice | None, config: Config) -> tuple[
 
 
 class FineTask:
-    """One utterance in this stage: which window and codebook comes next.
+    """One utterance in this stage, with the window and codebook that come next.
 
     Attributes:
         codes: int64 [T, n_fine] on the model's device.
@@ -74,11 +81,11 @@ class FineTask:
         self,
         coarse: IntArray,
         voice: Voice | None,
-        draw: Draw,
+        sampling: SamplingParams,
         config: Config,
         device: torch.device,
     ) -> None:
-        self.draw = draw
+        self.sampling = sampling
         self.n_frames = coarse.shape[1]
         codes, self.n_history = build_codes(coarse, voice, config)
         # They stay there until the last pass: no pass waits for the host.
@@ -106,11 +113,11 @@ class FineTask:
         return self.windows[self.window_index]
 
     def window_codes(self) -> Tensor:
-        """int64 [max_fine_input_length, n_fine], a view."""
+        """Return the window's codes, a view int64 [max_fine_input_length, n_fine]."""
         return self.codes[self.window.start : self.window.start + self._length]
 
-    def draw_positions(self) -> Tensor:
-        """A number for each frame to be filled that no other draw of this request has."""
+    def sample_positions(self) -> Tensor:
+        """Return a number for each frame to be filled that no other draw of this request has."""
         first = (self.window_index * self._n_fine + self.codebook) * self._length
         return torch.arange(first + self.window.first_frame, first + self._length)
 
@@ -123,7 +130,7 @@ class FineTask:
             self.window_index += 1
 
     def result(self) -> IntArray:
-        """int64 [n_fine, F], the new frames alone."""
+        """Return the codes of the new frames alone, int64 [n_fine, F]."""
         new = self.codes[self.n_history : self.n_history + self.n_frames].T
         result: IntArray = new.cpu().numpy().copy()
         return result
@@ -145,18 +152,13 @@ class FineStage:
         packed = torch.cat(
             [state[task.window.first_frame :] for task, state in zip(tasks, states, strict=True)]
         )
-        positions = [task.draw_positions() for task in tasks]
-        counts = [len(own) for own in positions]
-        draws = DrawTensors.of([task.draw for task in tasks], device, repeats=counts)
-        chosen = kernels.sample(
+        positions = [task.sample_positions() for task in tasks]
+        counts = [len(frames) for frames in positions]
+        codes = self.model.ops.sample(
             self.model.logits(packed, codebook),
-            temperature=draws.temperature,
-            top_k=draws.top_k,
-            top_p=draws.top_p,
-            seeds=draws.seeds,
-            positions=upload(torch.cat(positions), device=device),
-            stage=STAGE_NUMBER["fine"],
-            impl=self.model.impl,
+            batch_sampling([task.sampling for task in tasks], device, repeats=counts),
+            _SPACE,
+            positions=to_device(torch.cat(positions), device=device),
         )
-        for task, column in zip(tasks, chosen.split(counts), strict=True):
+        for task, column in zip(tasks, codes.split(counts), strict=True):
             task.fill(column)

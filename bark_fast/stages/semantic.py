@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bark_fast.checkpoint.config import SemanticRules
+from bark_fast.kernels import TokenSpace
 from bark_fast.models.gpt import GPT
 from bark_fast.stages.causal import CausalStage, CausalTask
+from bark_fast.types import STAGES
 
 SILENT = -1  # a stream that adds nothing at a position
 
@@ -20,7 +22,7 @@ SILENT = -1  # a stream that adds nothing at a position
 def build_prompt(
     text_ids: Sequence[int], history: Sequence[int], rules: SemanticRules
 ) -> tuple[list[int], list[int]]:
-    """The two summed streams of the prompt, each of max_input_semantic_length + 1 ids.
+    """Return the two summed streams of the prompt, each of max_input_semantic_length + 1 ids.
 
     Args:
         text_ids: the tokenizer's ids, or -1 for a pad; beyond the prompt's length they are cut.
@@ -39,7 +41,7 @@ def build_prompt(
 
 
 def sampled_ids(rules: SemanticRules) -> list[int]:
-    """The ids that may be sampled, the end token last: the columns of the stage's logits."""
+    """Return the ids that may be sampled, the end token last: the columns of the logits."""
     return [*range(rules.semantic_vocab_size), rules.eos_token_id]
 
 
@@ -63,6 +65,6 @@ class SemanticTask(CausalTask):
 
 
 def build_stage(model: GPT, rules: SemanticRules) -> CausalStage:
-    """The stage on a model that was built with `head_ids=sampled_ids(rules)`."""
+    """Return the stage on a model that was built with `head_ids=sampled_ids(rules)`."""
     assert model.n_columns == rules.semantic_vocab_size + 1
-    return CausalStage("semantic", model, first_id=0, has_end=True)
+    return CausalStage("semantic", model, TokenSpace(stage=STAGES.index("semantic"), has_end=True))

@@ -16,7 +16,7 @@ import torch
 from bark_fast import GenerationParams, InputError, Speech
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
-from bark_fast.engine.request import STAGES, Request, Stage
+from bark_fast.request import STAGES, Request, Stage
 from bark_fast.engine.scheduler import Policy
 from helpers.checkpoints import Checkpoint
 from helpers.engine_fakes import fake_engine

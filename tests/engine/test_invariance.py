@@ -14,7 +14,7 @@ import torch
 from bark_fast import Bark, EngineOptions, GenerationParams, Speech
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.graphs import Step, bucket, ladder
-from bark_fast.engine.request import STAGES, Request
+from bark_fast.request import STAGES, Request
 from helpers.checkpoints import Checkpoint
 from helpers.engines import gib_for, make_engine, one_by_one, random_requests, run_all, same
 

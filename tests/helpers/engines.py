@@ -14,7 +14,7 @@ from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.engine import Engine
-from bark_fast.engine.request import Request
+from bark_fast.request import Request
 from bark_fast.kernels import Impl, choose_impl
 from helpers.checkpoints import Checkpoint
 

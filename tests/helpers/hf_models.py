@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bark_fast.engine.request import Request
+from bark_fast.request import Request
 from bark_fast.types import Speech
 
 GREEDY: dict[str, Any] = {"do_sample": False, "fine_temperature": None}

@@ -1,4 +1,4 @@
-"""Between host and device without waiting for either."""
+"""Copies between host and device that wait for neither."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 
-def upload(values: Tensor | Sequence[Any], *, device: torch.device) -> Tensor:
-    """`values`, a tensor on the host or int64 numbers or lists of them, on `device`.
+def to_device(values: Tensor | Sequence[Any], *, device: torch.device) -> Tensor:
+    """Return `values`, a tensor on the host or int64 numbers or lists of them, on `device`.
 
-    To CUDA it goes through pinned memory, in the order of the current stream: a plain copy would
-    wait until all that was enqueued before it has run.
+    To CUDA they go through pinned memory, in the order of the current stream: a plain copy would
+    wait until everything enqueued before it has run.
     """
     host = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.int64)
     if device.type != "cuda":
@@ -21,9 +21,12 @@ def upload(values: Tensor | Sequence[Any], *, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def download(tensor: Tensor) -> Callable[[], Tensor]:
-    """Enqueue the way of `tensor` to the host; what comes back waits for it, and for nothing that
-    was enqueued later."""
+def to_host_async(tensor: Tensor) -> Callable[[], Tensor]:
+    """Enqueue the copy of `tensor` to the host.
+
+    Returns:
+        A function that waits for this copy, and for nothing enqueued later, and returns the copy.
+    """
     if tensor.device.type != "cuda":
         return lambda: tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

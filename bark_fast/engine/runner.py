@@ -1,0 +1,153 @@
+"""Runs batches on the device: each stage with its model, and pages that change hands.
+
+The engine decides; this is the only part of it that touches tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bark_fast.engine.decoder import Collect
+from bark_fast.engine.options import EngineConfig
+from bark_fast.engine.scheduler import Batch, Phase, ScheduledTask
+from bark_fast.engine.utterance import Result, Utterance
+from bark_fast.models.transfer import to_host_async
+from bark_fast.stages.causal import CausalTask
+from bark_fast.stages.fine import FineTask
+from bark_fast.types import IntArray, Stage
+
+Wait = Callable[[], Sequence[Result]]
+"""Waits for a batch and returns a result for each of its tasks."""
+
+
+class CausalRunner(Protocol):
+    """A causal stage with its cache; see `decoder.Decoder`."""
+
+    def prefill(self, tasks: list[CausalTask], pages: list[list[int]]) -> Collect: ...
+
+    def decode(self, tasks: list[CausalTask], pages: list[list[int]], n_steps: int) -> Collect: ...
+
+    def warm_up_sizes(self) -> Sequence[int]: ...
+
+    def warm_up(self, size: int) -> None: ...
+
+    def save(self, pages: list[int]) -> Any: ...
+
+    def restore(self, pages: list[int], saved: Any) -> None: ...
+
+
+class FineRunner(Protocol):
+    """The fine stage; see `stages.fine.FineStage`."""
+
+    def run(self, tasks: list[FineTask]) -> None: ...
+
+
+class CodecRunner(Protocol):
+    """The codec; see `stages.codec.CodecStage`."""
+
+    def run(self, codes: list[IntArray]) -> list[Tensor]: ...
+
+
+def do_nothing(stage: Stage) -> None:
+    """Do nothing: the weights of every stage stay on the device."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs a batch of any stage.
+
+    Attributes:
+        before_stage: called with a stage's name before it computes anything; `offload` brings its
+            weights then.
+    """
+
+    semantic: CausalRunner
+    coarse: CausalRunner
+    fine: FineRunner
+    codec: CodecRunner
+    config: EngineConfig
+    device: torch.device
+    before_stage: Callable[[Stage], None] = do_nothing
+
+    def causal(self, stage: Stage) -> CausalRunner:
+        """Return the runner of a causal stage."""
+        return self.semantic if stage == "semantic" else self.coarse
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Make this runner's device, stream and modes those of the calling thread."""
+        # Triton launches on the current device, whatever device its tensors are on.
+        # And all that threads enqueue by turns has to be in one order: one stream for all.
+        stream = (
+            torch.cuda.stream(torch.cuda.default_stream(self.device))
+            if self.device.type == "cuda"
+            else nullcontext()
+        )
+        # The thread may be a caller's, inside an autocast, which holds for its thread.
+        no_autocast = torch.autocast(self.device.type, enabled=False)
+        with torch.inference_mode(), stream, no_autocast:
+            yield
+
+    def launch(self, batch: Batch[Utterance]) -> Wait:
+        """Enqueue the batch."""
+        stage = batch.phase.stage
+        utterances = [task.owner for task in batch.tasks]
+        self.before_stage(stage)
+        if batch.phase == Phase.CODEC:
+            waves = self.codec.run([u.fine_tokens for u in utterances])
+            copies = [to_host_async(wave) for wave in waves]
+            return lambda: [copy().numpy() for copy in copies]
+        if batch.phase == Phase.FINE:
+            self.fine.run([u.fine for u in utterances if u.fine is not None])
+            return lambda: [None] * len(utterances)
+        runner = self.causal(stage)
+        tasks = [u.causal(stage) for u in utterances]
+        pages = [task.pages for task in batch.tasks]
+        if batch.phase.is_prefill:
+            for task, scheduled in zip(tasks, batch.tasks, strict=True):
+                task.cached = scheduled.n_shared * self.config.page_sizes[stage]
+            return runner.prefill(tasks, pages)
+        left = max(task.limit - len(task.tokens) for task in tasks)
+        return runner.decode(tasks, pages, min(self.config.steps[stage], left))
+
+    def save_pages(self, task: ScheduledTask[Utterance], pages: list[int]) -> None:
+        """Keep the content of pages that are taken from a task."""
+        task.saved = self.causal(task.stage).save(pages)
+
+    def restore_pages(self, task: ScheduledTask[Utterance]) -> None:
+        """Put the kept content of a task into the pages that it has now."""
+        self.causal(task.stage).restore(task.pages, task.saved)
+        task.saved = None
+
+    def warm_ups(self) -> list[Callable[[], None]]:
+        """Return a call for each batch size whose decode steps can be captured in advance."""
+
+        def warm_up(stage: Stage, size: int) -> None:
+            self.before_stage(stage)
+            self.causal(stage).warm_up(size)
+
+        stages: tuple[Stage, ...] = ("semantic", "coarse")
+        return [
+            lambda stage=stage, size=size: warm_up(stage, size)  # type: ignore[misc]
+            for stage in stages
+            for size in self.causal(stage).warm_up_sizes()
+        ]
+
+    def free_memory(self) -> None:
+        """Give unused memory back to the device, after a batch that did not fit."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True if `error` says that a device or the host has no memory left."""
+    # On a CPU torch raises a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
