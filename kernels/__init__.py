@@ -1,42 +1,51 @@
-"""The operations that Bark's networks are made of. `ops` holds the contract of each."""
+"""The operations that Bark's networks are made of; models call these and nothing else.
+
+`ops.Backend` is the contract of each operation, and `backend(impl)` returns an implementation. The
+same operations are here as functions with an argument `impl`.
+"""
 
 from __future__ import annotations
 
-from bark_fast.kernels.ops import (
-    DecodeState,
-    Impl,
-    Norm,
-    PackedWeight,
-    Weight,
+from bark_fast.kernels.cpu.native import record as record_native
+from bark_fast.kernels.cpu.native import release_threads
+from bark_fast.kernels.dispatch import (
+    backend,
     bidirectional_attention,
     can_run_triton,
     choose_impl,
     codebook_sum,
+    decode_workspace,
     embedding_sum,
     fused_linear,
     kv_dtype,
     layer_norm,
     pack_weight,
     paged_attention,
-    process_logits,
     qkv_to_pages,
     random_words,
-    record_native,
-    release_threads,
     sample,
     why_not_native,
 )
+from bark_fast.kernels.ops import LAYER_NORM_EPS, Backend, Impl, Norm, Weight
+from bark_fast.kernels.reference import process_logits
+from bark_fast.kernels.state import DecodeState, PackedWeight, SamplingMetadata, TokenSpace
 
 __all__ = [
+    "LAYER_NORM_EPS",
+    "Backend",
     "DecodeState",
     "Impl",
     "Norm",
     "PackedWeight",
+    "SamplingMetadata",
+    "TokenSpace",
     "Weight",
+    "backend",
     "bidirectional_attention",
     "can_run_triton",
     "choose_impl",
     "codebook_sum",
+    "decode_workspace",
     "embedding_sum",
     "fused_linear",
     "kv_dtype",

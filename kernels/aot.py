@@ -175,53 +175,53 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
     # Small pages for many sequences, and one page a sequence.
     page_sizes = (16, 1024)
     norm, norm_bias = (new(c), None), (new(c), new(c))
-    impl: kernels.Impl = "triton"
+    backend, dependent = kernels.backend("triton"), kernels.backend("triton", pdl=True)
 
     def attend(
-        rows: int, page_size: int, *, decode: bool, pdl: bool = False
+        rows: int, page_size: int, *, decode: bool, by: kernels.Backend = backend
     ) -> Callable[[], object]:
         pages, table = new(64, h, page_size, d), new(4, 1024 // page_size, of=i64)
-        return lambda: kernels.paged_attention(
+        return lambda: by.paged_attention(
             new(rows, h, d), pages, pages,
-            block_tables=table, query_starts=new(5, of=i64),
-            kv_lengths=new(4, of=i64), max_queries=1 if decode else 300, max_length=1024,
-            decode=decode, pdl=pdl, impl=impl,
+            block_tables=table, cu_seqlens_q=new(5, of=i64),
+            seq_lens=new(4, of=i64), max_queries=1 if decode else 300, max_length=1024,
+            decode=decode,
         )  # fmt: skip
 
     def embed(streams: int, table: Tensor, tokens: int = 300) -> Callable[[], object]:
-        return lambda: kernels.embedding_sum(
+        return lambda: backend.embedding_sum(
             new(streams, tokens, of=i64), table, positions=new(tokens, of=i64),
-            position_table=new(1024, c), impl=impl,
+            position_table=new(1024, c),
         )  # fmt: skip
 
     yield "embedding (prompt)", embed(2, new(1, shape.text_ids, c).expand(2, -1, -1))
     yield "embedding (decode)", embed(1, new(1, shape.text_ids, c), tokens=4)
     yield "embedding (one token)", embed(1, new(1, shape.text_ids, c), tokens=1)
     yield "embedding (fine)", embed(7, new(shape.codebooks, 1056, c))
-    yield "layer norm", lambda: kernels.layer_norm(new(300, c), new(c), None, impl=impl)
+    yield "layer norm", lambda: backend.layer_norm(new(300, c), new(c), None)
     for rows in (1, 16, 17, 300):
         decode = rows < 300
         tail = f" M={rows}" if decode else " prefill"
-        options: dict[str, Any] = {"decode": decode, "impl": impl}
+        options: dict[str, Any] = {"decode": decode}
         x = new(rows, c)
 
         def qkv(
             page_size: int, x: Tensor = x, rows: int = rows, options: dict[str, Any] = options
         ) -> object:
             pages = new(64, h, page_size, d)
-            return kernels.qkv_to_pages(
+            return backend.qkv_to_pages(
                 x, new(3 * c, c), None, norm=norm, k_pages=pages, v_pages=pages,
-                slots=new(rows, of=i64), **options,
+                slot_mapping=new(rows, of=i64), **options,
             )  # fmt: skip
 
         def out(x: Tensor = x, options: dict[str, Any] = options) -> object:
-            return kernels.fused_linear(x, new(c, c), residual=x, **options)
+            return backend.fused_linear(x, new(c, c), residual=x, **options)
 
         def fc_1(x: Tensor = x, options: dict[str, Any] = options) -> object:
-            return kernels.fused_linear(x, new(4 * c, c), norm=norm, gelu=True, **options)
+            return backend.fused_linear(x, new(4 * c, c), norm=norm, gelu=True, **options)
 
         def fc_2(x: Tensor = x, options: dict[str, Any] = options) -> object:
-            return kernels.fused_linear(new(len(x), 4 * c), new(c, 4 * c), residual=x, **options)
+            return backend.fused_linear(new(len(x), 4 * c), new(c, 4 * c), residual=x, **options)
 
         for page_size in page_sizes:
             yield f"qkv to pages of {page_size}{tail}", partial(qkv, page_size)
@@ -232,51 +232,48 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
             for head, ids in (("semantic", shape.semantic_ids), ("coarse", shape.coarse_ids)):
                 yield (
                     f"{head} head{tail}",
-                    lambda x=x, ids=ids, options=options: kernels.fused_linear(  # type: ignore[misc]
+                    lambda x=x, ids=ids, options=options: backend.fused_linear(  # type: ignore[misc]
                         x, new(ids, c), norm=norm, **options
                     ),
                 )
     yield (
         "fc1 + gelu M=1 pdl",
-        lambda: kernels.fused_linear(
-            new(1, c), new(4 * c, c), norm=norm, gelu=True, decode=True, pdl=True, impl=impl
-        ),
+        lambda: dependent.fused_linear(new(1, c), new(4 * c, c), norm=norm, gelu=True, decode=True),
     )
     yield (
         "fc2 + residual M=1 pdl",
-        lambda: kernels.fused_linear(
-            new(1, 4 * c), new(c, 4 * c), residual=new(1, c), decode=True, pdl=True, impl=impl
+        lambda: dependent.fused_linear(
+            new(1, 4 * c), new(c, 4 * c), residual=new(1, c), decode=True
         ),
     )
     fine = new(2 * 1024, c)
-    yield "fine qkv", lambda: kernels.fused_linear(fine, new(3 * c, c), norm=norm_bias, impl=impl)
+    yield "fine qkv", lambda: backend.fused_linear(fine, new(3 * c, c), norm=norm_bias)
     yield (
         "fine fc1 + gelu",
-        lambda: kernels.fused_linear(fine, new(4 * c, c), norm=norm_bias, gelu=True, impl=impl),
+        lambda: backend.fused_linear(fine, new(4 * c, c), norm=norm_bias, gelu=True),
     )
     yield (
         "fine head",
-        lambda: kernels.fused_linear(fine, new(shape.codebook_size, c), norm=norm_bias, impl=impl),
+        lambda: backend.fused_linear(fine, new(shape.codebook_size, c), norm=norm_bias),
     )
     for page_size in page_sizes:
         tail = f", pages of {page_size}"
         yield f"attention (decode{tail})", attend(4, page_size, decode=True)
         yield f"attention (prefill{tail})", attend(1200, page_size, decode=False)
-    yield "attention (decode) pdl", attend(4, 16, decode=True, pdl=True)
+    yield "attention (decode) pdl", attend(4, 16, decode=True, by=dependent)
     window = new(2, 1024, 3, h, d)
     yield (
         "attention (fine)",
-        lambda: kernels.bidirectional_attention(*window.unbind(2), impl=impl),
+        lambda: backend.bidirectional_attention(*window.unbind(2)),
     )
     for stage, ids in (("semantic", shape.semantic_ids), ("coarse", shape.coarse_ids)):
         yield f"sample ({stage})", _sample(new, ids, dtype, eos=stage == "semantic")
     yield "sample (fine)", _sample(new, shape.codebook_size, dtype, eos=False, state=False)
     yield (
         "codebook sum",
-        lambda: kernels.codebook_sum(
+        lambda: backend.codebook_sum(
             new(1, shape.codebooks, 700, of=i64),
             new(shape.codebooks, shape.codebook_size, shape.codec_channels, of=torch.float32),
-            impl=impl,
         ),
     )
 
@@ -290,16 +287,21 @@ def _sample(
         return new(rows, of=of)
 
     loop = kernels.DecodeState(
-        token_ids=vector(), positions=vector(), kv_lengths=vector(), slots=vector(),
-        block_tables=new(rows, 64, of=i64), draws=vector(), limits=vector(),
+        token_ids=vector(), positions=vector(), seq_lens=vector(), slot_mapping=vector(),
+        block_tables=new(rows, 64, of=i64), num_generated=vector(), limits=vector(),
         finished=vector(torch.int32), history=new(rows, 768, of=i64), page_size=16,
     )  # fmt: skip
-    return lambda: kernels.sample(
-        new(rows, ids, of=dtype), temperature=vector(f32), top_k=vector(), top_p=vector(f32),
-        seeds=vector(), positions=vector(), stage=0 if eos else 1,
-        min_eos_p=vector(f32) if eos else None, min_draws=vector() if eos else None,
-        n_ranges=1 if eos else 2,
-        range_size=1024, first_id=10_000, state=loop if state else None, impl="triton",
+    metadata = kernels.SamplingMetadata(
+        temperature=vector(f32), top_k=vector(), top_p=vector(f32), seeds=vector(),
+        min_eos_p=vector(f32), min_new_tokens=vector(),
+    )  # fmt: skip
+    space = kernels.TokenSpace(
+        stage=0 if eos else 1, first_id=10_000, has_end=eos, n_ranges=1 if eos else 2,
+        range_size=1024,
+    )  # fmt: skip
+    return lambda: kernels.backend("triton").sample(
+        new(rows, ids, of=dtype), metadata, space, positions=vector(),
+        state=loop if state else None,
     )  # fmt: skip
 
 

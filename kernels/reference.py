@@ -1,138 +1,193 @@
-"""Every operation in plain torch: the oracle of the faster implementations, and itself usable on
-any device. What each takes and gives is said once, in `bark_fast.kernels`."""
+"""Every operation in plain torch: the oracle of the faster backends, and usable on any device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bark_fast.kernels.state import DecodeState
-
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""x [N, K], weight [M, K] and bias [M] or None to x @ weight.T + bias."""
+from bark_fast.kernels.ops import LAYER_NORM_EPS, Backend, Norm, Weight, noise_positions
+from bark_fast.kernels.state import DecodeState, SamplingMetadata, TokenSpace
 
 
-def embedding_sum(
-    ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
-) -> Tensor:
-    """See `bark_fast.kernels.embedding_sum`."""
-    total: Tensor | None = None
-    for stream, table in zip(ids, tables, strict=True):
-        rows = F.embedding(stream.clamp(min=0), table)
-        rows = rows.masked_fill_((stream < 0)[:, None], 0)
-        total = rows if total is None else total.add_(rows)
-    assert total is not None, "ids has no stream"
-    return total.add_(F.embedding(positions, position_table))
+class TorchBackend(Backend):
+    """Computes each operation as its definition reads."""
+
+    def product(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+        """Return x @ weight.T + bias for x [N, K] and weight [O, K]."""
+        assert isinstance(weight, Tensor), "the weight was packed for another backend"
+        return F.linear(x, weight, bias)
+
+    def embedding_sum(
+        self, ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
+    ) -> Tensor:
+        total: Tensor | None = None
+        for stream, table in zip(ids, tables, strict=True):
+            rows = F.embedding(stream.clamp(min=0), table)
+            rows = rows.masked_fill_((stream < 0)[:, None], 0)
+            total = rows if total is None else total.add_(rows)
+        assert total is not None, "ids has no stream"
+        return total.add_(F.embedding(positions, position_table))
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, LAYER_NORM_EPS)
+
+    def fused_linear(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        *,
+        norm: Norm | None = None,
+        gelu: bool = False,
+        residual: Tensor | None = None,
+        decode: bool = False,
+    ) -> Tensor:
+        if norm is not None:
+            x = self.layer_norm(x, *norm)
+        y = self.product(x, weight, bias)
+        if gelu:
+            y = F.gelu(y)
+        return y if residual is None else y.add_(residual)
+
+    def qkv_to_pages(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None,
+        *,
+        norm: Norm,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        slot_mapping: Tensor,
+        decode: bool = False,
+    ) -> Tensor:
+        qkv = self.fused_linear(x, weight, bias, norm=norm)
+        q, k, v = qkv.view(len(x), 3, *k_pages.shape[1::2]).unbind(1)
+        write_pages(k, v, k_pages, v_pages, slot_mapping)
+        return q.contiguous()
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        *,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        max_queries: int,
+        max_length: int,
+        cu_seqlens_q: Tensor | None = None,
+        decode: bool = False,
+        workspace: Tensor | None = None,
+    ) -> Tensor:
+        page_size = k_pages.shape[2]
+        out = torch.zeros_like(q)
+        q = q.to(k_pages.dtype)
+        lengths = seq_lens.tolist()
+        if decode or cu_seqlens_q is None:
+            offsets = list(range(len(q) + 1))
+        else:
+            offsets = cu_seqlens_q.tolist()
+        for b, (start, stop) in enumerate(pairwise(offsets)):
+            length, n = lengths[b], stop - start
+            if n == 0 or length == 0:
+                continue
+            k = _gather_pages(k_pages, block_tables[b], length, page_size)
+            v = _gather_pages(v_pages, block_tables[b], length, page_size)
+            if 1 < n < length:
+                # Where a cache is extended: torch's is_causal aligns the mask with the first key,
+                # this one is aligned with the last.
+                mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
+            else:
+                mask = None
+            heads = F.scaled_dot_product_attention(
+                q[start:stop].transpose(0, 1)[None],
+                k[None],
+                v[None],
+                attn_mask=mask,
+                is_causal=n > 1 and mask is None,
+            )
+            out[start:stop] = heads[0].transpose(0, 1)
+        return out
+
+    def bidirectional_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    def codebook_sum(self, codes: Tensor, tables: Tensor) -> Tensor:
+        total = F.embedding(codes[:, 0], tables[0])
+        for k in range(1, codes.shape[1]):
+            total += F.embedding(codes[:, k], tables[k])
+        return total.transpose(1, 2).contiguous()
+
+    def sample(
+        self,
+        logits: Tensor,
+        metadata: SamplingMetadata,
+        space: TokenSpace,
+        *,
+        positions: Tensor | None = None,
+        state: DecodeState | None = None,
+    ) -> Tensor:
+        positions = noise_positions(positions, state)
+        n_columns = logits.shape[1]
+        logits = logits.float().masked_fill(
+            ~_possible_columns(n_columns, metadata, space, positions), -math.inf
+        )
+        chosen = logits.argmax(dim=1)
+        rows = (metadata.temperature != 0).nonzero()[:, 0]
+        if len(rows):
+            processed = process_logits(
+                logits[rows],
+                temperature=metadata.temperature[rows],
+                top_k=metadata.top_k[rows],
+                top_p=metadata.top_p[rows],
+            )
+            noise = gumbel_noise(
+                metadata.seeds[rows], positions[rows], stage=space.stage, n_ids=n_columns
+            )
+            chosen[rows] = (processed + noise).argmax(dim=1)
+        ended = torch.zeros_like(chosen, dtype=torch.bool)
+        if space.has_end:
+            p_end = logits.softmax(dim=1)[:, -1]
+            at_once = (metadata.min_eos_p > 0) & (p_end > metadata.min_eos_p)
+            chosen = torch.where(at_once, n_columns - 1, chosen)
+            ended = chosen == n_columns - 1
+        if state is not None:
+            _advance(state, chosen + space.first_id, ended)
+        return chosen
+
+    def random_words(self, seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
+        return random_words(seeds, positions, stage=stage, n_ids=n_ids)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
-    """See `bark_fast.kernels.layer_norm`."""
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-
-
-def fused_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    norm: tuple[Tensor, Tensor | None] | None,
-    gelu: bool,
-    residual: Tensor | None,
-    eps: float,
-    product: Product = F.linear,
-) -> Tensor:
-    """See `bark_fast.kernels.fused_linear`."""
-    if norm is not None:
-        x = layer_norm(x, *norm, eps=eps)
-    y = product(x, weight, bias)
-    if gelu:
-        y = F.gelu(y)
-    return y if residual is None else y.add_(residual)
-
-
-def qkv_to_pages(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    norm: tuple[Tensor, Tensor | None],
-    k_pages: Tensor,
-    v_pages: Tensor,
-    slots: Tensor,
-    eps: float,
-    product: Product = F.linear,
-) -> Tensor:
-    """See `bark_fast.kernels.qkv_to_pages`."""
-    qkv = fused_linear(
-        x, weight, bias, norm=norm, gelu=False, residual=None, eps=eps, product=product
-    )
-    q, k, v = qkv.view(len(x), 3, *k_pages.shape[1::2]).unbind(1)
-    write_pages(k, v, k_pages, v_pages, slots)
-    return q.contiguous()
+# Pages --------------------------------------------------------------------------------------------
 
 
 def write_pages(
-    keys: Tensor, values: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor
+    keys: Tensor, values: Tensor, k_pages: Tensor, v_pages: Tensor, slot_mapping: Tensor
 ) -> None:
-    """Store keys and values [N, H, D] of N tokens in their places of the paged cache.
+    """Store keys and values [N, H, D] of N tokens in their slots of the paged cache.
 
     Args:
         k_pages, v_pages: [P, H, page_size, D], written in place.
-        slots: int64 [N], page * page_size + offset of each token.
+        slot_mapping: int64 [N], page * page_size + offset of each token.
     """
     page_size = k_pages.shape[2]
-    if (slots < 0).any():  # rows without a place
-        keys, values, slots = keys[slots >= 0], values[slots >= 0], slots[slots >= 0]
-    pages, offsets = slots // page_size, slots % page_size
+    if (slot_mapping < 0).any():  # rows without a slot
+        rows = slot_mapping >= 0
+        keys, values, slot_mapping = keys[rows], values[rows], slot_mapping[rows]
+    pages, offsets = slot_mapping // page_size, slot_mapping % page_size
     k_pages[pages, :, offsets] = keys.to(k_pages.dtype)
     v_pages[pages, :, offsets] = values.to(v_pages.dtype)
 
 
-def paged_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    *,
-    block_tables: Tensor,
-    query_starts: Tensor | None,
-    kv_lengths: Tensor,
-) -> Tensor:
-    """See `bark_fast.kernels.paged_attention`."""
-    page_size = k_pages.shape[2]
-    out = torch.zeros_like(q)
-    q = q.to(k_pages.dtype)
-    lengths = kv_lengths.tolist()
-    starts = range(len(q) + 1) if query_starts is None else query_starts.tolist()
-    for b, (start, stop) in enumerate(pairwise(starts)):
-        length, n = lengths[b], stop - start
-        if n == 0 or length == 0:
-            continue
-        k = _gather_pages(k_pages, block_tables[b], length, page_size)
-        v = _gather_pages(v_pages, block_tables[b], length, page_size)
-        if 1 < n < length:
-            # Extending a cache: torch's is_causal aligns the mask with the first key, ours is
-            # aligned with the last.
-            mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
-        else:
-            mask = None
-        heads = F.scaled_dot_product_attention(
-            q[start:stop].transpose(0, 1)[None],
-            k[None],
-            v[None],
-            attn_mask=mask,
-            is_causal=n > 1 and mask is None,
-        )
-        out[start:stop] = heads[0].transpose(0, 1)
-    return out
-
-
 def _gather_pages(pages: Tensor, table: Tensor, length: int, page_size: int) -> Tensor:
-    """The first `length` keys or values of one sequence, [H, length, D]; no copy from one page."""
+    """Return the first `length` keys or values of a sequence, [H, length, D]."""
     n_pages = -(-length // page_size)
     if n_pages == 1:
         return pages[table[0], :, :length]
@@ -140,25 +195,11 @@ def _gather_pages(pages: Tensor, table: Tensor, length: int, page_size: int) -> 
     return gathered.reshape(gathered.shape[0], -1, gathered.shape[-1])[:, :length]
 
 
-def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """See `bark_fast.kernels.bidirectional_attention`."""
-    heads = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return heads.transpose(1, 2)
-
-
-def codebook_sum(codes: Tensor, tables: Tensor) -> Tensor:
-    """See `bark_fast.kernels.codebook_sum`."""
-    total = F.embedding(codes[:, 0], tables[0])
-    for k in range(1, codes.shape[1]):
-        total += F.embedding(codes[:, k], tables[k])
-    return total.transpose(1, 2).contiguous()
-
-
-# Sampling -------------------------------------------------------------------------------------
+# Sampling -----------------------------------------------------------------------------------------
 
 
 def process_logits(logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Temperature, then top-k, then top-p, in transformers' order and meaning.
+    """Apply temperature, then top-k, then top-p, in transformers' order and meaning.
 
     Ties are kept or dropped together, at the k-th place and at the edge of p, so that the result
     does not depend on the order of a sort. Top-p drops the least likely tokens as long as what is
@@ -190,79 +231,51 @@ def process_logits(logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p:
     return logits
 
 
-def sample(
-    logits: Tensor,
-    *,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    seeds: Tensor,
-    positions: Tensor,
-    stage: int,
-    min_eos_p: Tensor | None,
-    min_draws: Tensor | None,
-    n_ranges: int,
-    range_size: int,
-    first_id: int,
-    state: DecodeState | None,
+def _possible_columns(
+    n_columns: int, metadata: SamplingMetadata, space: TokenSpace, positions: Tensor
 ) -> Tensor:
-    """See `bark_fast.kernels.sample`."""
-    columns = torch.arange(logits.shape[1], device=logits.device)
-    turn = (positions % n_ranges)[:, None]
-    allowed = (columns >= turn * range_size) & (
-        (columns < (turn + 1) * range_size) | (turn == n_ranges - 1)
+    """Return the columns that each row can take at its position, bool [B, n_columns]."""
+    columns = torch.arange(n_columns, device=positions.device)
+    turn = (positions % space.n_ranges)[:, None]
+    possible = (columns >= turn * space.range_size) & (
+        (columns < (turn + 1) * space.range_size) | (turn == space.n_ranges - 1)
     )
-    if min_draws is not None:
-        allowed &= (columns < logits.shape[1] - 1) | (positions >= min_draws)[:, None]
-    logits = logits.float().masked_fill(~allowed, -math.inf)
-    chosen = logits.argmax(dim=1)
-    drawn = (temperature != 0).nonzero()[:, 0]
-    if len(drawn):
-        processed = process_logits(
-            logits[drawn], temperature=temperature[drawn], top_k=top_k[drawn], top_p=top_p[drawn]
-        )
-        noise = gumbel_noise(seeds[drawn], positions[drawn], stage=stage, n_ids=logits.shape[1])
-        chosen[drawn] = (processed + noise).argmax(dim=1)
-    last = logits.shape[1] - 1
-    if min_eos_p is not None:
-        p_end = logits.softmax(dim=1)[:, -1]
-        chosen = torch.where((min_eos_p > 0) & (p_end > min_eos_p), last, chosen)
-    if state is not None:
-        ended = chosen == last if min_eos_p is not None else torch.zeros_like(allowed[:, 0])
-        _advance(state, chosen + first_id, ended)
-    return chosen
+    if space.has_end:
+        may_end = positions >= metadata.min_new_tokens
+        possible &= (columns < n_columns - 1) | may_end[:, None]
+    return possible
 
 
 def _advance(state: DecodeState, tokens: Tensor, ended: Tensor) -> None:
-    """Write what the next step reads; see `DecodeState`."""
+    """Advance the state to the next step with these tokens and ends."""
     running = state.finished == 0
     going_on = running & ~ended
     rows = going_on.nonzero()[:, 0]
-    state.history[rows, state.draws[rows] % state.history.shape[1]] = tokens[rows]
-    state.draws[rows] += 1
-    more = going_on & (state.draws < state.limits)
+    state.history[rows, state.num_generated[rows] % state.history.shape[1]] = tokens[rows]
+    state.num_generated[rows] += 1
+    more = going_on & (state.num_generated < state.limits)
     done = running & ~more
     state.finished[done] = 1
-    state.slots[done] = -1
-    state.kv_lengths[done] = 0
+    state.slot_mapping[done] = -1
+    state.seq_lens[done] = 0
     rows = more.nonzero()[:, 0]
     at = state.positions[rows] + 1
     page = state.block_tables[rows, at // state.page_size]
     state.token_ids[rows] = tokens[rows]
     state.positions[rows] = at
-    state.kv_lengths[rows] = at + 1
-    state.slots[rows] = page * state.page_size + at % state.page_size
+    state.seq_lens[rows] = at + 1
+    state.slot_mapping[rows] = page * state.page_size + at % state.page_size
 
 
 def gumbel_noise(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
-    """Standard Gumbel noise, float32 [B, n_ids]; see `bark_fast.kernels.random_words`."""
+    """Return standard Gumbel noise, float32 [B, n_ids]; see `Backend.random_words`."""
     words = random_words(seeds, positions, stage=stage, n_ids=n_ids)
     u = ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23
     return u.log_().neg_().log_().neg_()
 
 
 def random_words(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
-    """See `bark_fast.kernels.random_words`."""
+    """Return the integers behind the noise; see `Backend.random_words`."""
     blocks = torch.arange(-(-n_ids // 4), device=seeds.device)
     words = philox_uint32(
         blocks[None, :], positions[:, None], torch.full_like(blocks, stage)[None], seeds[:, None]
@@ -278,7 +291,7 @@ _UINT32 = 0xFFFFFFFF
 def philox_uint32(
     c0: Tensor, c1: Tensor, c2: Tensor, seeds: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox-4x32-10 (Salmon et al. 2011) with counter (c0, c1, c2, 0) and a 64-bit key.
+    """Run Philox-4x32-10 (Salmon et al. 2011) with counter (c0, c1, c2, 0) and a 64-bit key.
 
     All arguments are int64 and broadcast against each other; the counters hold 32-bit values. The
     four words come back as int64 in 0 .. 2**32 - 1.

@@ -32,14 +32,15 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bark_fast.kernels.state import DecodeState
+from bark_fast.kernels.ops import LAYER_NORM_EPS, Norm, Weight, noise_positions
+from bark_fast.kernels.reference import TorchBackend
+from bark_fast.kernels.state import DecodeState, PackedWeight, SamplingMetadata, TokenSpace
 
 _FOLDER = Path(__file__).parent / "csrc"
 _SOURCES = ("native.c", "native.h", "native_products.h")
@@ -49,22 +50,6 @@ _COMPILE = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-con
 
 class _UnavailableError(Exception):
     """Why this machine cannot use it."""
-
-
-@dataclass(frozen=True)
-class PackedWeight:
-    """A weight [N, K] in the panels of `native.c`; serves products alone.
-
-    Attributes:
-        panels: uint8.
-        scales: float32 [N], where the weight is in 8 bits: what one unit of a row stands for.
-        excess: int32 [N], 128 times the sum of a row's units: x is shifted by 128 to be unsigned.
-    """
-
-    panels: Tensor
-    shape: torch.Size
-    scales: Tensor | None = None
-    excess: Tensor | None = None
 
 
 def why_not(dtype: torch.dtype, *, int8: bool = False) -> str | None:
@@ -112,60 +97,157 @@ def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
     return PackedWeight(panels, weight.shape, scales, excess)
 
 
-def embedding_sum(
-    ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
-) -> Tensor:
-    """See `bark_fast.kernels.embedding_sum`."""
-    ids = ids if ids.stride(1) == 1 else _contiguous(ids)
-    streams, rows = ids.shape
-    width = tables.shape[2]
-    y = torch.empty(rows, width, dtype=tables.dtype)
-    _run(
-        _EMBEDDING_SUM, y, ids, tables, positions, position_table, streams, rows, width,
-        ids.stride(0), tables.stride(0),
-    )  # fmt: skip
-    return y
+class NativeBackend(TorchBackend):
+    """The operations of `native.c`, and plain torch for those that it lacks."""
+
+    int8 = False
+
+    def pack_weight(self, weight: Tensor) -> Weight:
+        return pack(weight, int8=self.int8)
+
+    def embedding_sum(
+        self, ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
+    ) -> Tensor:
+        ids = ids if ids.stride(1) == 1 else _contiguous(ids)
+        streams, rows = ids.shape
+        width = tables.shape[2]
+        y = torch.empty(rows, width, dtype=tables.dtype)
+        _run(
+            _EMBEDDING_SUM, y, ids, tables, positions, position_table, streams, rows, width,
+            ids.stride(0), tables.stride(0),
+        )  # fmt: skip
+        return y
+
+    def fused_linear(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        *,
+        norm: Norm | None = None,
+        gelu: bool = False,
+        residual: Tensor | None = None,
+        decode: bool = False,
+    ) -> Tensor:
+        if not isinstance(weight, PackedWeight):
+            return super().fused_linear(
+                x, weight, bias, norm=norm, gelu=gelu, residual=residual, decode=decode
+            )
+        return _linear(x, weight, bias, norm, residual, gelu)
+
+    def qkv_to_pages(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None,
+        *,
+        norm: Norm,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        slot_mapping: Tensor,
+        decode: bool = False,
+    ) -> Tensor:
+        """Do as `Backend.qkv_to_pages` says; the result is a view with a row stride of 3 C."""
+        if not isinstance(weight, PackedWeight):
+            return super().qkv_to_pages(
+                x, weight, bias, norm=norm, k_pages=k_pages, v_pages=v_pages,
+                slot_mapping=slot_mapping, decode=decode,
+            )  # fmt: skip
+        _, heads, page_size, d = k_pages.shape
+        pages = (k_pages, v_pages, slot_mapping, heads, page_size, d)
+        y = _linear(x, weight, bias, norm, None, False, *pages)
+        return y.view(len(x), 3, heads, d)[:, 0]
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        *,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        max_queries: int,
+        max_length: int,
+        cu_seqlens_q: Tensor | None = None,
+        decode: bool = False,
+        workspace: Tensor | None = None,
+    ) -> Tensor:
+        _check_pairs(q)
+        _, heads, page_size, d = k_pages.shape
+        out = torch.empty(q.shape[0], heads, d, dtype=q.dtype)
+        one_each = decode or cu_seqlens_q is None
+        _run(
+            _DECODE_ATTENTION if one_each else _PAGED_ATTENTION, out, q, k_pages, v_pages,
+            q.stride(0), block_tables, None if one_each else cu_seqlens_q, seq_lens,
+            seq_lens.shape[0], block_tables.stride(0), page_size, heads, d,
+        )  # fmt: skip
+        return out
+
+    def bidirectional_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        _check_pairs(q)
+        batch, tokens, heads, d = q.shape
+        strides = (tokens * q.stride(1), q.stride(1), d, 1)
+        if any(t.stride() != strides for t in (q, k, v)):
+            q, k, v = (t.contiguous() for t in (q, k, v))
+        out = torch.empty(batch, tokens, heads, d, dtype=q.dtype)
+        starts = torch.arange(0, (batch + 1) * tokens, tokens)
+        lengths = torch.full((batch,), tokens)
+        _run(
+            _BIDIRECTIONAL_ATTENTION, out, q, k, v, q.stride(1), None, starts, lengths, batch, 0,
+            tokens, heads, d,
+        )  # fmt: skip
+        return out
+
+    def sample(
+        self,
+        logits: Tensor,
+        metadata: SamplingMetadata,
+        space: TokenSpace,
+        *,
+        positions: Tensor | None = None,
+        state: DecodeState | None = None,
+    ) -> Tensor:
+        logits = _contiguous(logits)
+        rows, columns = logits.shape
+        chosen = torch.empty(rows, dtype=torch.int64)
+        advanced: tuple[Tensor | int, ...] = ()
+        if state is not None:
+            advanced = (
+                state.finished, state.token_ids, state.positions, state.seq_lens,
+                state.slot_mapping, state.num_generated, state.limits, state.block_tables,
+                state.history, state.block_tables.stride(0), state.page_size,
+                state.history.shape[1], space.first_id,
+            )  # fmt: skip
+        _run(
+            _SAMPLE, chosen, logits, rows, columns, metadata.temperature, metadata.top_p,
+            metadata.top_k, metadata.seeds, noise_positions(positions, state),
+            metadata.min_eos_p if space.has_end else None,
+            metadata.min_new_tokens if space.has_end else None,
+            space.stage, space.n_ranges, space.range_size, *advanced, dtype=logits.dtype,
+        )  # fmt: skip
+        return chosen
+
+    def random_words(self, seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
+        width = -(-n_ids // 64) * 64
+        words = torch.empty(len(seeds), width, dtype=torch.int32)
+        _load().words_of_rows(
+            words.data_ptr(), seeds.data_ptr(), positions.data_ptr(), len(seeds), width, stage
+        )
+        return words[:, :n_ids].to(torch.int64) & 0xFFFFFFFF
 
 
-def fused_linear(
-    x: Tensor,
-    weight: PackedWeight,
-    bias: Tensor | None,
-    *,
-    norm: tuple[Tensor, Tensor | None] | None,
-    gelu: bool,
-    residual: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """See `bark_fast.kernels.fused_linear`."""
-    return _linear(x, weight, bias, norm, residual, eps, gelu)
+class Int8Backend(NativeBackend):
+    """The same with the weights of products in 8 bits."""
 
-
-def qkv_to_pages(
-    x: Tensor,
-    weight: PackedWeight,
-    bias: Tensor | None,
-    *,
-    norm: tuple[Tensor, Tensor | None],
-    k_pages: Tensor,
-    v_pages: Tensor,
-    slots: Tensor,
-    eps: float,
-) -> Tensor:
-    """See `bark_fast.kernels.qkv_to_pages`; the result is a view with a row stride of 3 C."""
-    _, heads, page_size, d = k_pages.shape
-    pages = (k_pages, v_pages, slots, heads, page_size, d)
-    y = _linear(x, weight, bias, norm, None, eps, False, *pages)
-    return y.view(len(x), 3, heads, d)[:, 0]
+    int8 = True
 
 
 def _linear(
     x: Tensor,
     weight: PackedWeight,
     bias: Tensor | None,
-    norm: tuple[Tensor, Tensor | None] | None,
+    norm: Norm | None,
     residual: Tensor | None,
-    eps: float,
     gelu: bool,
     *pages: Tensor | int,
 ) -> Tensor:
@@ -174,91 +256,9 @@ def _linear(
     y = torch.empty(x.shape[0], n, dtype=x.dtype)
     _run(
         _LINEAR, y, x, weight.panels, weight.scales, weight.excess, bias, *(norm or (None, None)),
-        residual, _bits(eps), gelu, x.shape[0], n, k, *pages,
+        residual, _EPS_BITS, gelu, x.shape[0], n, k, *pages,
     )  # fmt: skip
     return y
-
-
-def paged_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    *,
-    block_tables: Tensor,
-    query_starts: Tensor | None,
-    kv_lengths: Tensor,
-) -> Tensor:
-    """See `bark_fast.kernels.paged_attention`."""
-    _check_pairs(q)
-    _, heads, page_size, d = k_pages.shape
-    out = torch.empty(q.shape[0], heads, d, dtype=q.dtype)
-    kind = _DECODE_ATTENTION if query_starts is None else _PAGED_ATTENTION
-    _run(
-        kind, out, q, k_pages, v_pages, q.stride(0), block_tables, query_starts, kv_lengths,
-        kv_lengths.shape[0], block_tables.stride(0), page_size, heads, d,
-    )  # fmt: skip
-    return out
-
-
-def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """See `bark_fast.kernels.bidirectional_attention`."""
-    _check_pairs(q)
-    batch, tokens, heads, d = q.shape
-    strides = (tokens * q.stride(1), q.stride(1), d, 1)
-    if any(t.stride() != strides for t in (q, k, v)):
-        q, k, v = (t.contiguous() for t in (q, k, v))
-    out = torch.empty(batch, tokens, heads, d, dtype=q.dtype)
-    starts = torch.arange(0, (batch + 1) * tokens, tokens)
-    lengths = torch.full((batch,), tokens)
-    _run(
-        _BIDIRECTIONAL_ATTENTION, out, q, k, v, q.stride(1), None, starts, lengths, batch, 0,
-        tokens, heads, d,
-    )  # fmt: skip
-    return out
-
-
-def sample(
-    logits: Tensor,
-    *,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    seeds: Tensor,
-    positions: Tensor,
-    stage: int,
-    min_eos_p: Tensor | None,
-    min_draws: Tensor | None,
-    n_ranges: int,
-    range_size: int,
-    first_id: int,
-    state: DecodeState | None,
-) -> Tensor:
-    """See `bark_fast.kernels.sample`."""
-    logits = _contiguous(logits)
-    rows, columns = logits.shape
-    chosen = torch.empty(rows, dtype=torch.int64)
-    advanced: tuple[Tensor | int, ...] = ()
-    if state is not None:
-        advanced = (
-            state.finished, state.token_ids, state.positions, state.kv_lengths, state.slots,
-            state.draws, state.limits, state.block_tables, state.history,
-            state.block_tables.stride(0), state.page_size, state.history.shape[1], first_id,
-        )  # fmt: skip
-    _run(
-        _SAMPLE, chosen, logits, rows, columns, temperature, top_p, top_k, seeds, positions,
-        min_eos_p, min_draws, stage, n_ranges, range_size, *advanced, dtype=logits.dtype,
-    )  # fmt: skip
-    return chosen
-
-
-def random_words(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
-    """See `bark_fast.kernels.random_words`."""
-    width = -(-n_ids // 64) * 64
-    words = torch.empty(len(seeds), width, dtype=torch.int32)
-    _load().words_of_rows(
-        words.data_ptr(), seeds.data_ptr(), positions.data_ptr(), len(seeds), width, stage
-    )
-    return words[:, :n_ids].to(torch.int64) & 0xFFFFFFFF
 
 
 # Running and recording --------------------------------------------------------------------------
@@ -329,10 +329,8 @@ def _contiguous(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-@functools.cache
-def _bits(value: float) -> int:
-    """The 64 bits of a double, as an integer."""
-    return int(struct.unpack("q", struct.pack("d", value))[0])
+# The 64 bits of the double, as an integer.
+_EPS_BITS = int(struct.unpack("q", struct.pack("d", LAYER_NORM_EPS))[0])
 
 
 def release_threads() -> None:

@@ -1,4 +1,4 @@
-"""The fast CPU path, where it differs from the plain one.
+"""The CPU path without AVX-512 or a compiler: plain torch, except for products.
 
 Products go to oneDNN with weights that were packed once, in blocks that its kernels read straight
 through; the BLAS behind `F.linear` runs one float32 row on one thread, and cannot draw the memory's
@@ -19,8 +19,10 @@ model's dtype: torch's bfloat16 attention takes four times as long for one query
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from bark_fast.kernels.ops import Weight
+from bark_fast.kernels.reference import TorchBackend
 
 _PACKED_FOR_ROWS = 16  # the layout chosen for so many serves all others as well
 
@@ -34,18 +36,24 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def pack(weight: Tensor) -> Tensor:
-    """weight [M, K] in the blocks that `product` reads, or itself where there is no oneDNN."""
-    if weight.device.type != "cpu" or not _can_pack(weight.dtype):
-        return weight
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR_ROWS)
-    return packed
+class OneDnnBackend(TorchBackend):
+    """Plain torch, with products of packed weights by oneDNN."""
 
+    def pack_weight(self, weight: Tensor) -> Tensor:
+        """Return the weight in the blocks that `product` reads, or itself without oneDNN."""
+        if weight.device.type != "cpu" or not _can_pack(weight.dtype):
+            return weight
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(
+            weight.contiguous(), _PACKED_FOR_ROWS
+        )
+        return packed
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias for x [N, K] and weight [M, K], packed or not."""
-    if not weight.is_mkldnn:
-        return F.linear(x, weight, bias)
-    rows = x if len(x) > 1 else x.expand(2, -1).contiguous()
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return y[: len(x)]
+    def kv_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32
+
+    def product(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+        if not isinstance(weight, Tensor) or not weight.is_mkldnn:
+            return super().product(x, weight, bias)
+        rows = x if len(x) > 1 else x.expand(2, -1).contiguous()
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        return y[: len(x)]

@@ -64,7 +64,7 @@ def decode_kernel(
     k_pages_ptr,
     v_pages_ptr,
     tables_ptr,
-    lengths_ptr,
+    seq_lens_ptr,
     out_ptr,
     part_ptr,
     part_stats_ptr,
@@ -84,7 +84,7 @@ def decode_kernel(
         gdc_wait()
         gdc_launch_dependents()
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths_ptr + b).to(tl.int32)
+    length = tl.load(seq_lens_ptr + b).to(tl.int32)
     # Never more than were launched: a wrong max_length must not leave the counter waiting.
     max_splits = tl.num_programs(2)
     n_splits = tl.minimum(tl.maximum(tl.cdiv(length, SPLIT), 1), max_splits)
@@ -121,10 +121,10 @@ def decode_kernel(
         y = acc / tl.where(total > 0.0, total, 1.0)
         tl.store(out_ptr + row * HEAD_SIZE + d, y.to(out_ptr.dtype.element_ty))
     else:
-        own = row * max_splits + split
-        tl.store(part_ptr + own * HEAD_SIZE + d, acc)
-        tl.store(part_stats_ptr + own * 2, best)
-        tl.store(part_stats_ptr + own * 2 + 1, total)
+        part = row * max_splits + split
+        tl.store(part_ptr + part * HEAD_SIZE + d, acc)
+        tl.store(part_stats_ptr + part * 2, best)
+        tl.store(part_stats_ptr + part * 2 + 1, total)
         # All of this program's stores come before its arrival, and its arrival before its loads.
         tl.debug_barrier()
         before = tl.atomic_add(arrived_ptr + row, 1, sem="acq_rel")
@@ -156,8 +156,8 @@ def flash_kernel(
     v_ptr,
     out_ptr,
     tables_ptr,
-    query_starts_ptr,
-    lengths_ptr,
+    cu_seqlens_q_ptr,
+    seq_lens_ptr,
     max_pages,
     scale,
     q_stride,
@@ -173,9 +173,9 @@ def flash_kernel(
 ):
     block, head, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if PAGED:
-        first = tl.load(query_starts_ptr + b).to(tl.int64)
-        n = (tl.load(query_starts_ptr + b + 1) - first).to(tl.int32)
-        length = tl.load(lengths_ptr + b).to(tl.int32)
+        first = tl.load(cu_seqlens_q_ptr + b).to(tl.int64)
+        n = (tl.load(cu_seqlens_q_ptr + b + 1) - first).to(tl.int32)
+        length = tl.load(seq_lens_ptr + b).to(tl.int32)
     else:
         first = b.to(tl.int64) * T
         n = T
@@ -236,18 +236,18 @@ def paged_attention(
     v_pages: Tensor,
     *,
     block_tables: Tensor,
-    query_starts: Tensor | None,
-    kv_lengths: Tensor,
+    cu_seqlens_q: Tensor | None,
+    seq_lens: Tensor,
     max_queries: int,
     max_length: int,
     decode: bool,
-    workspace: Tensor | None = None,
-    pdl: bool = False,
+    workspace: Tensor | None,
+    pdl: bool,
 ) -> Tensor:
-    """See `bark_fast.kernels.paged_attention`."""
+    """See `Backend.paged_attention`."""
     q = q.contiguous()
     heads, page_size, size = k_pages.shape[1:]
-    batch = len(kv_lengths)
+    batch = len(seq_lens)
     out = torch.empty_like(q)
     scale = LOG2_E * size**-0.5
     if decode:
@@ -259,17 +259,17 @@ def paged_attention(
         parts = torch.empty(batch * heads * splits * size, dtype=torch.float32, device=q.device)
         stats = torch.empty(batch * heads * splits * 2, dtype=torch.float32, device=q.device)
         decode_kernel[(batch, heads, splits)](
-            q, k_pages, v_pages, block_tables, kv_lengths, out, parts, stats, workspace,
+            q, k_pages, v_pages, block_tables, seq_lens, out, parts, stats, workspace,
             block_tables.shape[1], scale,
             HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, SPLIT=DECODE.split,
             BLOCK_KV=DECODE.block_kv, STAGES=DECODE.num_stages, PDL=pdl,
             num_warps=DECODE.num_warps, **pdl_option(pdl), **ALWAYS,
         )  # fmt: skip
         return out
-    assert query_starts is not None, "only a decode step needs no query_starts"
+    assert cu_seqlens_q is not None, "only a decode step needs no cu_seqlens_q"
     launch = FLASH_FLOAT32 if q.dtype == torch.float32 else FLASH
     flash_kernel[(ceil_div(max_queries, launch.block_q), heads, batch)](
-        q, k_pages, v_pages, out, block_tables, query_starts, kv_lengths,
+        q, k_pages, v_pages, out, block_tables, cu_seqlens_q, seq_lens,
         block_tables.shape[1], scale, heads * size, 0, 0,
         HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, PAGED=True, BLOCK_Q=launch.block_q,
         BLOCK_KV=launch.block_kv, PRECISION=dot_precision(q.dtype),
@@ -279,7 +279,7 @@ def paged_attention(
 
 
 def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """See `bark_fast.kernels.bidirectional_attention`."""
+    """See `Backend.bidirectional_attention`."""
     batch, length, heads, size = q.shape
     for tensor in (q, k, v):
         # Slices of one projection: heads and their elements next to each other, any row stride.
@@ -298,6 +298,5 @@ def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def decode_workspace(batch: int, heads: int, *, device: torch.device) -> Tensor:
-    """The arrival counters of the decode schedule, int32 zeros; every launch leaves them zero, so
-    one serves a whole loop of steps on one stream."""
+    """Return the decode schedule's arrival counters, int32 zeros; every launch leaves them zero."""
     return torch.zeros(batch * heads, dtype=torch.int32, device=device)

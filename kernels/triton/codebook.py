@@ -46,7 +46,7 @@ def codebook_sum_kernel(
 
 
 def codebook_sum(codes: Tensor, tables: Tensor) -> Tensor:
-    """See `bark_fast.kernels.codebook_sum`."""
+    """See `Backend.codebook_sum`."""
     codes, tables = codes.contiguous(), tables.contiguous()
     batch, books, frames = codes.shape
     _, vocabulary, channels = tables.shape

@@ -47,7 +47,7 @@ def embedding_sum_kernel(
 def embedding_sum(
     ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
 ) -> Tensor:
-    """See `bark_fast.kernels.embedding_sum`."""
+    """See `Backend.embedding_sum`."""
     streams, n = ids.shape
     width = position_table.shape[1]
     assert tables.stride()[1:] == (width, 1), "each table must be contiguous"

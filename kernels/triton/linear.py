@@ -30,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from bark_fast.kernels.ops import LAYER_NORM_EPS, Norm, Weight
 from bark_fast.kernels.triton.launch import (
     ALWAYS,
     can_launch_dependent,
@@ -37,7 +38,7 @@ from bark_fast.kernels.triton.launch import (
     dot_precision,
     pdl_option,
 )
-from bark_fast.kernels.triton.norm import row_moments
+from bark_fast.kernels.triton.norm import row_stats
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ TILE_FLOAT32 = TileLaunch(block_m=64, block_n=64, block_k=32, num_warps=4, num_s
 
 
 @triton.jit
-def finish(
+def epilogue(
     acc,
     m,
     n,
@@ -85,7 +86,7 @@ def finish(
     out_ptr,
     k_pages_ptr,
     v_pages_ptr,
-    slots_ptr,
+    slot_mapping_ptr,
     M,
     N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -113,7 +114,7 @@ def finish(
         section = n // WIDTH
         column = n % WIDTH
         # [P, H, page_size, D]: what the row adds to the address, and what the column adds.
-        slot = tl.load(slots_ptr + m, mask=m < M, other=-1)
+        slot = tl.load(slot_mapping_ptr + m, mask=m < M, other=-1)
         row = ((slot // PAGE_SIZE) * (HEADS * PAGE_SIZE) + slot % PAGE_SIZE) * HEAD_SIZE
         place = row + ((column // HEAD_SIZE) * (PAGE_SIZE * HEAD_SIZE) + column % HEAD_SIZE)
         tl.store(out_ptr + m * WIDTH + column, y, mask=mask & (section == 0))
@@ -148,14 +149,14 @@ def decode_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
-    moments_ptr,
+    row_stats_ptr,
     norm_weight_ptr,
     norm_bias_ptr,
     residual_ptr,
     out_ptr,
     k_pages_ptr,
     v_pages_ptr,
-    slots_ptr,
+    slot_mapping_ptr,
     M,
     eps,
     N: tl.constexpr,
@@ -196,8 +197,8 @@ def decode_kernel(
             centred = tl.where(k < K, whole - mean[None, :, None], 0.0)
             rstd = 1.0 / tl.sqrt(tl.sum(tl.sum(centred * centred, axis=2), axis=0) / K + eps)
         else:
-            mean = tl.load(moments_ptr + m * 2, mask=m < M, other=0.0)
-            rstd = tl.load(moments_ptr + m * 2 + 1, mask=m < M, other=0.0)
+            mean = tl.load(row_stats_ptr + m * 2, mask=m < M, other=0.0)
+            rstd = tl.load(row_stats_ptr + m * 2 + 1, mask=m < M, other=0.0)
         x = normalise(x, mean, rstd, k, norm_weight_ptr, norm_bias_ptr, K, HAS_NORM_BIAS)
     acc = tl.dot(w, tl.permute(x, (0, 2, 1)), input_precision=PRECISION, out_dtype=tl.float32)
     for start in range(BLOCK_K, K, BLOCK_K):
@@ -208,9 +209,9 @@ def decode_kernel(
             x = normalise(x, mean, rstd, at, norm_weight_ptr, norm_bias_ptr, K, HAS_NORM_BIAS)
         acc = tl.dot(w, tl.permute(x, (0, 2, 1)), acc, input_precision=PRECISION)
     mask = (n < N)[:, None] & (m < M)[None, :]
-    finish(
+    epilogue(
         tl.sum(acc, axis=0), m[None, :], n[:, None], mask, bias_ptr, residual_ptr, out_ptr,
-        k_pages_ptr, v_pages_ptr, slots_ptr, M, N, HAS_BIAS, GELU, HAS_RESIDUAL, QKV, HEADS,
+        k_pages_ptr, v_pages_ptr, slot_mapping_ptr, M, N, HAS_BIAS, GELU, HAS_RESIDUAL, QKV, HEADS,
         HEAD_SIZE, PAGE_SIZE,
     )  # fmt: skip
 
@@ -220,14 +221,14 @@ def tile_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
-    moments_ptr,
+    row_stats_ptr,
     norm_weight_ptr,
     norm_bias_ptr,
     residual_ptr,
     out_ptr,
     k_pages_ptr,
     v_pages_ptr,
-    slots_ptr,
+    slot_mapping_ptr,
     M,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -253,8 +254,8 @@ def tile_kernel(
     w_ptrs = weight_ptr + n[None, :].to(tl.int64) * K + k[:, None]
     m_mask, n_mask = (m < M)[:, None], (n < N)[None, :]
     if HAS_NORM:
-        mean = tl.load(moments_ptr + m * 2, mask=m < M, other=0.0)[:, None]
-        rstd = tl.load(moments_ptr + m * 2 + 1, mask=m < M, other=0.0)[:, None]
+        mean = tl.load(row_stats_ptr + m * 2, mask=m < M, other=0.0)[:, None]
+        rstd = tl.load(row_stats_ptr + m * 2 + 1, mask=m < M, other=0.0)[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         inside = start + k < K
@@ -268,9 +269,9 @@ def tile_kernel(
                 normed += beta[None, :]
             x = normed.to(w.dtype)
         acc = tl.dot(x, w, acc, input_precision=PRECISION)
-    finish(
+    epilogue(
         acc, m[:, None], n[None, :], m_mask & n_mask, bias_ptr, residual_ptr, out_ptr, k_pages_ptr,
-        v_pages_ptr, slots_ptr, M, N, HAS_BIAS, GELU, HAS_RESIDUAL, QKV, HEADS, HEAD_SIZE,
+        v_pages_ptr, slot_mapping_ptr, M, N, HAS_BIAS, GELU, HAS_RESIDUAL, QKV, HEADS, HEAD_SIZE,
         PAGE_SIZE,
     )  # fmt: skip
 
@@ -281,23 +282,23 @@ class PagedKV:
 
     k_pages: Tensor  # [P, H, page_size, D], contiguous
     v_pages: Tensor
-    slots: Tensor  # int64 [N]
+    slot_mapping: Tensor  # int64 [N]
 
 
 def fused_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     *,
-    norm: tuple[Tensor, Tensor | None] | None,
-    gelu: bool,
-    residual: Tensor | None,
-    eps: float,
+    norm: Norm | None,
+    gelu: bool = False,
+    residual: Tensor | None = None,
     decode: bool,
-    pdl: bool = False,
+    pdl: bool,
     paged: PagedKV | None = None,
 ) -> Tensor:
-    """See `bark_fast.kernels.fused_linear` and, with `paged`, `bark_fast.kernels.qkv_to_pages`."""
+    """See `Backend.fused_linear` and, with `paged`, `Backend.qkv_to_pages`."""
+    assert isinstance(weight, Tensor), "the weight was packed for another backend"
     x = x.contiguous()
     m, k = x.shape
     n = len(weight)
@@ -319,28 +320,28 @@ def fused_linear(
     ends = (
         x if residual is None else residual.contiguous(),
         out,
-        *((x, x, x) if paged is None else (paged.k_pages, paged.v_pages, paged.slots)),
+        *((x, x, x) if paged is None else (paged.k_pages, paged.v_pages, paged.slot_mapping)),
         m,
     )
     gamma, beta = (None, None) if norm is None else norm
     common |= {"HAS_NORM": gamma is not None, "HAS_NORM_BIAS": beta is not None}
     norms = (x if gamma is None else gamma, x if beta is None else beta)
-    own_bias = x if bias is None else bias
+    bias_or_x = x if bias is None else bias
     if decode:
         launch = DECODE_FLOAT32 if x.dtype == torch.float32 else DECODE
         whole_row = gamma is None or k <= launch.block_k
         pdl = pdl and can_launch_dependent(x)
         decode_kernel[(ceil_div(n, launch.block_n), ceil_div(m, launch.block_m))](
-            x, weight, own_bias, x if whole_row else row_moments(x, eps=eps), *norms, *ends, eps,
+            x, weight, bias_or_x, x if whole_row else row_stats(x), *norms, *ends, LAYER_NORM_EPS,
             BLOCK_N=launch.block_n, BLOCK_M=launch.block_m, BLOCK_K=launch.block_k,
             SLICES=launch.num_warps, PDL=pdl, num_warps=launch.num_warps, num_stages=2,
             **pdl_option(pdl), **common,
         )  # fmt: skip
     else:
         tile = TILE_FLOAT32 if x.dtype == torch.float32 else TILE
-        stats = x if gamma is None else row_moments(x, eps=eps)
+        stats = x if gamma is None else row_stats(x)
         tile_kernel[(ceil_div(m, tile.block_m), ceil_div(n, tile.block_n))](
-            x, weight, own_bias, stats, *norms, *ends,
+            x, weight, bias_or_x, stats, *norms, *ends,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **common,
         )  # fmt: skip

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bark_fast.kernels.ops import LAYER_NORM_EPS
 from bark_fast.kernels.triton.launch import ALWAYS, power_of_two
 
 
@@ -37,7 +38,7 @@ def layer_norm_kernel(
 
 
 @triton.jit
-def row_moments_kernel(x_ptr, out_ptr, eps, C: tl.constexpr, BLOCK_C: tl.constexpr):
+def row_stats_kernel(x_ptr, out_ptr, eps, C: tl.constexpr, BLOCK_C: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
     x = tl.load(x_ptr + row * C + c, mask=c < C, other=0.0).to(tl.float32)
@@ -47,8 +48,8 @@ def row_moments_kernel(x_ptr, out_ptr, eps, C: tl.constexpr, BLOCK_C: tl.constex
     tl.store(out_ptr + row * 2 + 1, 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / C + eps))
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
-    """See `bark_fast.kernels.layer_norm`."""
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See `Backend.layer_norm`."""
     x = x.contiguous()
     width = x.shape[-1]
     out = torch.empty_like(x)
@@ -57,7 +58,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) ->
         weight,
         weight if bias is None else bias,
         out,
-        eps,
+        LAYER_NORM_EPS,
         C=width,
         BLOCK_C=power_of_two(width),
         HAS_BIAS=bias is not None,
@@ -67,10 +68,16 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) ->
     return out
 
 
-def row_moments(x: Tensor, *, eps: float) -> Tensor:
-    """float32 [N, 2]: mean and reciprocal standard deviation of each row of x [N, C]."""
+def row_stats(x: Tensor) -> Tensor:
+    """Return mean and reciprocal standard deviation of each row of x [N, C], float32 [N, 2]."""
     out = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
-    row_moments_kernel[(len(x),)](
-        x, out, eps, C=x.shape[1], BLOCK_C=power_of_two(x.shape[1]), num_warps=4, **ALWAYS
+    row_stats_kernel[(len(x),)](
+        x,
+        out,
+        LAYER_NORM_EPS,
+        C=x.shape[1],
+        BLOCK_C=power_of_two(x.shape[1]),
+        num_warps=4,
+        **ALWAYS,
     )
     return out

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bark_fast.kernels.state import DecodeState
+from bark_fast.kernels.ops import noise_positions
+from bark_fast.kernels.state import DecodeState, SamplingMetadata, TokenSpace
 from bark_fast.kernels.triton.launch import ALWAYS, power_of_two
 
 CHUNK = 4096
@@ -72,14 +73,14 @@ def sample_kernel(
     top_k_ptr,
     top_p_ptr,
     min_eos_p_ptr,
-    min_draws_ptr,
+    min_new_tokens_ptr,
     seeds_ptr,
     positions_ptr,
     out_ptr,
     token_ptr,
     model_position_ptr,
-    length_ptr,
-    slot_ptr,
+    seq_len_ptr,
+    slot_mapping_ptr,
     tables_ptr,
     limit_ptr,
     finished_ptr,
@@ -94,7 +95,6 @@ def sample_kernel(
     BLOCK_V: tl.constexpr,
     CHUNK_V: tl.constexpr,
     HAS_EOS: tl.constexpr,
-    HAS_LEAST: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HAS_STATE: tl.constexpr,
 ):
@@ -108,8 +108,8 @@ def sample_kernel(
     turn = position % n_ranges
     first = turn * range_size
     last = tl.where(turn == n_ranges - 1, V, first + range_size)
-    if HAS_LEAST:
-        last = tl.where(position < tl.load(min_draws_ptr + row), tl.minimum(last, V - 1), last)
+    if HAS_EOS:
+        last = tl.where(position < tl.load(min_new_tokens_ptr + row), tl.minimum(last, V - 1), last)
     logits = tl.load(
         logits_ptr + row * V + v, mask=(v >= first) & (v < last), other=-float("inf")
     ).to(tl.float32)
@@ -178,57 +178,47 @@ def sample_kernel(
         tl.store(positions_ptr + row, position + 1, mask=going_on)
         # A row that has ended is an empty one: its pages may be another's by the next step.
         tl.store(finished_ptr + row, 1, mask=more == 0)
-        tl.store(length_ptr + row, tl.full((), 0, tl.int64), mask=more == 0)
-        tl.store(slot_ptr + row, tl.full((), -1, tl.int64), mask=more == 0)
+        tl.store(seq_len_ptr + row, tl.full((), 0, tl.int64), mask=more == 0)
+        tl.store(slot_mapping_ptr + row, tl.full((), -1, tl.int64), mask=more == 0)
         at = tl.load(model_position_ptr + row) + 1
         page = tl.load(tables_ptr + row * max_pages + at // PAGE_SIZE, mask=more, other=0)
         tl.store(token_ptr + row, token, mask=more)
         tl.store(model_position_ptr + row, at, mask=more)
-        tl.store(length_ptr + row, at + 1, mask=more)
-        tl.store(slot_ptr + row, page * PAGE_SIZE + at % PAGE_SIZE, mask=more)
+        tl.store(seq_len_ptr + row, at + 1, mask=more)
+        tl.store(slot_mapping_ptr + row, page * PAGE_SIZE + at % PAGE_SIZE, mask=more)
 
 
 def sample(
     logits: Tensor,
+    metadata: SamplingMetadata,
+    space: TokenSpace,
     *,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    seeds: Tensor,
-    positions: Tensor,
-    stage: int,
-    min_eos_p: Tensor | None,
-    min_draws: Tensor | None,
-    n_ranges: int,
-    range_size: int,
-    first_id: int,
-    state: DecodeState | None,
+    positions: Tensor | None = None,
+    state: DecodeState | None = None,
 ) -> Tensor:
-    """See `bark_fast.kernels.sample`."""
+    """See `Backend.sample`."""
     logits = logits.contiguous()
-    temperature, top_k, top_p, seeds = (t.contiguous() for t in (temperature, top_k, top_p, seeds))
     rows, columns = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     # Pointers that a launch does not use still have to be something.
     fields = (
-        (out,) * 7
+        (out,) * 8
         if state is None
         else (
-            state.token_ids, state.positions, state.kv_lengths, state.slots, state.block_tables,
-            state.limits, state.finished,
+            state.token_ids, state.positions, state.seq_lens, state.slot_mapping,
+            state.block_tables, state.limits, state.finished, state.history,
         )
     )  # fmt: skip
     block = max(16, power_of_two(columns))
     sample_kernel[(rows,)](
-        logits, temperature, top_k, top_p, temperature if min_eos_p is None else min_eos_p,
-        out if min_draws is None else min_draws, seeds, positions, out, *fields,
-        out if state is None else state.history,
-        stage, columns, first_id, range_size, n_ranges,
+        logits, metadata.temperature.contiguous(), metadata.top_k.contiguous(),
+        metadata.top_p.contiguous(), metadata.min_eos_p, metadata.min_new_tokens,
+        metadata.seeds.contiguous(), noise_positions(positions, state), out, *fields,
+        space.stage, columns, space.first_id, space.range_size, space.n_ranges,
         0 if state is None else state.block_tables.shape[1],
         0 if state is None else state.history.shape[1],
-        BLOCK_V=block, CHUNK_V=min(block, CHUNK), HAS_EOS=min_eos_p is not None,
-        HAS_LEAST=min_draws is not None, PAGE_SIZE=1 if state is None else state.page_size,
-        HAS_STATE=state is not None,
+        BLOCK_V=block, CHUNK_V=min(block, CHUNK), HAS_EOS=space.has_end,
+        PAGE_SIZE=1 if state is None else state.page_size, HAS_STATE=state is not None,
         # 16 logits a thread.
         num_warps=min(32, max(1, block // 512)), **ALWAYS,
     )  # fmt: skip
@@ -236,7 +226,7 @@ def sample(
 
 
 def random_words_of(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
-    """The integers behind the noise, int64 [B, n_ids], to be held against the reference's."""
+    """See `Backend.random_words`; it exists to be compared with the reference."""
     out = torch.empty(len(seeds), n_ids, dtype=torch.int64, device=seeds.device)
     random_words_kernel[(len(seeds),)](
         seeds, positions, out, stage, n_ids, BLOCK_V=max(16, power_of_two(n_ids)), **ALWAYS

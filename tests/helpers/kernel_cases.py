@@ -96,8 +96,8 @@ class Sequences:
     def run(self, q: Tensor, queries: list[int], impl: str, **options: object) -> Tensor:
         starts = torch.tensor([0, *queries], device=DEVICE).cumsum(0)
         return kernels.paged_attention(
-            q, self.k_pages, self.v_pages, block_tables=self.tables, query_starts=starts,
-            kv_lengths=torch.tensor(self.lengths, device=DEVICE), max_queries=max(queries),
+            q, self.k_pages, self.v_pages, block_tables=self.tables, cu_seqlens_q=starts,
+            seq_lens=torch.tensor(self.lengths, device=DEVICE), max_queries=max(queries),
             max_length=max(1, *self.lengths), impl=impl, **options,
         )  # fmt: skip
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bark_fast import kernels
-from bark_fast.kernels.triton.attention import decode_workspace
 from helpers.kernel_cases import Sequences, exact_bidirectional
 from helpers.kernels import DEVICE, DTYPES, assert_accurate, guarded_outputs, randn
 
@@ -33,7 +32,7 @@ def test_decode_long(triton_impl) -> None:
 def test_decode_workspace_is_left_as_it_was(triton_impl) -> None:
     s = Sequences([300, 40, 0], 16)
     q = randn(3, 2, 16, seed=9)
-    workspace = decode_workspace(3, 2, device=DEVICE)
+    workspace = kernels.decode_workspace(3, 2, device=DEVICE, impl=triton_impl)
     for _ in range(3):
         s.check(q, [1] * 3, triton_impl, decode=True, workspace=workspace)
         assert not workspace.any()
@@ -70,8 +69,8 @@ def test_a_sequence_does_not_depend_on_its_neighbours(triton_impl, dtype, decode
     for i in range(18):
         alone = kernels.paged_attention(
             parts[i], s.k_pages, s.v_pages, block_tables=s.tables[i : i + 1],
-            query_starts=torch.tensor([0, queries[i]], device=DEVICE),
-            kv_lengths=torch.tensor([lengths[i]], device=DEVICE), max_queries=queries[i],
+            cu_seqlens_q=torch.tensor([0, queries[i]], device=DEVICE),
+            seq_lens=torch.tensor([lengths[i]], device=DEVICE), max_queries=queries[i],
             max_length=lengths[i], decode=decode, impl=triton_impl,
         )  # fmt: skip
         assert torch.equal(alone, together[i])

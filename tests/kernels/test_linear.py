@@ -112,7 +112,7 @@ def test_qkv_to_pages(impl, monkeypatch, dtype, decode, heads: int, size: int) -
     v_pages = k_pages.clone()
     with guarded_outputs(monkeypatch):
         q = kernels.qkv_to_pages(
-            x, weight, bias, norm=norm, k_pages=k_pages, v_pages=v_pages, slots=slots,
+            x, weight, bias, norm=norm, k_pages=k_pages, v_pages=v_pages, slot_mapping=slots,
             decode=decode, impl=impl,
         )  # fmt: skip
     exact = exact_linear(x, weight, bias, norm=norm).view(n, 3, heads, size).unbind(1)
@@ -133,8 +133,8 @@ def test_a_row_without_a_place_writes_nothing(impl, decode: bool) -> None:
     v_pages = k_pages.clone()
     slots = torch.tensor([-1, 5, -1], device=x.device)
     q = kernels.qkv_to_pages(
-        x, weight, None, norm=norm, k_pages=k_pages, v_pages=v_pages, slots=slots, decode=decode,
-        impl=impl,
+        x, weight, None, norm=norm, k_pages=k_pages, v_pages=v_pages, slot_mapping=slots,
+        decode=decode, impl=impl,
     )  # fmt: skip
     assert q.isfinite().all()
     for pages in (k_pages, v_pages):
@@ -150,8 +150,8 @@ def test_qkv_rows_do_not_depend_on_their_neighbours(triton_impl, decode: bool) -
         pages = torch.zeros(2, 5, 2, 4, 16, device=x.device)
         slots = torch.arange(len(rows), device=x.device)
         q = kernels.qkv_to_pages(
-            x[rows], weight, None, norm=norm, k_pages=pages[0], v_pages=pages[1], slots=slots,
-            decode=decode, impl=triton_impl,
+            x[rows], weight, None, norm=norm, k_pages=pages[0], v_pages=pages[1],
+            slot_mapping=slots, decode=decode, impl=triton_impl,
         )  # fmt: skip
         written = pages[:, slots // 4, :, slots % 4]  # [N, 2, H, D]
         return torch.cat([q[:, None], written], dim=1)

@@ -97,7 +97,7 @@ def test_qkv_to_pages(monkeypatch, dtype, heads: int, size: int) -> None:
     with guarded_outputs(monkeypatch):
         q = kernels.qkv_to_pages(
             x, kernels.pack_weight(weight, impl="native"), bias, norm=norm, k_pages=k_pages,
-            v_pages=v_pages, slots=slots, impl="native",
+            v_pages=v_pages, slot_mapping=slots, impl="native",
         )  # fmt: skip
     exact = exact_linear(x, weight, bias, norm=norm).view(n, 3, heads, size).unbind(1)
     plain = kernels.fused_linear(x, weight, bias, norm=norm).view(n, 3, heads, size).unbind(1)
@@ -121,7 +121,7 @@ def test_decode_attention(monkeypatch, dtype, page_size: int, size: int) -> None
     for i in range(6):
         alone = kernels.paged_attention(
             q[i : i + 1], s.k_pages, s.v_pages, block_tables=s.tables[i : i + 1],
-            kv_lengths=torch.tensor(s.lengths[i : i + 1]), max_queries=1, max_length=300,
+            seq_lens=torch.tensor(s.lengths[i : i + 1]), max_queries=1, max_length=300,
             decode=True, impl="native",
         )  # fmt: skip
         assert torch.equal(alone[0], together[i])
@@ -140,7 +140,7 @@ def test_prefill_and_extend(monkeypatch, dtype, page_size: int, size: int) -> No
     for i in (2, 4, 7):
         alone = kernels.paged_attention(
             parts[i], s.k_pages, s.v_pages, block_tables=s.tables[i : i + 1],
-            query_starts=torch.tensor([0, queries[i]]), kv_lengths=torch.tensor([lengths[i]]),
+            cu_seqlens_q=torch.tensor([0, queries[i]]), seq_lens=torch.tensor([lengths[i]]),
             max_queries=queries[i], max_length=lengths[i], impl="native",
         )  # fmt: skip
         assert torch.equal(alone, together[i])
@@ -182,10 +182,10 @@ def test_gelu_over_its_range(dtype) -> None:
 
 def test_an_odd_width_is_refused_in_pairs() -> None:
     with pytest.raises(ValueError, match="even K, got 3"):
-        native.pack(torch.zeros(4, 3, dtype=torch.bfloat16))
+        kernels.pack_weight(torch.zeros(4, 3, dtype=torch.bfloat16), impl="native")
     q = torch.zeros(1, 4, 2, 5, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="even size, got 5"):
-        native.bidirectional_attention(q, q, q)
+        kernels.bidirectional_attention(q, q, q, impl="native")
 
 
 def test_a_recorded_step_is_the_step(dtype) -> None:
@@ -299,7 +299,8 @@ def test_it_is_compiled_once(dtype, monkeypatch, tmp_path) -> None:
     """Another process finds the library, and two that compile at once do not disturb each other."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code = (
-        "import torch; from bark_fast.kernels import native; print(native.why_not(torch.float32))"
+        "import torch; from bark_fast.kernels.cpu import native;"
+        "print(native.why_not(torch.float32))"
     )
     command = [sys.executable, "-c", code]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -63,17 +63,25 @@ def test_philox_by_hand() -> None:
 
 
 def draw(logits: torch.Tensor, **changes: object) -> torch.Tensor:
+    """Sample with options by name: the end token counts where one of its two options is given."""
     n = len(logits)
     options: dict = {
         "temperature": torch.ones(n),
         "top_k": torch.zeros(n, dtype=torch.int64),
         "top_p": torch.ones(n),
         "seeds": torch.arange(n),
+        "min_eos_p": torch.zeros(n),
+        "min_new_tokens": torch.zeros(n, dtype=torch.int64),
         "positions": torch.zeros(n, dtype=torch.int64),
         "stage": 0,
+        "has_end": not changes.keys().isdisjoint({"min_eos_p", "min_new_tokens"}),
     } | changes
     options = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    return kernels.sample(logits.to(DEVICE), **options)
+    rows = {f.name: options.pop(f.name) for f in fields(kernels.SamplingMetadata)}
+    space = {f.name: options.pop(f.name) for f in fields(kernels.TokenSpace) if f.name in options}
+    return kernels.sample(
+        logits.to(DEVICE), kernels.SamplingMetadata(**rows), kernels.TokenSpace(**space), **options
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 2.5])
@@ -199,13 +207,13 @@ def test_min_eos_p() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_end_is_impossible_before_min_draws(temperature: float) -> None:
+def test_the_end_is_impossible_before_min_new_tokens(temperature: float) -> None:
     logits = torch.tensor([[0.0, 1.0, 50.0]]).expand(3, -1)
     chosen = draw(
         logits,
         temperature=torch.full((3,), temperature),
         min_eos_p=torch.tensor([0.0, 0.2, 0.2]),
-        min_draws=torch.tensor([6, 6, 5]),
+        min_new_tokens=torch.tensor([6, 6, 5]),
         positions=torch.full((3,), 5),
     ).tolist()
     assert chosen[0] != 2
@@ -281,7 +289,7 @@ def test_draws_equal_the_reference(
         options |= {"n_ranges": ranges, "range_size": columns // ranges}
     elif eos:
         options["min_eos_p"] = torch.full((n,), 0.02)
-        options["min_draws"] = torch.tensor([0, 10_001, 5_000, 0, 10_001, 9_999])
+        options["min_new_tokens"] = torch.tensor([0, 10_001, 5_000, 0, 10_001, 9_999])
     assert draw(logits, **options, impl=compiled_impl).tolist() == draw(logits, **options).tolist()
 
 
@@ -313,10 +321,10 @@ def loop_state(n: int, page_size: int) -> kernels.DecodeState:
     return kernels.DecodeState(
         token_ids=full(0, n),
         positions=positions,
-        kv_lengths=positions + 1,
-        slots=tables.gather(1, at)[:, 0] * page_size + positions % page_size,
+        seq_lens=positions + 1,
+        slot_mapping=tables.gather(1, at)[:, 0] * page_size + positions % page_size,
         block_tables=tables,
-        draws=full(0, n),
+        num_generated=full(0, n),
         limits=torch.tensor([1, 3, 6, 9][:n], device=DEVICE),
         finished=full(0, n, of=torch.int32),
         history=full(-1, n, 9),
@@ -332,7 +340,7 @@ def test_the_loop_needs_no_host(compiled_impl, eos: bool) -> None:
     options = options_of(n) | {"temperature": torch.ones(n), "first_id": 1000}
     if eos:
         options["min_eos_p"] = torch.tensor([0.0, 0.08, 0.0, 0.03])
-        options["min_draws"] = torch.tensor([0, 0, 4, 2])
+        options["min_new_tokens"] = torch.tensor([0, 0, 4, 2])
     for step in range(10):
         logits = randn(n, 30, seed=step) * 1.5
         for impl, state in states.items():
@@ -343,13 +351,13 @@ def test_the_loop_needs_no_host(compiled_impl, eos: bool) -> None:
     state = states["torch"]
     assert state.finished.all()
     if not eos:
-        assert state.draws.tolist() == [1, 3, 6, 9]
+        assert state.num_generated.tolist() == [1, 3, 6, 9]
         # The last token of a row is never run, so its place is the one before.
         assert state.positions.tolist() == [5, 8, 12, 16]
     # Ended rows are empty ones.
-    assert state.kv_lengths.tolist() == [0] * n
-    assert state.slots.tolist() == [-1] * n
+    assert state.seq_lens.tolist() == [0] * n
+    assert state.slot_mapping.tolist() == [-1] * n
     for row in range(n):
-        drawn = state.history[row, : int(state.draws[row])]
+        drawn = state.history[row, : int(state.num_generated[row])]
         assert (drawn >= 1000).all()
-        assert (state.history[row, int(state.draws[row]) :] == -1).all()
+        assert (state.history[row, int(state.num_generated[row]) :] == -1).all()
