@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from numbers import Integral
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from bark_fast import demo
 from bark_fast.checkpoint.config import Config
-from bark_fast.checkpoint.layout import Checkpoint, open_transformers
-from bark_fast.checkpoint.source import Source
-from bark_fast.checkpoint.suno import SunoFiles, has_suno_files
+from bark_fast.checkpoint.opening import open_checkpoint
+from bark_fast.checkpoint.suno import SunoFiles
 from bark_fast.devices import check_offload, resolve_device, resolve_dtype, resolve_impl
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.driver import Driver
@@ -27,8 +23,8 @@ from bark_fast.engine.stats import EngineStats
 from bark_fast.engine.utterance import Progress
 from bark_fast.errors import GenerationError, InputError
 from bark_fast.progress import ProgressBar
-from bark_fast.request import Request, RequestBuilder, as_list
-from bark_fast.streaming import StreamPlan
+from bark_fast.request import Request, RequestBuilder
+from bark_fast.streaming import StreamPlan, speak
 from bark_fast.text import Tokenizer
 from bark_fast.types import GenerationParams, IntArray, Speech, Stage, Voice
 from bark_fast.voices import VoiceLibrary, VoiceLike
@@ -60,7 +56,7 @@ class Bark:
         self.device = device
         self.dtype = dtype
         self._driver = Driver(engine)
-        self._requests = requests
+        self.requests = requests
 
     @classmethod
     def from_pretrained(
@@ -82,9 +78,9 @@ class Bark:
                 ("suno/bark-small"), "demo", or `SunoFiles`, which say which sizes of suno's.
             device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
             dtype: "auto" (float32 on the CPU; bfloat16 on CUDA, or float16 before sm_80),
-                "float32", "bfloat16", "float16", or the torch dtype. float16 on a CPU runs as
-                float32, with a warning. "int8", on CPUs with AVX-512: weights in 8 bits, the rest
-                in bfloat16 (without avx512_bf16 in float32).
+                "float32", "bfloat16", "float16" (on a CPU run as float32, with a warning), or the
+                torch dtype. "int8", on CPUs with AVX-512: weights in 8 bits, the rest in bfloat16
+                (without avx512_bf16 in float32).
             impl: who computes: "auto" ("triton" on CUDA, on a CPU "native" where it runs, else
                 "cpu"), "triton", "native" (C for AVX-512, compiled at first use), "cpu" (torch and
                 oneDNN) or "torch" (the plain reference, which runs anywhere).
@@ -106,7 +102,7 @@ class Bark:
         check_offload(offload, chosen_device)
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
-        checkpoint = _open(model, revision, local_files_only)
+        checkpoint = open_checkpoint(model, revision, local_files_only)
         config = checkpoint.config
         # Small and quick to fail first: the weights are the slow part.
         tokenizer = Tokenizer(
@@ -135,7 +131,7 @@ class Bark:
     @property
     def voices(self) -> list[str]:
         """The names of the checkpoint's own voices."""
-        return self._requests.voices.names
+        return self.requests.voices.names
 
     @property
     def engine(self) -> Engine:
@@ -170,7 +166,7 @@ class Bark:
         Args:
             name: what errors call it.
         """
-        loaded = self._requests.voices.get(voice, name=name)
+        loaded = self.requests.voices.get(voice, name=name)
         if loaded is None:
             raise InputError(f"{name} must not be None")
         return loaded
@@ -221,9 +217,7 @@ class Bark:
             InputError: an argument is wrong; nothing has been generated then.
             GenerationError: some texts of a list failed; it holds what the others gave.
         """
-        single = isinstance(text, str)
-        texts = [text] if isinstance(text, str) else as_list("text", text)
-        requests = self._requests.from_lists(self.request, texts, voice, params, single=single)
+        requests, single = self.requests.from_texts(text, voice, params)
         spoken = self._finish(requests, single, progress)
         return spoken[0] if single else spoken
 
@@ -264,11 +258,7 @@ class Bark:
         Returns:
             int64 [S], about 50 a second of speech, or a list of them.
         """
-        single = isinstance(text, str)
-        texts = [text] if isinstance(text, str) else as_list("text", text)
-        requests = self._requests.from_lists(
-            self.request, texts, voice, params, single=single, last_stage="semantic"
-        )
+        requests, single = self.requests.from_texts(text, voice, params, last_stage="semantic")
         tokens = [speech.semantic_tokens for speech in self._finish(requests, single, progress)]
         return tokens[0] if single else tokens
 
@@ -318,27 +308,9 @@ class Bark:
         Raises:
             InputError, GenerationError: as `generate`.
         """
-        # A list of numbers is one utterance, like an array of them.
-        many = isinstance(semantic_tokens, (list, tuple)) and not (
-            semantic_tokens and all(isinstance(token, Integral) for token in semantic_tokens)
-        )
-        all_tokens: list[Any] = list(semantic_tokens) if many else [semantic_tokens]
-        named = [
-            (f"semantic_tokens[{i}]" if many else "semantic_tokens", tokens)
-            for i, tokens in enumerate(all_tokens)
-        ]
-        requests = self._requests.from_lists(
-            lambda named_tokens, *others: self.token_request(
-                named_tokens[1], *others, name=named_tokens[0]
-            ),
-            named,
-            voice,
-            params,
-            single=not many,
-            what="entries of semantic_tokens",
-        )
-        spoken = self._finish(requests, not many, progress)
-        return spoken if many else spoken[0]
+        requests, single = self.requests.from_token_lists(semantic_tokens, voice, params)
+        spoken = self._finish(requests, single, progress)
+        return spoken[0] if single else spoken
 
     def _finish(self, requests: list[Request], single: bool, progress: bool) -> list[Speech]:
         """Return the speech of each request; a failure of a `single` one is raised as it is."""
@@ -346,16 +318,17 @@ class Bark:
             reporters = [bar.reporter(i, request.stages) for i, request in enumerate(requests)]
             futures = self._driver.finish(requests, reporters)
         results = [_result(future) for future in futures]
-        if not single and any(isinstance(result, BaseException) for result in results):
-            raise GenerationError(results)
-        return [_speech_of(result) for result in results]
+        errors = [result for result in results if isinstance(result, Exception)]
+        if errors:
+            raise errors[0] if single else GenerationError(results)
+        return results
 
     def split(self, text: str, *, language: str = "en", max_tokens: int | None = None) -> list[str]:
         """Return the pieces that `stream` would say one after another.
 
         They are sentences, or parts of sentences that are too long for one utterance.
         """
-        return self._requests.split(text, language=language, max_tokens=max_tokens)
+        return self.requests.split(text, language=language, max_tokens=max_tokens)
 
     def stream(
         self,
@@ -383,28 +356,8 @@ class Bark:
             InputError: an argument is wrong; raised by the call itself, before anything is said.
         """
         # Everything that can be wrong is looked at here, not at the first next().
-        return self._stream(self.stream_plan(text, voice, params, language), progress)
-
-    def _stream(self, plan: StreamPlan, progress: bool) -> Iterator[Speech]:
-        waiting: deque[Future[Speech]] = deque()
-
-        def begin(bar: ProgressBar) -> None:
-            while (request := plan.peek(len(waiting))) is not None:
-                reporter = bar.reporter(plan.n_begun)
-                waiting.append(self.submit(request, progress=reporter, urgent=True))
-                plan.advance()
-
-        with ProgressBar(len(plan.pieces), enabled=progress) as bar:
-            try:
-                begin(bar)
-                while waiting:
-                    speech = waiting[0].result()
-                    waiting.popleft()
-                    plan.heard(speech)
-                    begin(bar)  # the next ones are under way while this one is listened to
-                    yield speech
-            finally:
-                _cancel(waiting)
+        plan = self.stream_plan(text, voice, params, language)
+        return speak(plan, self.submit, progress=progress)
 
     def stream_plan(
         self,
@@ -414,7 +367,7 @@ class Bark:
         language: str,
     ) -> StreamPlan:
         """Return the plan by which `stream` says a text, for those who bring their own loop."""
-        return StreamPlan(self._requests, text, voice, params, language)
+        return StreamPlan(self.requests, text, voice, params, language)
 
     def submit(
         self, request: Request, *, progress: Progress | None = None, urgent: bool = False
@@ -442,7 +395,7 @@ class Bark:
             last_stage: it stops after this stage ("semantic", "coarse", "fine" or "codec"), and its
                 Speech has nothing of later ones.
         """
-        return self._requests.from_text(text, voice, params, last_stage=last_stage)
+        return self.requests.from_text(text, voice, params, last_stage=last_stage)
 
     def token_request(
         self,
@@ -453,51 +406,12 @@ class Bark:
         name: str = "semantic_tokens",
     ) -> Request:
         """Return the checked request of semantic tokens; `name` is what errors call them."""
-        return self._requests.from_tokens(semantic_tokens, voice, params, name=name)
+        return self.requests.from_tokens(semantic_tokens, voice, params, name=name)
 
 
-def _result(future: Future[Speech]) -> Speech | Exception:
-    """Return the result of a finished future, or its error."""
+def _result(future: Future[Speech]) -> Any:
+    """Return the speech of a finished future, or the error that it failed with."""
     error = future.exception()
-    if error is None:
-        return future.result()
-    if not isinstance(error, Exception):
+    if error is not None and not isinstance(error, Exception):
         raise error
-    return error
-
-
-def _cancel(futures: Iterable[Future[Speech]]) -> None:
-    for future in futures:
-        future.cancel()
-
-
-def _speech_of(result: Speech | Exception) -> Speech:
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def open_voices(
-    model: str | os.PathLike[str] | SunoFiles = "demo",
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> VoiceLibrary:
-    """Return the voices of a checkpoint without its weights.
-
-    Arguments are those of `Bark.from_pretrained`.
-    """
-    checkpoint = _open(model, revision, local_files_only)
-    return VoiceLibrary(checkpoint.source, checkpoint.config)
-
-
-def _open(
-    model: str | os.PathLike[str] | SunoFiles, revision: str | None, local_files_only: bool
-) -> Checkpoint:
-    if isinstance(model, SunoFiles):
-        return model.open(revision=revision, local_files_only=local_files_only)
-    folder: str | os.PathLike[str] = demo.FOLDER if model == "demo" else model
-    source = Source.open(folder, revision=revision, local_files_only=local_files_only)
-    if has_suno_files(source):
-        return SunoFiles(folder).open(revision=revision, local_files_only=local_files_only)
-    return open_transformers(source)
+    return error or future.result()

@@ -233,7 +233,7 @@ def _read_stdin() -> str:
 
 
 def _voices(arguments: argparse.Namespace) -> int:
-    from bark_fast.bark import open_voices
+    from bark_fast.voices import open_voices
 
     for name in open_voices(
         arguments.model, revision=arguments.revision, local_files_only=arguments.offline

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from bark_fast.checkpoint.config import Config, Sampling
@@ -156,33 +157,36 @@ class RequestBuilder:
         loaded = self.voices.get(voice)
         return Request.resolve("", [], loaded, checked, self.config, given=given, given_name=name)
 
-    def from_lists(
-        self,
-        make: Callable[..., Request],
-        first: Sequence[Any],
-        voice: Any,
-        params: Any,
-        *,
-        single: bool,
-        what: str = "texts",
-        **options: Any,
-    ) -> list[Request]:
-        """Return a request for each of `first`, texts or tokens.
+    def from_texts(
+        self, text: Any, voice: Any, params: Any, *, last_stage: Stage = "codec"
+    ) -> tuple[list[Request], bool]:
+        """Return the requests of a text or of a list of them, and whether it was a single one.
 
         Args:
-            make: `from_text` or `from_tokens`, which also get `options`.
-            voice, params: one for all or a list, one for each.
-            single: `first` holds the one argument of a call that was no list.
-            what: what errors call `first`.
+            voice, params: one for all, or for a list of texts a list, one for each.
         """
-        if single:
-            return [make(first[0], voice, params, **options)]
-        count = f"{len(first)} {what}"
-        voices = _one_each("voice", voice, len(first), count, (str, os.PathLike, Mapping, Voice))
-        all_params = _one_each("params", params, len(first), count, (GenerationParams,))
-        return [
-            make(*arguments, **options) for arguments in zip(first, voices, all_params, strict=True)
+        single = isinstance(text, str)
+        texts = [text] if single else _as_list("text", text)
+        arguments = _arguments_of_each(texts, voice, params, single=single, what="texts")
+        return [self.from_text(*each, last_stage=last_stage) for each in arguments], single
+
+    def from_token_lists(
+        self, semantic_tokens: Any, voice: Any, params: Any
+    ) -> tuple[list[Request], bool]:
+        """Return the requests of semantic tokens or of a list of them, and whether it was one."""
+        # A list of numbers is one utterance, like an array of them.
+        single = not isinstance(semantic_tokens, (list, tuple)) or (
+            bool(semantic_tokens) and all(isinstance(each, Integral) for each in semantic_tokens)
+        )
+        tokens = [semantic_tokens] if single else list(semantic_tokens)
+        arguments = _arguments_of_each(
+            tokens, voice, params, single=single, what="entries of semantic_tokens"
+        )
+        requests = [
+            self.from_tokens(*each, name="semantic_tokens" if single else f"semantic_tokens[{i}]")
+            for i, each in enumerate(arguments)
         ]
+        return requests, single
 
     def split(self, text: str, *, language: str = "en", max_tokens: int | None = None) -> list[str]:
         """Split a text into sentences, and those too long for one utterance into parts.
@@ -224,12 +228,7 @@ def checked_params(params: Any) -> GenerationParams:
     return params
 
 
-def as_list(name: str, values: Any) -> list[Any]:
-    """Return a list of texts as a list.
-
-    Raises:
-        InputError: it is no list.
-    """
+def _as_list(name: str, values: Any) -> list[Any]:
     if not isinstance(values, Sequence) or isinstance(values, (bytes, bytearray)):
         raise InputError(
             f"{name} must be a string or a list of strings, got {type(values).__name__}"
@@ -237,9 +236,19 @@ def as_list(name: str, values: Any) -> list[Any]:
     return list(values)
 
 
-def _one_each(
-    name: str, value: Any, count: int, count_name: str, single: tuple[type, ...]
-) -> list[Any]:
+def _arguments_of_each(
+    first: Sequence[Any], voice: Any, params: Any, *, single: bool, what: str
+) -> list[tuple[Any, Any, Any]]:
+    """Return (text or tokens, voice, params) of each; `what` is what errors call the first."""
+    if single:
+        return [(first[0], voice, params)]
+    n = len(first)
+    voices = _one_each("voice", voice, n, what, (str, os.PathLike, Mapping, Voice))
+    all_params = _one_each("params", params, n, what, (GenerationParams,))
+    return list(zip(first, voices, all_params, strict=True))
+
+
+def _one_each(name: str, value: Any, count: int, what: str, single: tuple[type, ...]) -> list[Any]:
     """Return `value` for each of `count` utterances, or the list of as many that it is."""
     if value is None or isinstance(value, single):
         return [value] * count
@@ -247,7 +256,7 @@ def _one_each(
         raise InputError(f"{name} must be one value or a list of them, got {type(value).__name__}")
     if len(value) != count:
         raise InputError(
-            f"{name} must have one entry for each of the {count_name}, got {len(value)}"
+            f"{name} must have one entry for each of the {count} {what}, got {len(value)}"
         )
     return list(value)
 
@@ -296,7 +305,7 @@ def _max_semantic_tokens(params: GenerationParams, config: Config) -> int:
 
 
 def _check_length(name: str, n_given: int, params: GenerationParams, config: Config) -> None:
-    """Check that given tokens are not more than was asked for; the model's own limit may be less."""
+    """Check given tokens against what was asked for; they may exceed the model's own limit."""
     if params.max_semantic_tokens is not None and n_given > params.max_semantic_tokens:
         raise InputError(
             f"{name} must be at most max_semantic_tokens ({params.max_semantic_tokens}), "

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 
+from bark_fast.progress import ProgressBar
 from bark_fast.request import Request, RequestBuilder, checked_params
 from bark_fast.text import normalise
 from bark_fast.types import GenerationParams, Speech, Voice
@@ -65,3 +69,34 @@ class StreamPlan:
             speech.semantic_tokens, speech.coarse_tokens, self._requests.config
         ):
             self._voice = speech.to_voice()
+
+
+def speak(
+    plan: StreamPlan, submit: Callable[..., Future[Speech]], *, progress: bool
+) -> Iterator[Speech]:
+    """Yield the speech of each sentence of a plan, while the next ones are being made.
+
+    Args:
+        submit: as `Bark.submit`.
+        progress: show a progress bar on standard error.
+    """
+    waiting: deque[Future[Speech]] = deque()
+
+    def begin(bar: ProgressBar) -> None:
+        while (request := plan.peek(len(waiting))) is not None:
+            reporter = bar.reporter(plan.n_begun)
+            waiting.append(submit(request, progress=reporter, urgent=True))
+            plan.advance()
+
+    with ProgressBar(len(plan.pieces), enabled=progress) as bar:
+        try:
+            begin(bar)
+            while waiting:
+                speech = waiting[0].result()
+                waiting.popleft()
+                plan.heard(speech)
+                begin(bar)  # the next ones are under way while this one is listened to
+                yield speech
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -75,7 +75,7 @@ class Tokenizer:
 
     def count(self, text: str) -> int:
         """How many tokens `text` makes."""
-        return len(self._ids(text))
+        return len(self.ids(text))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of normalised text, at most `max_tokens`; a warning says how much was cut.
@@ -83,7 +83,7 @@ class Tokenizer:
         Raises:
             InputError: nothing in it is a token.
         """
-        ids = self._ids(text)
+        ids = self.ids(text)
         if not ids:
             raise InputError(f"text must hold something the tokenizer knows, got {text!r}")
         if len(ids) > self.max_tokens:
@@ -95,7 +95,7 @@ class Tokenizer:
             )
         return ids[: self.max_tokens]
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         if ids and max(ids) >= self._limit:
             raise CheckpointError(

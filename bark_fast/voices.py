@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.opening import open_checkpoint
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.suno import SunoFiles
 from bark_fast.errors import CheckpointError, InputError
 from bark_fast.types import IntArray, Voice
 from bark_fast.validation import check_tokens
@@ -171,3 +173,17 @@ def long_enough(semantic: IntArray, coarse: IntArray, config: Config) -> bool:
     """Whether there is enough to be a voice's history: the coarse stage takes an even number of
     semantic tokens, and only those that the coarse ones last for."""
     return len(semantic) >= 2 and coarse.size >= config.semantic_to_coarse_ratio
+
+
+def open_voices(
+    model: str | os.PathLike[str] | SunoFiles = "demo",
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> VoiceLibrary:
+    """Return the voices of a checkpoint without its weights.
+
+    Arguments are those of `Bark.from_pretrained`.
+    """
+    checkpoint = open_checkpoint(model, revision, local_files_only)
+    return VoiceLibrary(checkpoint.source, checkpoint.config)

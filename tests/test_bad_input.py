@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 from bark_fast import Bark, CheckpointError, GenerationParams, InputError
 from bark_fast.audio import save_audio
-from bark_fast.bark import open_voices
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import create_checkpoint
 from bark_fast.checkpoint.source import Source
@@ -30,7 +29,7 @@ from bark_fast.checkpoint.weights import load_weights
 from bark_fast.cli import main
 from bark_fast.devices import resolve_device, resolve_dtype
 from bark_fast.types import Voice
-from bark_fast.voices import VoiceLibrary, check_voice
+from bark_fast.voices import VoiceLibrary, check_voice, open_voices
 from helpers.checkpoints import Checkpoint
 
 QUICK = GenerationParams(max_semantic_tokens=1, seed=0)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bark_fast import Bark, GenerationParams, Voice
-from bark_fast.bark import open_voices
 from bark_fast.checkpoint.random import PRESET_NAMES, create_checkpoint
+from bark_fast.voices import open_voices
 from helpers.checkpoints import Checkpoint
 
 PARAMS = GenerationParams(temperature=0, max_semantic_tokens=20, min_eos_p=0, seed=0)

@@ -1,8 +1,8 @@
 """Decides what runs next. Policy alone: no tensors, no tokens.
 
-A scheduled task is one utterance in one stage. Tasks that can go on stand in a queue for each phase,
-oldest utterance first; `schedule` picks a phase and takes tasks from its queue until the batch is
-full. The phase depends on the policy:
+A scheduled task is one utterance in one stage. Tasks that can go on stand in a queue for each
+phase, oldest utterance first; `schedule` picks a phase and takes tasks from its queue until the
+batch is full. The phase depends on the policy:
 
 * latency: what ends an utterance (codec, fine) first; the others take turns, so that prompts join
   between decode steps and both causal stages move on together.

@@ -18,7 +18,9 @@ class CodecStage:
         self.model = model
 
     def run(self, codes: Sequence[IntArray]) -> list[Tensor]:
-        """Decode each utterance's codes [n_fine, F] to samples float32 [F * hop_length], on the device.
+        """Decode each utterance's codes [n_fine, F] to samples float32 [F * hop_length].
+
+        The samples stay on the device.
 
         Unequal lengths run together: the decoder is causal, so what is put after an utterance
         changes nothing in it. Only pieces shorter than the first convolution run alone, because

@@ -1,4 +1,4 @@
-"""Routing on made-up stages: a long simulation, faults, cancelling and closing in every state."""
+"""The loop on made-up stages: a long simulation, faults, cancelling and closing in every state."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import torch
 from bark_fast import GenerationParams, InputError, Speech
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
-from bark_fast.request import STAGES, Request, Stage
 from bark_fast.engine.scheduler import Policy
+from bark_fast.engine.utterance import Outcome, Utterance
+from bark_fast.request import Request
+from bark_fast.types import STAGES, Stage
 from helpers.checkpoints import Checkpoint
 from helpers.engine_fakes import fake_engine
 
@@ -63,8 +65,8 @@ def test_nothing_is_lost(small: Checkpoint, policy: Policy, depth: int, n: int) 
 
     def fault(stage: str, tasks: Any) -> None:
         for task in tasks:
-            draw = getattr(task, "draw", None)
-            if draw is not None and draw.seed % 500 == 499:
+            sampling = getattr(task, "sampling", None)
+            if sampling is not None and sampling.seed % 500 == 499:
                 raise RuntimeError(f"bad luck in {stage}")
 
     engine = fake_engine(
@@ -121,7 +123,8 @@ def test_a_failure_is_one_utterances_own(small: Checkpoint, stage: str) -> None:
 
     def fault(at: str, tasks: Any) -> None:
         if at == stage and any(
-            task.shape[1] == frames if stage == "codec" else task.draw.seed == bad for task in tasks
+            task.shape[1] == frames if stage == "codec" else task.sampling.seed == bad
+            for task in tasks
         ):
             raise RuntimeError("on purpose")
 
@@ -167,7 +170,7 @@ def test_out_of_memory_makes_batches_smaller(
 
 def test_out_of_memory_with_one_alone_fails_that_one(small: Checkpoint) -> None:
     def fault(at: str, tasks: Any) -> None:
-        if at == "coarse" and any(task.draw.seed == 23 for task in tasks):
+        if at == "coarse" and any(task.sampling.seed == 23 for task in tasks):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     engine = fake_engine(small.config, n_pages=200, fault=fault)
@@ -208,7 +211,7 @@ def test_pages_that_cannot_be_moved(
     """Whoever loses the content of its pages fails; nobody goes on without it."""
     engine = fake_engine(small.config, n_pages=30, policy="latency", max_running=12)
     moved: list[int] = []
-    for runner in engine._causal.values():
+    for runner in (engine.runner.semantic, engine.runner.coarse):
         original = getattr(runner, move)
 
         def spoil(*arguments: Any, original: Any = original) -> Any:
@@ -290,14 +293,14 @@ def test_given_tokens_have_passed_the_first_stage(small: Checkpoint) -> None:
 
 def test_an_utterance_that_cannot_begin(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = fake_engine(small.config, n_pages=PAGES)
-    go_on = engine._go_on_with_coarse
+    begin = Utterance.begin
 
-    def go_on_or_fail(utterance: Any) -> None:
+    def begin_or_fail(utterance: Utterance) -> Outcome:
         if utterance.request.given and utterance.request.seed == 31:
             raise RuntimeError("on purpose")
-        go_on(utterance)
+        return begin(utterance)
 
-    monkeypatch.setattr(engine, "_go_on_with_coarse", go_on_or_fail)
+    monkeypatch.setattr(Utterance, "begin", begin_or_fail)
     futures = [engine.submit(given_request(small, seed)) for seed in (30, 31, 32)]
     finish(engine)
     assert [future.exception(timeout=0) is None for future in futures] == [True, False, True]
@@ -389,7 +392,7 @@ def test_the_driver_survives_a_fault_of_the_engine(
     engine = fake_engine(small.config, n_pages=PAGES)
     driver = Driver(engine)
     with monkeypatch.context() as patch:
-        patch.setattr(engine._scheduler, "next", lambda policy: 1 / 0)
+        patch.setattr(engine._scheduler, "schedule", lambda policy: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             driver.begin(make_request(small, 30)).result(timeout=60)
     assert driver.begin(make_request(small, 30)).result(timeout=60).seed == 30
@@ -440,12 +443,12 @@ def test_someone_who_waits_makes_it_latency(small: Checkpoint) -> None:
     engine = fake_engine(small.config, n_pages=PAGES)
     engine.submit(make_request(small, 30))
     engine.step()
-    assert engine._policy == "throughput"
+    assert engine.policy == "throughput"
     engine.submit(make_request(small, 31), urgent=True)
     engine.step()
-    assert engine._policy == "latency"
+    assert engine.policy == "latency"
     finish(engine)
-    assert engine._policy == "throughput"
+    assert engine.policy == "throughput"
 
 
 def test_coarse_windows_begin_before_the_text_has_ended(small: Checkpoint) -> None:

@@ -13,8 +13,9 @@ import torch
 
 from bark_fast import Bark, EngineOptions, GenerationParams, Speech
 from bark_fast.engine.engine import Engine
-from bark_fast.engine.graphs import Step, bucket, ladder
-from bark_fast.request import STAGES, Request
+from bark_fast.engine.graphs import Step, capture_sizes, padded_size
+from bark_fast.request import Request
+from bark_fast.types import STAGES
 from helpers.checkpoints import Checkpoint
 from helpers.engines import gib_for, make_engine, one_by_one, random_requests, run_all, same
 
@@ -153,16 +154,16 @@ def test_with_triton(small: Checkpoint) -> None:
     assert all(same(a, b) for a, b in zip(run_all(engine, requests), expected, strict=True))
 
 
-class FakeRecorder:
+class FakeGraphs:
     """Repeats a step as a CUDA graph does: it is run once to see what it does, on rows that must
     not mind, and may be repeated only on the tensors that it was recorded on."""
 
     def __init__(self) -> None:
-        self.recorded = 0
+        self.captured = 0
         self.repeated = 0
 
-    def record(self, step: Step) -> Step:
-        self.recorded += 1
+    def capture(self, step: Step) -> Step:
+        self.captured += 1
         step()
 
         def repeat() -> None:
@@ -172,33 +173,33 @@ class FakeRecorder:
         return repeat
 
 
-def test_recorded_steps(small: Checkpoint, requests: list[Request], alone: list[Speech]) -> None:
-    recorder = FakeRecorder()
-    engine = make_engine(small, recorder=recorder, max_batch_size=20)
+def test_captured_steps(small: Checkpoint, requests: list[Request], alone: list[Speech]) -> None:
+    graphs = FakeGraphs()
+    engine = make_engine(small, graphs=graphs, max_batch_size=20)
     together = run_all(engine, requests)
     assert all(same(a, b) for a, b in zip(together, alone, strict=True))
     # Each batch size of each stage at most once.
-    assert 2 < recorder.recorded <= 2 * len(ladder(20))
-    assert recorder.repeated > 10 * recorder.recorded
+    assert 2 < graphs.captured <= 2 * len(capture_sizes(20))
+    assert graphs.repeated > 10 * graphs.captured
 
 
-def test_warm_up_records_all_sizes(small: Checkpoint, requests: list[Request]) -> None:
-    recorder = FakeRecorder()
-    engine = make_engine(small, recorder=recorder, max_batch_size=20)
+def test_warm_up_captures_all_sizes(small: Checkpoint, requests: list[Request]) -> None:
+    graphs = FakeGraphs()
+    engine = make_engine(small, graphs=graphs, max_batch_size=20)
     seen: list[tuple[int, int]] = []
     engine.warm_up(lambda done, total: seen.append((done, total)))
-    n = 2 * len(ladder(20))
+    n = 2 * len(capture_sizes(20))
     assert seen == [(i, n) for i in range(1, n + 1)]
-    assert recorder.recorded == n
+    assert graphs.captured == n
     run_all(engine, requests[:10])
-    assert recorder.recorded == n
+    assert graphs.captured == n
 
 
-def test_the_ladder() -> None:
-    assert ladder(1) == [1]
-    assert ladder(6) == [1, 2, 4, 6]
-    assert ladder(64) == [1, 2, 4, 8, 16, 32, 48, 64]
-    assert [bucket(ladder(64), n) for n in (1, 3, 9, 17, 64)] == [1, 4, 16, 32, 64]
+def test_capture_sizes() -> None:
+    assert capture_sizes(1) == [1]
+    assert capture_sizes(6) == [1, 2, 4, 6]
+    assert capture_sizes(64) == [1, 2, 4, 8, 16, 32, 48, 64]
+    assert [padded_size(capture_sizes(64), n) for n in (1, 3, 9, 17, 64)] == [1, 4, 16, 32, 64]
 
 
 def test_a_shared_prompt_is_stored_once(small: Checkpoint) -> None:

@@ -14,14 +14,14 @@ def test_extend_and_release() -> None:
     assert [pool.pages_for(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
     a: list[int] = []
     b: list[int] = []
-    assert pool.extend(a, 3)
-    assert pool.extend(a, 2)  # it has more already
-    assert not pool.extend(b, 3)
+    assert pool.allocate(a, 3)
+    assert pool.allocate(a, 2)  # it has more already
+    assert not pool.allocate(b, 3)
     assert b == []
-    assert pool.extend(b, 2)
+    assert pool.allocate(b, 2)
     assert sorted(a + b) == list(range(5))
     assert (pool.used_pages, pool.free_pages) == (5, 0)
-    pool.release(a)
+    pool.free(a)
     assert a == []
     assert pool.used_pages == 2
 
@@ -41,36 +41,36 @@ def test_sharing() -> None:
     pool = PagePool(6, page_size=2)
     keys = prompt_keys([[1, 2, 3, 4, 5]], 2)
     a: list[int] = []
-    assert pool.share(a, keys) == 0
-    pool.extend(a, 3)
-    pool.publish(a, keys)
+    assert pool.match_prefix(a, keys) == 0
+    pool.allocate(a, 3)
+    pool.cache(a, keys)
     b: list[int] = []
-    assert pool.share(b, keys) == 2
+    assert pool.match_prefix(b, keys) == 2
     assert b == a[:2]
-    pool.extend(b, 3)
+    pool.allocate(b, 3)
     assert pool.used_pages == 4
     assert pool.sole_pages(a) == 1
-    pool.release(a)
+    pool.free(a)
     assert pool.used_pages == 3
-    pool.release(b)
+    pool.free(b)
     assert pool.used_pages == 0
     # Known even now, until the page is used for something else.
     c: list[int] = []
-    assert pool.share(c, keys) == 2
-    pool.release(c)
+    assert pool.match_prefix(c, keys) == 2
+    pool.free(c)
     everything: list[int] = []
-    pool.extend(everything, 6)
-    assert pool.share(c, keys) == 0
+    pool.allocate(everything, 6)
+    assert pool.match_prefix(c, keys) == 0
 
 
 def test_what_was_never_written_is_not_shared() -> None:
     pool = PagePool(4, page_size=2)
     keys = prompt_keys([[1, 2, 3, 4, 5]], 2)
     a: list[int] = []
-    pool.extend(a, 3)
-    pool.publish(a, keys)
-    pool.release(a, forget=True)
-    assert pool.share(a, keys) == 0
+    pool.allocate(a, 3)
+    pool.cache(a, keys)
+    pool.free(a, forget=True)
+    assert pool.match_prefix(a, keys) == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -80,18 +80,18 @@ def test_any_history_ends_with_no_page_used(seed: int) -> None:
     tables: list[tuple[list[int], list[int]]] = []  # prompt, pages
     for _ in range(400):
         if tables and rng.random() < 0.45:
-            pool.release(tables.pop(rng.randrange(len(tables)))[1], forget=rng.random() < 0.1)
+            pool.free(tables.pop(rng.randrange(len(tables)))[1], forget=rng.random() < 0.1)
         else:
             prompt = [rng.randrange(2) for _ in range(rng.randint(1, 9))]
             keys = prompt_keys([prompt], 2)
             table: list[int] = []
-            n = pool.share(table, keys)
+            n = pool.match_prefix(table, keys)
             assert n <= len(keys)
-            if pool.extend(table, pool.pages_for(len(prompt))):
-                pool.publish(table, keys)
+            if pool.allocate(table, pool.pages_for(len(prompt))):
+                pool.cache(table, keys)
                 tables.append((prompt, table))
             else:
-                pool.release(table)
+                pool.free(table)
         # A page with two owners holds the same prompt up to its end for both.
         content: dict[int, tuple[int, ...]] = {}
         for prompt, table in tables:
@@ -101,5 +101,5 @@ def test_any_history_ends_with_no_page_used(seed: int) -> None:
                 assert content.setdefault(page, whole) == whole
         assert pool.used_pages == len(content)
     for _, table in tables:
-        pool.release(table)
+        pool.free(table)
     assert pool.used_pages == 0

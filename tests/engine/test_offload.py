@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.devices import check_offload
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.engine import Engine
-from bark_fast.engine.offload import Shelf
+from bark_fast.engine.offload import OffloadedWeights
 from bark_fast.engine.options import EngineOptions
 from helpers.checkpoints import Checkpoint
 from helpers.engines import make_engine, one_by_one, random_requests, run_all, same
@@ -19,29 +21,30 @@ from helpers.engines import make_engine, one_by_one, random_requests, run_all, s
 CPU = torch.device("cpu")
 
 
-def offloaded(checkpoint: Checkpoint, **options: object) -> tuple[Engine, Shelf]:
+def offloaded(checkpoint: Checkpoint, **options: object) -> tuple[Engine, OffloadedWeights]:
     """An engine whose "device" is other memory of the CPU."""
     source = Source.open(checkpoint.folder, revision=None, local_files_only=True)
     engine = load_engine(
         TensorsInFiles(source), checkpoint.config, dtype=torch.float32, device=CPU, impl="torch",
         options=EngineOptions(**options), offload=True,
     )  # fmt: skip
-    return engine, engine._fine._shelf
+    bring: Any = engine.runner.before_stage
+    return engine, bring.__self__
 
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that are brought; what is not there is NaN."""
     brought: list[str] = []
-    bring = Shelf.bring
+    bring = OffloadedWeights.bring
 
-    def watch(self: Shelf, name: str) -> None:
+    def watch(self: OffloadedWeights, name: str) -> None:
         if self.on_device != name:
             brought.append(name)
             self._place.view(torch.float32).fill_(torch.nan)
         bring(self, name)
 
-    monkeypatch.setattr(Shelf, "bring", watch)
+    monkeypatch.setattr(OffloadedWeights, "bring", watch)
     return brought
 
 
@@ -49,21 +52,21 @@ def test_the_same_tokens_in_few_moves(small: Checkpoint, watched: list[str]) -> 
     requests = random_requests(small, 6, longest=20, seed=0)
     expected = one_by_one(offloaded(small)[0], requests)
     watched.clear()
-    engine, shelf = offloaded(small, max_batch_size=8)
+    engine, weights = offloaded(small, max_batch_size=8)
     together = run_all(engine, requests)
     assert all(same(a, b) for a, b in zip(together, expected, strict=True))
     assert watched == ["semantic", "coarse", "fine", "codec"], "each stage once for all"
-    assert shelf.moves == 4
+    assert weights.moves == 4
     plain = one_by_one(make_engine(small, impl="torch"), requests)
     assert all(same(a, b) for a, b in zip(plain, expected, strict=True))
 
 
 def test_only_the_largest_stage_has_room(small: Checkpoint) -> None:
-    engine, shelf = offloaded(small)
-    lengths = {name: len(stored) for name, stored in shelf._stored.items()}
+    engine, weights = offloaded(small)
+    lengths = {name: len(stored) for name, stored in weights._stored.items()}
     assert set(lengths) == {"semantic", "coarse", "fine", "codec"}
-    assert shelf.n_bytes == max(lengths.values()) < sum(lengths.values())
-    place = shelf._place.untyped_storage().data_ptr()
+    assert weights.n_bytes == max(lengths.values()) < sum(lengths.values())
+    place = weights._place.untyped_storage().data_ptr()
     seen: list[torch.Tensor] = []
 
     def collect(weight: torch.Tensor) -> torch.Tensor:
@@ -71,10 +74,10 @@ def test_only_the_largest_stage_has_room(small: Checkpoint) -> None:
         return weight
 
     for network in (
-        engine._causal["semantic"].stage.model,
-        engine._causal["coarse"].stage.model,
-        engine._fine.model,
-        engine._codec.model,
+        engine.runner.semantic.stage.model,
+        engine.runner.coarse.stage.model,
+        engine.runner.fine.model,
+        engine.runner.codec.model,
     ):
         network.map_weights(collect)
     assert len(seen) > 50

@@ -1,4 +1,4 @@
-"""Runners that draw made-up tokens at once, to try the engine's routing and policy alone."""
+"""Runners that draw made-up tokens at once, to try the engine's loop and policy alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.engine.decoder import Collect, Drawn
-from bark_fast.engine.engine import Engine, Runners, Setup
+from bark_fast.engine.decoder import Collect, StepOutput
+from bark_fast.engine.engine import Engine
 from bark_fast.engine.kv_cache import PagePool
-from bark_fast.engine.scheduler import Policy, Work
+from bark_fast.engine.options import EngineConfig
+from bark_fast.engine.runner import Runner
+from bark_fast.engine.scheduler import Phase, Policy
 from bark_fast.stages.causal import CausalTask
 from bark_fast.stages.fine import FineTask
+from bark_fast.types import Stage
 
 Fault = Callable[[str, Sequence[Any]], None]
 """Called with the stage and its tasks (codec: codes) before they run; raises to make them fail."""
@@ -28,15 +31,15 @@ class FakeCausal:
         self.stage, self._config, self._pool, self._fault = stage, config, pool, fault
         self._content: dict[int, object] = {}  # whose keys and values a page holds
 
-    def _draw(self, task: CausalTask) -> Drawn:
+    def _draw(self, task: CausalTask) -> StepOutput:
         place = len(task.tokens)
         if (
             self.stage == "semantic"
-            and random.Random(task.draw.seed * 1000 + place).random() < 0.03
+            and random.Random(task.sampling.seed * 1000 + place).random() < 0.03
         ):
-            return Drawn([], ended=True)
+            return StepOutput([], ended=True)
         first = self._config.semantic_rules.semantic_vocab_size if self.stage == "coarse" else 0
-        return Drawn([first + (task.draw.seed + place) % 50], ended=False)
+        return StepOutput([first + (task.sampling.seed + place) % 50], ended=False)
 
     def prefill(self, tasks: list[CausalTask], pages: list[list[int]]) -> Collect:
         self._fault(self.stage, tasks)
@@ -56,7 +59,7 @@ class FakeCausal:
             assert all(self._content[page] is task for page in held), "not its own content"
             self._content.update(dict.fromkeys(own[self._last(task) :], task))
 
-        def collect() -> list[Drawn]:
+        def collect() -> list[StepOutput]:
             results = []
             for task in tasks:
                 tokens: list[int] = []
@@ -68,7 +71,7 @@ class FakeCausal:
                     task.tokens.extend(one.tokens)
                     ended = one.ended
                 task.tokens[:] = before
-                results.append(Drawn(tokens, ended))
+                results.append(StepOutput(tokens, ended))
             return results
 
         return collect
@@ -97,7 +100,7 @@ class FakeFine:
         self._fault("fine", tasks)
         assert len({task.codebook for task in tasks}) == 1
         for task in tasks:
-            n = len(task.draw_positions())
+            n = len(task.sample_positions())
             task.fill(torch.full((n,), task.codebook))
 
 
@@ -122,26 +125,30 @@ def fake_engine(
     fault: Fault = lambda stage, tasks: None,
 ) -> Engine:
     """An engine on fakes; `depth` is how many batches may be under way, as on a GPU."""
-    pools = {stage: PagePool(n_pages, page_size) for stage in ("semantic", "coarse")}
-    runners = Runners(
-        FakeCausal("semantic", config, pools["semantic"], fault),
-        FakeCausal("coarse", config, pools["coarse"], fault),
-        FakeFine(fault),
-        FakeCodec(config.codec.hop_length, fault),
-    )
+    stages: tuple[Stage, ...] = ("semantic", "coarse")
+    pools = {stage: PagePool(n_pages, page_size) for stage in stages}
     limits = {
-        Work.SEMANTIC_PREFILL: 256,
-        Work.SEMANTIC_DECODE: max_running,
-        Work.COARSE_PREFILL: 256,
-        Work.COARSE_DECODE: max_running,
-        Work.FINE: 4,
-        Work.CODEC: 1000,
+        Phase.SEMANTIC_PREFILL: 256,
+        Phase.SEMANTIC_DECODE: max_running,
+        Phase.COARSE_PREFILL: 256,
+        Phase.COARSE_DECODE: max_running,
+        Phase.FINE: 4,
+        Phase.CODEC: 1000,
     }
-    setup = Setup(
+    engine_config = EngineConfig(
         limits=limits,
         max_running=max_running,
-        steps={"semantic": steps, "coarse": steps},
+        steps=dict.fromkeys(stages, steps),
+        page_sizes=dict.fromkeys(stages, page_size),
         depth=depth,
         policy=policy,
     )
-    return Engine(runners, pools, config, setup, device=torch.device("cpu"))
+    runner = Runner(
+        semantic=FakeCausal("semantic", config, pools["semantic"], fault),
+        coarse=FakeCausal("coarse", config, pools["coarse"], fault),
+        fine=FakeFine(fault),
+        codec=FakeCodec(config.codec.hop_length, fault),
+        config=engine_config,
+        device=torch.device("cpu"),
+    )
+    return Engine(runner, pools, config)

@@ -14,8 +14,8 @@ from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.engine import Engine
-from bark_fast.request import Request
 from bark_fast.kernels import Impl, choose_impl
+from bark_fast.request import Request
 from helpers.checkpoints import Checkpoint
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def make_engine(
     checkpoint: Checkpoint,
     *,
     impl: Impl | None = None,
-    recorder: Any = None,
+    graphs: Any = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     **options: Any,
@@ -38,7 +38,7 @@ def make_engine(
         device=device,
         impl=impl or choose_impl(device, dtype),
         options=EngineOptions(**options),
-        recorder=recorder,
+        graphs=graphs,
     )
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.checkpoint.config import Config
 from bark_fast.stages import coarse, fine, semantic
-from bark_fast.stages.draws import Draw
+from bark_fast.stages.sampling import SamplingParams
 from bark_fast.types import Voice
 from helpers.checkpoints import Checkpoint, bark_windows
 from helpers.oracle import random_voice
@@ -54,7 +54,7 @@ def test_semantic_samples_its_vocabulary_and_the_end(config: Config) -> None:
 
 
 def test_a_task_runs_its_prompt_and_then_its_last_token() -> None:
-    task = semantic.SemanticTask(draw=None, prompt=([1, 2, 3], [4, 5, -1]), limit=3)  # type: ignore[arg-type]
+    task = semantic.SemanticTask(sampling=None, prompt=([1, 2, 3], [4, 5, -1]), limit=3)  # type: ignore[arg-type]
     chunk = task.chunk([0])
     assert (chunk.ids, chunk.start) == ([[1, 2, 3], [4, 5, -1]], 0)
     assert task.positions_after(8) == 3
@@ -68,7 +68,7 @@ def test_a_task_runs_its_prompt_and_then_its_last_token() -> None:
 
 
 def test_a_shared_prefix_is_not_run() -> None:
-    task = semantic.SemanticTask(draw=None, prompt=([1, 2, 3], [4, 5, -1]), limit=3)  # type: ignore[arg-type]
+    task = semantic.SemanticTask(sampling=None, prompt=([1, 2, 3], [4, 5, -1]), limit=3)  # type: ignore[arg-type]
     task.cached = 2
     chunk = task.chunk([0])
     assert (chunk.ids, chunk.start) == ([[3], [-1]], 2)
@@ -270,7 +270,7 @@ def test_fine_draws_never_share_noise(config: Config) -> None:
     task = fine.FineTask(codes, None, nothing, config, torch.device("cpu"))
     seen: set[int] = set()
     while not task.finished:
-        positions = task.draw_positions().tolist()
+        positions = task.sample_positions().tolist()
         assert len(positions) == 1024 - task.window.first_frame
         assert seen.isdisjoint(positions)
         seen.update(positions)
@@ -280,7 +280,7 @@ def test_fine_draws_never_share_noise(config: Config) -> None:
 
 def test_seeds_keep_their_bits() -> None:
     def signed(seed: int) -> int:
-        return Draw(Sampling(1.0), seed).signed_seed
+        return SamplingParams(1.0, seed).signed_seed
 
     assert signed(0) == 0
     assert signed(2**63 - 1) == 2**63 - 1
