@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bark_fast import kernels
-from bark_fast.kernels import Impl
+from bark_fast.kernels import Impl, TokenSpace
 from bark_fast.kernels.aot import ModelShape
+from bark_fast.stages.sampling import SamplingParams, batch_sampling
 
 MOST_COPIES = 64
 DECODE_CONTEXT = 700
@@ -161,7 +162,8 @@ class CaseMaker:
         yield Case(
             f"qkv to pages {tail}",
             lambda: kernels.qkv_to_pages(
-                x, qkv(), None, norm=norm, k_pages=ours_kv[0], v_pages=ours_kv[1], slots=slots,
+                x, qkv(), None, norm=norm, k_pages=ours_kv[0], v_pages=ours_kv[1],
+                slot_mapping=slots,
                 **how,
             ),
             qkv_torch,
@@ -206,12 +208,12 @@ class CaseMaker:
         q_torch = q.view(batch, queries, h, c // h).transpose(1, 2)
         starts = torch.arange(batch + 1, device=self._device) * queries
         lengths = torch.full((batch,), length, device=self._device)
-        workspace = torch.zeros(batch * h, dtype=torch.int32, device=self._device)
+        workspace = kernels.decode_workspace(batch, h, device=self._device, impl=self._impl)
 
         def ours() -> object:
             k, v = pages()
             return kernels.paged_attention(
-                q, k, v, block_tables=tables, query_starts=starts, kv_lengths=lengths,
+                q, k, v, block_tables=tables, cu_seqlens_q=starts, seq_lens=lengths,
                 max_queries=queries, max_length=length, decode=decode, workspace=workspace,
                 impl=self._impl,
             )  # fmt: skip
@@ -274,17 +276,12 @@ class CaseMaker:
 
     def _sample(self, what: str, batch: int, columns: int) -> Case:
         logits = self._randn(batch, columns)
-        seeds = torch.arange(batch, device=self._device)
-        options = {
-            "temperature": torch.full((batch,), 0.7, device=self._device),
-            "top_k": torch.zeros(batch, dtype=torch.int64, device=self._device),
-            "top_p": torch.ones(batch, device=self._device),
-            "seeds": seeds,
-            "positions": seeds.clone(),
-        }
+        params = [SamplingParams(0.7, seed) for seed in range(batch)]
+        sampling, space = batch_sampling(params, self._device), TokenSpace(stage=0)
+        positions = torch.arange(batch, device=self._device)
         return Case(
             f"sample {what} B={batch}",
-            lambda: kernels.sample(logits, stage=0, impl=self._impl, **options),
+            lambda: kernels.sample(logits, sampling, space, positions=positions, impl=self._impl),
             lambda: torch.multinomial((logits.float() / 0.7).softmax(-1), 1),
             logits.numel() * self._bytes,
         )

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from bark_fast import Bark, GenerationParams, InputError, Speech, kernels
 from bark_fast.checkpoint.random import SIZES
+from bark_fast.kernels import TokenSpace
 from bark_fast.models.gpt import Chunk, KVPages
 from bark_fast.stages.causal import CausalStage
 from bark_fast.stages.coarse import CoarseTask
-from bark_fast.stages.draws import Draw
 from bark_fast.stages.fine import build_codes
+from bark_fast.stages.sampling import SamplingParams, batch_sampling
 from bark_fast.stages.semantic import SILENT, build_prompt
 from bench.arguments import add_checkpoint, add_common, begin
 from bench.checkpoint import DEMO, checkpoint_for
@@ -91,14 +92,14 @@ def time_request(bark: Bark, params: GenerationParams, runs: int) -> Spread:
 def teacher_forced(bark: Bark, speech: Speech) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """Each stage with its logits [T, V] in float32 on the host, and its most likely columns [T]."""
     config, engine = bark.config, bark.engine
-    semantic, coarse = (engine._causal[name].stage for name in ("semantic", "coarse"))
+    semantic, coarse = engine.runner.semantic.stage, engine.runner.coarse.stage
     request = bark.request(SENTENCE)
     text, history = build_prompt(request.text_ids, [], config.semantic_rules)
     tokens = speech.semantic_tokens.tolist()
     streams = [[*text, *tokens], [*history, *[SILENT] * len(tokens)]]
     yield "semantic", score(semantic, streams, len(tokens))
 
-    task = CoarseTask.start(None, Draw(request.coarse, 0), config)
+    task = CoarseTask.start(None, request.coarse, config)
     task.extend(tokens, complete=True)
     prompt = list(task.prompt[0])
     # The first windows share one prompt until the history is trimmed.
@@ -116,15 +117,15 @@ def score(stage: CausalStage, streams: list[list[int]], count: int) -> tuple[Ten
     """Of the last `count` tokens of a sequence: the logits that each was drawn from."""
     model = stage.model
     length = len(streams[0])
-    dtype = kernels.kv_dtype(model.embedding.dtype, impl=model.impl)
+    dtype = model.ops.kv_dtype(model.embedding.dtype)
     cache = KVPages.allocate(model.config, 1, length, dtype=dtype, device=model.device)
     logits = model.score(Chunk(streams, 0, [0]), cache)[length - count - 1 : length - 1]
-    return logits.float().cpu(), _greedy(logits, stage.n_ranges, stage.range_size)
+    return logits.float().cpu(), _greedy(logits, stage.space)
 
 
 def score_fine(bark: Bark, speech: Speech) -> tuple[Tensor, Tensor]:
     """All passes over the first window, each given the codes before it."""
-    config, model = bark.config, bark.engine._fine.model
+    config, model = bark.config, bark.engine.runner.fine.model
     codes, _ = build_codes(speech.coarse_tokens, None, config)
     codes = codes[: config.fine_rules.max_fine_input_length]
     frames = min(len(codes), speech.fine_tokens.shape[1])
@@ -132,24 +133,15 @@ def score_fine(bark: Bark, speech: Speech) -> tuple[Tensor, Tensor]:
     for book in range(config.coarse_rules.n_coarse_codebooks, speech.fine_tokens.shape[0]):
         states = model.forward(codes[None].to(bark.device), book)[0, :frames]
         logits.append(model.logits(states, book))
-        chosen.append(_greedy(logits[-1], 1, 0))
+        chosen.append(_greedy(logits[-1], TokenSpace(stage=0)))
         codes[:frames, book] = torch.from_numpy(speech.fine_tokens[book, :frames])
     return torch.cat(logits).float().cpu(), torch.cat(chosen)
 
 
-def _greedy(logits: Tensor, n_ranges: int, range_size: int) -> Tensor:
-    rows = torch.zeros(len(logits), device=logits.device)
-    chosen = kernels.sample(
-        logits,
-        temperature=rows,
-        top_k=rows.long(),
-        top_p=rows + 1,
-        seeds=rows.long(),
-        positions=torch.arange(len(logits), device=logits.device),
-        stage=0,
-        n_ranges=n_ranges,
-        range_size=range_size,
-    )
+def _greedy(logits: Tensor, space: TokenSpace) -> Tensor:
+    greedy = batch_sampling([SamplingParams(0.0, seed=0)] * len(logits), logits.device)
+    positions = torch.arange(len(logits), device=logits.device)
+    chosen = kernels.sample(logits, greedy, space, positions=positions)
     return chosen.cpu()
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.checkpoint.config import Config
 from bark_fast.stages.coarse import CoarseTask, count_frames
-from bark_fast.stages.draws import Draw
 from bark_fast.stages.fine import plan_windows
-from bark_fast.types import Voice
+from bark_fast.stages.sampling import SamplingParams
+from bark_fast.types import STAGES, Voice
 from bench import costs
 from bench.costs import Cost
 from bench.machine import Limits
-
-STAGES = ("semantic", "coarse", "fine", "codec")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class CoarsePlan:
 def plan_coarse(n_semantic: int, voice: Voice | None, config: Config) -> CoarsePlan:
     """Play the stage's own rules through, with tokens that are all different, so that no two
     prompts are alike by chance."""
-    task = CoarseTask.start(voice, Draw(Sampling(0.0), seed=0), config)
+    task = CoarseTask.start(voice, SamplingParams(0.0, seed=0), config)
     task.extend(range(n_semantic), complete=True)
     prompts, contexts = [], []
     while task.open:

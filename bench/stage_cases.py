@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 
 from bark_fast import Bark
-from bark_fast.checkpoint.config import Sampling
-from bark_fast.engine.scheduler import Work
+from bark_fast.engine.scheduler import Phase
 from bark_fast.stages.causal import CausalTask
 from bark_fast.stages.coarse import count_frames
-from bark_fast.stages.draws import Draw
 from bark_fast.stages.fine import FineTask
+from bark_fast.stages.sampling import SamplingParams
 from bench import costs
 from bench.costs import Cost
 
 KINDS = ("decode", "prefill", "fine", "codec")
-_GREEDY = Draw(Sampling(0.0), seed=0)
+_GREEDY = SamplingParams(0.0, seed=0)
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,16 @@ def stage_cases(
             yield from parts.decode(stage, batches, contexts)
     if "codec" in kinds:
         frames = count_frames(semantic_tokens, bark.config)
-        for batch in parts.allowed(batches, Work.CODEC, each=frames):
+        for batch in parts.allowed(batches, Phase.CODEC, each=frames):
             yield parts.codec(batch, frames)
     if "prefill" in kinds:
-        for batch in parts.allowed(batches, Work.SEMANTIC_PREFILL, each=parts.semantic_prompt):
+        for batch in parts.allowed(batches, Phase.SEMANTIC_PREFILL, each=parts.semantic_prompt):
             yield parts.prefill("semantic", batch, parts.semantic_prompt)
         for tokens in (parts.coarse_prompt(0.0), parts.coarse_prompt(1.0)):
-            for batch in parts.allowed(batches, Work.COARSE_PREFILL, each=tokens):
+            for batch in parts.allowed(batches, Phase.COARSE_PREFILL, each=tokens):
                 yield parts.prefill("coarse", batch, tokens)
     if "fine" in kinds:
-        for batch in parts.allowed(batches, Work.FINE):
+        for batch in parts.allowed(batches, Phase.FINE):
             yield parts.fine(batch)
 
 
@@ -91,11 +90,14 @@ class Parts:
         self._config = bark.config
         self._device = bark.device
         self._size = size
-        self._causal: dict[str, Any] = dict(engine._causal)
-        self._fine: Any = engine._fine
-        self._codec: Any = engine._codec
-        self._limits = engine._setup.limits
-        self._steps = engine._setup.steps
+        self._causal: dict[str, Any] = {
+            "semantic": engine.runner.semantic,
+            "coarse": engine.runner.coarse,
+        }
+        self._fine: Any = engine.runner.fine
+        self._codec: Any = engine.runner.codec
+        self._limits = engine.runner.config.limits
+        self._steps = engine.runner.config.steps
         self._networks = {"semantic": bark.config.semantic, "coarse": bark.config.coarse}
 
     @property
@@ -107,7 +109,7 @@ class Parts:
         rules = self._config.coarse_rules
         return rules.max_coarse_input_length + 1 + int(history * rules.max_coarse_history)
 
-    def allowed(self, batches: Sequence[int], work: Work, *, each: int = 1) -> list[int]:
+    def allowed(self, batches: Sequence[int], work: Phase, *, each: int = 1) -> list[int]:
         """`batches`, none larger than the engine would run at once."""
         most = max(1, self._limits[work] // each)
         return sorted({min(batch, most) for batch in batches})
@@ -248,7 +250,7 @@ class Parts:
         streams = 2 if stage == "semantic" else 1
         return [
             CausalTask(
-                draw=_GREEDY,
+                sampling=_GREEDY,
                 prompt=tuple(rng.integers(first, high, size=(streams, tokens)).tolist()),
                 limit=1,
             )

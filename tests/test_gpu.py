@@ -10,6 +10,7 @@ import torch
 
 from bark_fast import Bark, GenerationParams, kernels
 from bark_fast.engine.engine import Engine
+from bark_fast.stages.sampling import SamplingParams, batch_sampling
 from helpers.checkpoints import Checkpoint
 from helpers.engines import gib_for, make_engine, one_by_one, random_requests, run_all, same
 from helpers.kernels import randn
@@ -27,8 +28,8 @@ def decode_attention(lengths: list[int]) -> torch.Tensor:
     return kernels.paged_attention(
         randn(batch, heads, size, seed=1, dtype=torch.bfloat16), pages[0], pages[1],
         block_tables=torch.arange(batch * per_sequence, device="cuda").view(batch, -1),
-        query_starts=torch.arange(batch + 1, device="cuda"),
-        kv_lengths=torch.tensor(lengths, device="cuda"), max_queries=1, max_length=max(lengths),
+        cu_seqlens_q=torch.arange(batch + 1, device="cuda"),
+        seq_lens=torch.tensor(lengths, device="cuda"), max_queries=1, max_length=max(lengths),
         decode=True, impl="triton",
     )  # fmt: skip
 
@@ -48,8 +49,8 @@ def test_dependent_launch_changes_no_bit(norm: bool) -> None:
     weights = (randn(1024, seed=2, dtype=torch.bfloat16), None) if norm else None
     plain, dependent = (
         [
-            kernels.fused_linear(
-                x, weight, norm=weights, gelu=True, decode=True, pdl=pdl, impl="triton"
+            kernels.backend("triton", pdl=pdl).fused_linear(
+                x, weight, norm=weights, gelu=True, decode=True
             )
             for _ in range(50)
         ]
@@ -66,31 +67,28 @@ def test_the_sampling_step_replays_in_a_graph() -> None:
             return torch.full(shape, value, dtype=of, device="cuda")
 
         return kernels.DecodeState(
-            token_ids=full(0, n), positions=full(0, n), kv_lengths=full(1, n), slots=full(0, n),
-            block_tables=torch.arange(n * 4, device="cuda").view(n, 4), draws=full(0, n),
+            token_ids=full(0, n), positions=full(0, n), seq_lens=full(1, n),
+            slot_mapping=full(0, n),
+            block_tables=torch.arange(n * 4, device="cuda").view(n, 4), num_generated=full(0, n),
             limits=torch.arange(n, device="cuda") + 10, finished=full(0, n, of=torch.int32),
             history=full(-1, n, draws), page_size=page_size,
         )  # fmt: skip
 
     logits = randn(n, 1000)
-    options = {
-        "temperature": torch.full((n,), 0.7, device="cuda"),
-        "top_k": torch.full((n,), 50, device="cuda"),
-        "top_p": torch.full((n,), 0.9, device="cuda"),
-        "seeds": torch.arange(n, device="cuda"),
-        "stage": 0,
-    }
+    params = [SamplingParams(0.7, seed, top_k=50, top_p=0.9) for seed in range(n)]
+    sampling = batch_sampling(params, torch.device("cuda"))
+    space = kernels.TokenSpace(stage=0)
     eager, replayed = state(), state()
     for _ in range(draws):
-        kernels.sample(logits, state=eager, impl="triton", **options)
+        kernels.sample(logits, sampling, space, state=eager, impl="triton")
     warm = state()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        kernels.sample(logits, state=warm, impl="triton", **options)
+        kernels.sample(logits, sampling, space, state=warm, impl="triton")
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kernels.sample(logits, state=replayed, impl="triton", **options)
+        kernels.sample(logits, sampling, space, state=replayed, impl="triton")
     for _ in range(draws):
         graph.replay()
     for f in fields(kernels.DecodeState):
@@ -138,7 +136,7 @@ def test_a_coarse_window_does_not_look_at_the_host(narrow: Checkpoint) -> None:
         "Hello", None, GenerationParams(seed=1, min_eos_p=0, max_semantic_tokens=30)
     )
     one_by_one(engine, [request])  # graphs are recorded
-    decoder = engine._causal["coarse"]
+    decoder = engine.runner.coarse
     launched = []
     decode = decoder.decode
 

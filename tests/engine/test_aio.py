@@ -193,7 +193,7 @@ def test_closing_finishes_what_is_there(bark: Bark) -> None:
 
 
 def test_closing_can_give_up_what_is_there(bark: Bark, monkeypatch: pytest.MonkeyPatch) -> None:
-    closing, decode = threading.Event(), bark.engine._codec.run
+    closing, decode = threading.Event(), bark.engine.runner.codec.run
 
     def decode_later(codes: Any) -> Any:
         assert closing.wait(30)
@@ -201,7 +201,7 @@ def test_closing_can_give_up_what_is_there(bark: Bark, monkeypatch: pytest.Monke
 
     async def main() -> None:
         speaker = AsyncBark(bark)
-        monkeypatch.setattr(bark.engine._codec, "run", decode_later)  # nobody ends before
+        monkeypatch.setattr(bark.engine.runner.codec, "run", decode_later)  # nobody ends before
         tasks = [
             asyncio.create_task(speaker.generate("One", params=params(i, 148))) for i in range(8)
         ]

@@ -27,7 +27,7 @@ from bark_fast import (
 from bark_fast.checkpoint.stored import TensorsInMemory
 from bark_fast.checkpoint.weights import load_weights
 from bark_fast.devices import resolve_dtype
-from bark_fast.engine.offload import Shelf
+from bark_fast.engine.offload import OffloadedWeights
 from bark_fast.hf.serving import Snapshot
 from bark_fast.kernels import why_not_native
 from bark_fast.kernels.cpu import native
@@ -49,10 +49,10 @@ def engine_of(model: Any) -> Any:
 
 def networks(engine: Any) -> list[Any]:
     return [
-        engine._causal["semantic"].stage.model,
-        engine._causal["coarse"].stage.model,
-        engine._fine.model,
-        engine._codec.model,
+        engine.runner.semantic.stage.model,
+        engine.runner.coarse.stage.model,
+        engine.runner.fine.model,
+        engine.runner.codec.model,
     ]
 
 
@@ -453,15 +453,15 @@ def offloaded(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[st
     """A model whose "device" is other memory of the CPU, and the stages that are brought there;
     what is not there is NaN."""
     brought: list[str] = []
-    bring = Shelf.bring
+    bring = OffloadedWeights.bring
 
-    def watch(self: Shelf, name: str) -> None:
+    def watch(self: OffloadedWeights, name: str) -> None:
         if self.on_device != name:
             brought.append(name)
             self._place.view(torch.float32).fill_(torch.nan)
         bring(self, name)
 
-    monkeypatch.setattr(Shelf, "bring", watch)
+    monkeypatch.setattr(OffloadedWeights, "bring", watch)
     monkeypatch.setattr("bark_fast.hf.model._accelerator", lambda accelerator_id: CPU)
     monkeypatch.setitem(sys.modules, "accelerate", None)  # importing it fails
     fresh.engine_impl = "torch"
@@ -483,7 +483,7 @@ def test_offloading(
     assert all(not tensor.is_floating_point() or tensor.isfinite().all() for tensor in
                model.state_dict().values())  # fmt: skip
     engine = engine_of(model)
-    place = engine._fine._shelf._place.untyped_storage().data_ptr()
+    place = engine.runner.before_stage.__self__._place.untyped_storage().data_ptr()
     for network in networks(engine):
         for weight in weights_of(network):
             assert weight.untyped_storage().data_ptr() == place
