@@ -22,12 +22,11 @@ from bark_fast.engine.options import EngineOptions
 from bark_fast.engine.stats import EngineStats
 from bark_fast.engine.utterance import Progress
 from bark_fast.errors import GenerationError, InputError
-from bark_fast.progress import ProgressBar
+from bark_fast.progress import ProgressBar, counting_bar
 from bark_fast.request import Request, RequestBuilder
 from bark_fast.streaming import StreamPlan, speak
-from bark_fast.text import Tokenizer
 from bark_fast.types import GenerationParams, IntArray, Speech, Stage, Voice
-from bark_fast.voices import VoiceLibrary, VoiceLike
+from bark_fast.voices import VoiceLike
 
 Tokens = npt.NDArray[np.integer[Any]] | Sequence[int]
 """Semantic tokens of one utterance, [S]."""
@@ -41,6 +40,7 @@ class Bark:
 
     Attributes:
         config: the checkpoint's configuration.
+        requests: makes checked requests out of arguments.
         device, dtype: where the networks run, and their dtype (the codec is always float32).
     """
 
@@ -103,24 +103,17 @@ class Bark:
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
         checkpoint = open_checkpoint(model, revision, local_files_only)
-        config = checkpoint.config
         # Small and quick to fail first: the weights are the slow part.
-        tokenizer = Tokenizer(
-            checkpoint.tokenizer,
-            limit=config.semantic.input_vocab_size - config.semantic_rules.text_encoding_offset,
-            max_tokens=config.max_text_tokens,
-        )
-        voices = VoiceLibrary(checkpoint.source, config)
+        requests = RequestBuilder.of(checkpoint)
         loaded = load_engine(
             checkpoint.tensors(),
-            config,
+            checkpoint.config,
             dtype=chosen_dtype,
             device=chosen_device,
             impl=chosen_impl,
             options=engine or EngineOptions(),
             offload=offload,
         )
-        requests = RequestBuilder(config, tokenizer, voices)
         return cls(loaded, requests, device=chosen_device, dtype=chosen_dtype)
 
     @property
@@ -150,14 +143,7 @@ class Bark:
         Args:
             progress: show a progress bar on standard error.
         """
-        from tqdm.auto import tqdm
-
-        with tqdm(desc="capturing", leave=False, disable=not progress) as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with counting_bar("capturing", enabled=progress) as report:
             self.engine.warm_up(report)
 
     def load_voice(self, voice: VoiceLike, *, name: str = "voice") -> Voice:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from bark_fast.engine.utterance import Progress
@@ -58,3 +59,17 @@ class ProgressBar:
             self._words = words
 
         return report
+
+
+@contextmanager
+def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar of `what` and yield the function that moves it, of (done, total)."""
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=what, leave=False, disable=not enabled) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report

@@ -14,6 +14,7 @@ from numbers import Integral
 from typing import Any
 
 from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.checkpoint.layout import Checkpoint
 from bark_fast.errors import InputError
 from bark_fast.stages.coarse import count_frames
 from bark_fast.stages.sampling import SamplingParams
@@ -118,6 +119,21 @@ class RequestBuilder:
         self.config = config
         self.tokenizer = tokenizer
         self.voices = voices
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> RequestBuilder:
+        """Read a checkpoint's tokenizer and voices.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        config = checkpoint.config
+        tokenizer = Tokenizer(
+            checkpoint.tokenizer,
+            limit=config.semantic.input_vocab_size - config.semantic_rules.text_encoding_offset,
+            max_tokens=config.max_text_tokens,
+        )
+        return cls(config, tokenizer, VoiceLibrary(checkpoint.source, config))
 
     def from_text(
         self,
