@@ -14,7 +14,7 @@ from bark_fast.kernels.state import DecodeState, SamplingMetadata, TokenSpace
 
 
 class TorchBackend(Backend):
-    """Computes each operation as its definition reads."""
+    """Computes each operation literally, as the contract defines it."""
 
     def product(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         """Return x @ weight.T + bias for x [N, K] and weight [O, K]."""
@@ -99,8 +99,8 @@ class TorchBackend(Backend):
             k = _gather_pages(k_pages, block_tables[b], length, page_size)
             v = _gather_pages(v_pages, block_tables[b], length, page_size)
             if 1 < n < length:
-                # Where a cache is extended: torch's is_causal aligns the mask with the first key,
-                # this one is aligned with the last.
+                # The queries extend a cache. torch's is_causal would align the mask with the first
+                # key; it must be aligned with the last.
                 mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
             else:
                 mask = None

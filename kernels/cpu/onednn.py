@@ -1,19 +1,19 @@
 """The CPU path without AVX-512 or a compiler: plain torch, except for products.
 
-Products go to oneDNN with weights that were packed once, in blocks that its kernels read straight
-through; the BLAS behind `F.linear` runs one float32 row on one thread, and cannot draw the memory's
-bandwidth with it. Measured on 2 cores (AMD EPYC, Zen 5, torch 2.13), the four products of 12 layers
-of 768, in ms, `F.linear` against packed:
+Products go to oneDNN with weights that were packed once, into blocks that its kernels read
+sequentially. The BLAS behind `F.linear` runs one float32 row on one thread, which cannot use the
+memory's whole bandwidth. Measured on 2 cores (AMD EPYC, Zen 5, torch 2.13), the four products of 12
+layers of 768, in ms, `F.linear` against packed:
 
               1 row         16 rows       1 024 rows
     float32   19.9 / 6.6    35.3 / 11.3   960 / 411
     bfloat16   7.2 / 5.5     9.8 /  6.5   208 / 200
 
-A row's bits do not depend on the number of rows, as long as there are two (with one, oneDNN sums in
-another order): a single row is run as two.
+A row's bits do not depend on the number of rows as long as there are at least two. With one, oneDNN
+sums in another order, so a single row is run as two.
 
-Attention of a decode step runs sequence by sequence, on keys and values in float32, whatever the
-model's dtype: torch's bfloat16 attention takes four times as long for one query.
+Keys and values are float32 whatever the model's dtype, because attention of a decode step runs
+sequence by sequence and torch's bfloat16 attention takes four times as long for one query.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from bark_fast.kernels.ops import Weight
 from bark_fast.kernels.reference import TorchBackend
 
-_PACKED_FOR_ROWS = 16  # the layout chosen for so many serves all others as well
+_PACKED_FOR_ROWS = 16  # the layout for this number of rows serves all others as well
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
@@ -37,7 +37,7 @@ def _can_pack(dtype: torch.dtype) -> bool:
 
 
 class OneDnnBackend(TorchBackend):
-    """Plain torch, with products of packed weights by oneDNN."""
+    """Plain torch, except that oneDNN computes products of packed weights."""
 
     def pack_weight(self, weight: Tensor) -> Tensor:
         """Return the weight in the blocks that `product` reads, or itself without oneDNN."""

@@ -1,17 +1,17 @@
-"""Attention: one new token against the pages of its sequence, and many queries at once.
+"""Attention of one new token to the pages of its sequence, and of many queries at once.
 
 Schedules:
 
-* `decode_kernel`: a program takes one head of one sequence and SPLIT keys of it, multiplies and
+* `decode_kernel`: a program takes one head of one sequence and SPLIT of its keys. It multiplies and
   reduces (a padded tensor-core product would waste 15 rows of 16) with a running softmax, and
-  leaves (maximum, sum, weighted values). The program that arrives last at a counter puts the parts
-  together in their order, so the result does not depend on who was last. SPLIT is fixed, so it
-  does not depend on the batch either.
-* `flash_kernel`: BLOCK_Q queries of one head against all their keys in blocks, running softmax
-  (Dao et al. 2022). Keys and values come from pages, causally, or from plain tensors, where every
-  frame sees every frame.
+  stores a part: maximum, sum and weighted values. The program that arrives last at a counter
+  combines the parts in their order, so the result does not depend on which program that is. SPLIT
+  is fixed, so the result does not depend on the batch either.
+* `flash_kernel`: a program takes BLOCK_Q queries of one head and goes through their keys in blocks
+  with a running softmax (Dao et al. 2022). Keys and values come from pages, with a causal mask, or
+  from plain tensors, where every frame sees every frame.
 
-Softmax in float32, by powers of two: the scale holds log2(e).
+The softmax is in float32 and uses powers of two: the scale includes log2(e).
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class DecodeAttentionLaunch:
-    split: int  # keys a program
+    """The blocks of `decode_kernel`."""
+
+    split: int  # keys of one program
     block_kv: int
     num_warps: int
     num_stages: int
@@ -45,6 +47,8 @@ class DecodeAttentionLaunch:
 
 @dataclass(frozen=True)
 class FlashLaunch:
+    """The blocks of `flash_kernel`."""
+
     block_q: int
     block_kv: int
     num_warps: int
@@ -52,7 +56,7 @@ class FlashLaunch:
 
 
 # 1 024 keys make 4 programs a head: 64 for one sequence of bark, half of an H100. Blocks of 64 keys
-# x 64 are 32 float32 registers a thread; with four stages a whole split is asked for at once.
+# x 64 are 32 float32 registers a thread; with four stages a whole split is requested at once.
 DECODE = DecodeAttentionLaunch(split=256, block_kv=64, num_warps=4, num_stages=4)
 FLASH = FlashLaunch(block_q=64, block_kv=64, num_warps=4, num_stages=2)
 FLASH_FLOAT32 = FlashLaunch(block_q=32, block_kv=32, num_warps=4, num_stages=1)
@@ -80,12 +84,12 @@ def decode_kernel(
     PDL: tl.constexpr,
 ):
     if PDL:
-        # Nothing here is independent of the kernel before, but the launch itself is.
+        # Only the launch itself is independent of the kernel before.
         gdc_wait()
         gdc_launch_dependents()
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(seq_lens_ptr + b).to(tl.int32)
-    # Never more than were launched: a wrong max_length must not leave the counter waiting.
+    # At most as many as were launched: a wrong max_length must not leave the counter waiting.
     max_splits = tl.num_programs(2)
     n_splits = tl.minimum(tl.maximum(tl.cdiv(length, SPLIT), 1), max_splits)
     if split >= n_splits:
@@ -98,7 +102,7 @@ def decode_kernel(
     total = 0.0
     acc = tl.zeros((HEAD_SIZE,), tl.float32)
     stop = tl.minimum(length, (split + 1) * SPLIT)
-    # Without a product in it, a loop is pipelined only when told so here.
+    # A loop without a matrix product is pipelined only if num_stages is given here.
     for start in tl.range(split * SPLIT, stop, BLOCK_KV, num_stages=STAGES):
         at = start + tl.arange(0, BLOCK_KV)
         inside = at < length
@@ -117,7 +121,7 @@ def decode_kernel(
         best = new_best
 
     if n_splits == 1:
-        # An empty slot of the batch has no keys; its output is zero.
+        # An empty row of the batch has no keys; its output is zero.
         y = acc / tl.where(total > 0.0, total, 1.0)
         tl.store(out_ptr + row * HEAD_SIZE + d, y.to(out_ptr.dtype.element_ty))
     else:
@@ -130,7 +134,7 @@ def decode_kernel(
         before = tl.atomic_add(arrived_ptr + row, 1, sem="acq_rel")
         tl.debug_barrier()
         if before == n_splits - 1:
-            # One after another, so that the order of the sum is that of the keys.
+            # One after another, so that the sum has the order of the keys.
             best = -1.0e30
             total = 0.0
             acc = tl.zeros((HEAD_SIZE,), tl.float32)
@@ -236,12 +240,12 @@ def paged_attention(
     v_pages: Tensor,
     *,
     block_tables: Tensor,
-    cu_seqlens_q: Tensor | None,
     seq_lens: Tensor,
     max_queries: int,
     max_length: int,
-    decode: bool,
-    workspace: Tensor | None,
+    cu_seqlens_q: Tensor | None = None,
+    decode: bool = False,
+    workspace: Tensor | None = None,
     pdl: bool,
 ) -> Tensor:
     """See `Backend.paged_attention`."""

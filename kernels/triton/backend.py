@@ -1,6 +1,8 @@
-"""The backend whose every operation is a Triton kernel of this folder."""
+"""The backend whose operations are the Triton kernels of this folder."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor
 
@@ -27,19 +29,9 @@ class TritonBackend(Backend):
     decode_workspace = staticmethod(attention.decode_workspace)
 
     def fused_linear(
-        self,
-        x: Tensor,
-        weight: Weight,
-        bias: Tensor | None = None,
-        *,
-        norm: Norm | None = None,
-        gelu: bool = False,
-        residual: Tensor | None = None,
-        decode: bool = False,
+        self, x: Tensor, weight: Weight, bias: Tensor | None = None, **options: Any
     ) -> Tensor:
-        return linear.fused_linear(
-            x, weight, bias, norm=norm, gelu=gelu, residual=residual, decode=decode, pdl=self.pdl
-        )
+        return linear.fused_linear(x, weight, bias, **options, pdl=self.pdl)
 
     def qkv_to_pages(
         self,
@@ -53,41 +45,13 @@ class TritonBackend(Backend):
         slot_mapping: Tensor,
         decode: bool = False,
     ) -> Tensor:
+        paged = linear.PagedKV(k_pages, v_pages, slot_mapping)
         q = linear.fused_linear(
-            x,
-            weight,
-            bias,
-            norm=norm,
-            decode=decode,
-            pdl=self.pdl,
-            paged=linear.PagedKV(k_pages, v_pages, slot_mapping),
+            x, weight, bias, norm=norm, decode=decode, paged=paged, pdl=self.pdl
         )
         return q.view(len(x), k_pages.shape[1], k_pages.shape[3])
 
     def paged_attention(
-        self,
-        q: Tensor,
-        k_pages: Tensor,
-        v_pages: Tensor,
-        *,
-        block_tables: Tensor,
-        seq_lens: Tensor,
-        max_queries: int,
-        max_length: int,
-        cu_seqlens_q: Tensor | None = None,
-        decode: bool = False,
-        workspace: Tensor | None = None,
+        self, q: Tensor, k_pages: Tensor, v_pages: Tensor, **options: Any
     ) -> Tensor:
-        return attention.paged_attention(
-            q,
-            k_pages,
-            v_pages,
-            block_tables=block_tables,
-            seq_lens=seq_lens,
-            max_queries=max_queries,
-            max_length=max_length,
-            cu_seqlens_q=cu_seqlens_q,
-            decode=decode,
-            workspace=workspace,
-            pdl=self.pdl,
-        )
+        return attention.paged_attention(q, k_pages, v_pages, **options, pdl=self.pdl)

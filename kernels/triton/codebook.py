@@ -1,7 +1,8 @@
-"""What a frame's codes stand for: the sum of its codebook vectors.
+"""The sum of a frame's codebook vectors.
 
-Schedule: a program takes BLOCK_F frames and all channels; it gathers rows (channels contiguous) and
-stores the transpose, the layout that the decoder's first convolution reads.
+Schedule: a program takes BLOCK_F frames and all channels. It gathers rows, whose channels are
+contiguous, and stores the transpose, which is the layout that the decoder's first convolution
+reads.
 """
 
 from __future__ import annotations

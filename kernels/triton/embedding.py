@@ -1,7 +1,7 @@
 """Sums of embeddings: K streams of ids into K tables and a position embedding.
 
-Schedule: one program a token, its row of the sum in registers; each stream adds one row. One read
-of each row, one write. Streams that share a table come with a table stride of 0.
+Schedule: one program for each token, which holds its row of the sum in registers; each stream adds
+one row. One read of each row, one write. Streams that share a table have a table stride of 0.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Products with a weight matrix, and all that stands before and after them in a block.
+"""Products with a weight matrix, and everything that precedes and follows them in a block.
 
-Two schedules; which one runs is a property of the call, never of the number of rows, so that a
-row's bits do not depend on its neighbours.
+There are two schedules. Which one runs is a property of the call, never of the number of rows, so
+that a row's bits do not depend on its neighbours.
 
-* `decode_kernel`: a program takes BLOCK_N rows of W and 16 rows of x. It asks for BLOCK_K columns
-  of W at once, usually all of them, so that nothing waits in a loop; each warp takes its own slice
-  of them, as one batch of a batched product, and the slices are added at the end in one fixed
-  order. The product is W @ x^T: the few rows of x are the short side of the tensor-core
-  instruction. With the whole row of x at hand the layer norm needs no second read (in float32 it
-  is not at hand: there the row's statistics come from a launch of their own). More than 16 rows of
-  x read W again, from L2.
-* `tile_kernel` (prefill and fine): tensor-core tiles of x @ W^T; layer norm by row statistics
-  computed before, applied as the tile of x passes through registers.
+* `decode_kernel`: a program takes BLOCK_N rows of W and 16 rows of x. It requests BLOCK_K columns
+  of W at once, usually all of them, so that nothing waits in a loop. Each warp takes one slice of
+  them, as one batch of a batched product, and the slices are added at the end in a fixed order. The
+  product is W @ x^T: the few rows of x are the short side of the tensor-core instruction. As a
+  program holds whole rows of x, the layer norm needs no second read. (In float32 it does not hold
+  them; there a separate launch computes the rows' statistics.) More than 16 rows of x read W again,
+  from L2.
+* `tile_kernel` (prefill and fine): tensor-core tiles of x @ W^T. The layer norm uses row statistics
+  that were computed before, and is applied as the tile of x passes through registers.
 
 Both add in float32 and round once, at the store.
 
-Programmatic dependent launch (PDL): with `pdl` a decode kernel asks for its weights before it waits
+Programmatic dependent launch (PDL): with `pdl` a decode kernel requests its weights before it waits
 for the kernel that makes its input.
 """
 
@@ -43,17 +43,17 @@ from bark_fast.kernels.triton.norm import row_stats
 
 @dataclass(frozen=True)
 class DecodeLaunch:
-    """Tiles of the decode schedule."""
+    """The tiles of `decode_kernel`."""
 
     block_n: int
     block_m: int
     block_k: int
-    num_warps: int  # slices of K too
+    num_warps: int  # also the number of slices of K
 
 
 @dataclass(frozen=True)
 class TileLaunch:
-    """Tiles of the `tile` schedule."""
+    """The tiles of `tile_kernel`."""
 
     block_m: int
     block_n: int
@@ -63,9 +63,9 @@ class TileLaunch:
 
 
 # 16 rows of W a program: N = 1024 makes 64 programs, 3072 and 4096 more than an H100 has
-# multiprocessors. 16 rows of x is the least that the instruction takes. 16 x 1024 columns in flight
-# are 32 KiB of half precision a program, a few MiB on the whole chip, which is what its memory
-# latency asks for, and 32 registers a thread with 8 warps.
+# multiprocessors. 16 rows of x are the fewest that the instruction takes. 16 x 1024 columns in
+# flight are 32 KiB of half precision a program and a few MiB on the whole chip, as its memory
+# latency requires, and 32 registers a thread with 8 warps.
 DECODE = DecodeLaunch(block_n=16, block_m=16, block_k=1024, num_warps=8)
 # Without tensor cores the operands of a product live in registers: fewer columns at a time.
 DECODE_FLOAT32 = DecodeLaunch(block_n=16, block_m=16, block_k=128, num_warps=8)
@@ -97,10 +97,10 @@ def epilogue(
     HEAD_SIZE: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
 ):
-    """Bias, GELU, residual and the store of acc, whose element (i, j) is row m, column n.
+    """Apply bias, GELU and residual to acc and store it; its element (i, j) is row m, column n.
 
-    m and n broadcast to acc's shape, whichever way round it lies. With QKV the columns are queries,
-    keys and values: queries go to `out`, the others to their places in the pages.
+    m and n broadcast to acc's shape, which may be transposed. With QKV the columns are queries,
+    keys and values: queries go to `out`, the others to their slots in the pages.
     """
     if HAS_BIAS:
         acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
@@ -113,12 +113,12 @@ def epilogue(
         WIDTH: tl.constexpr = HEADS * HEAD_SIZE
         section = n // WIDTH
         column = n % WIDTH
-        # [P, H, page_size, D]: what the row adds to the address, and what the column adds.
+        # [P, H, page_size, D]: the row's part of the address, and the column's part.
         slot = tl.load(slot_mapping_ptr + m, mask=m < M, other=-1)
         row = ((slot // PAGE_SIZE) * (HEADS * PAGE_SIZE) + slot % PAGE_SIZE) * HEAD_SIZE
         place = row + ((column // HEAD_SIZE) * (PAGE_SIZE * HEAD_SIZE) + column % HEAD_SIZE)
         tl.store(out_ptr + m * WIDTH + column, y, mask=mask & (section == 0))
-        # A row without a place (an empty slot of the batch) writes none.
+        # A row without a slot (an empty row of the batch) writes nothing.
         tl.store(k_pages_ptr + place, y, mask=mask & (section == 1) & (slot >= 0))
         tl.store(v_pages_ptr + place, y, mask=mask & (section == 2) & (slot >= 0))
     else:
@@ -136,7 +136,7 @@ def normalise(
     K: tl.constexpr,
     HAS_NORM_BIAS: tl.constexpr,
 ):
-    """Layer norm of the columns k of x [SLICES, BLOCK_M, SLICE]: float32, then x's type again."""
+    """Return the layer norm of the columns k of x [SLICES, BLOCK_M, SLICE], in x's type."""
     gamma = tl.load(norm_weight_ptr + k, mask=k < K, other=0.0).to(tl.float32)
     y = (x.to(tl.float32) - mean[None, :, None]) * rstd[None, :, None] * gamma
     if HAS_NORM_BIAS:
@@ -246,7 +246,7 @@ def tile_kernel(
     PAGE_SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # Neighbouring programs share a tile of W and go down the rows: W stays in L2.
+    # Neighbouring programs share a tile of W and go down the rows, so that W stays in L2.
     m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
@@ -278,7 +278,7 @@ def tile_kernel(
 
 @dataclass(frozen=True)
 class PagedKV:
-    """Where a QKV product puts its keys and values."""
+    """The paged cache that a QKV product writes its keys and values to."""
 
     k_pages: Tensor  # [P, H, page_size, D], contiguous
     v_pages: Tensor
@@ -288,12 +288,12 @@ class PagedKV:
 def fused_linear(
     x: Tensor,
     weight: Weight,
-    bias: Tensor | None,
+    bias: Tensor | None = None,
     *,
-    norm: Norm | None,
+    norm: Norm | None = None,
     gelu: bool = False,
     residual: Tensor | None = None,
-    decode: bool,
+    decode: bool = False,
     pdl: bool,
     paged: PagedKV | None = None,
 ) -> Tensor:
@@ -303,7 +303,7 @@ def fused_linear(
     m, k = x.shape
     n = len(weight)
     out = torch.empty(m, n if paged is None else n // 3, dtype=x.dtype, device=x.device)
-    # Pointers that a launch does not use still have to be something.
+    # A launch needs a valid pointer even for an argument that it does not use.
     common: dict[str, Any] = {
         "N": n,
         "K": k,

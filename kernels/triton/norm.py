@@ -1,7 +1,7 @@
-"""Layer norm alone, and the row statistics with which a tiled product normalises its own input.
+"""Layer norm alone, and the row statistics by which a tiled product normalises its input.
 
-Schedule: one program a row, the row in registers; mean first, then the mean square of what is left,
-so that a large mean costs no precision. One read, one write.
+Schedule: one program for each row, which it holds in registers. The mean comes first, then the mean
+square of the centred row, so that a large mean costs no precision. One read, one write.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Sampling: from logits to the next token in one launch, with everything that the next step reads.
 
-Schedule: one program a row, all its logits in registers. Top-k and top-p need an order, not a sort:
-the float's bits, made monotone, are a 32-bit key, and a binary search over keys finds the k-th
-largest (by counting) or the smallest whose mass is enough (by summing). 32 rounds each, and none if
-the row does not ask. Noise: Philox-4x32-10, four ids a block, in uint32.
+Schedule: one program for each row, which holds all its logits in registers. Top-k and top-p need
+an order, not a sort: the bits of a float, made monotone, are a 32-bit key, and a binary search over
+keys finds the k-th largest (by counting) or the smallest whose mass is enough (by summing). Each
+takes 32 rounds, or none if the row does not use it. The noise is Philox-4x32-10 in uint32, with
+four ids a block.
 
 A row's result depends on that row alone: the number of columns fixes every reduction's order.
 """
@@ -24,7 +25,7 @@ CHUNK = 4096
 
 @triton.jit
 def philox_block(c0, c1, c2, seed_low, seed_high):
-    """Four uint32 words of Philox-4x32-10 (Salmon et al. 2011), counter (c0, c1, c2, 0)."""
+    """Return four uint32 words of Philox-4x32-10 (Salmon et al. 2011), counter (c0, c1, c2, 0)."""
     c3 = tl.zeros_like(c0)
     k0, k1 = seed_low, seed_high
     m0 = tl.full((), 0xD2511F53, tl.uint32)
@@ -41,7 +42,7 @@ def philox_block(c0, c1, c2, seed_low, seed_high):
 
 @triton.jit
 def random_words(seed, position, stage, first, COUNT: tl.constexpr):
-    """One uint32 for each id first .. first + COUNT - 1: word id % 4 of block id // 4."""
+    """Return a uint32 for each id first .. first + COUNT - 1: word id % 4 of block id // 4."""
     blocks = (first // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
     low = tl.zeros_like(blocks) + (seed & 0xFFFFFFFF).to(tl.uint32)
     high = tl.zeros_like(blocks) + ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
@@ -53,7 +54,7 @@ def random_words(seed, position, stage, first, COUNT: tl.constexpr):
 
 @triton.jit
 def order_key(x):
-    """uint32 with the order of the float32 x."""
+    """Return a uint32 that is ordered as the float32 x is."""
     bits = x.to(tl.uint32, bitcast=True)
     return bits ^ tl.where(bits >> 31 != 0, 0xFFFFFFFF, 0x80000000).to(tl.uint32)
 
@@ -123,7 +124,7 @@ def sample_kernel(
     if temperature == 0.0:
         chosen = tl.argmax(logits, axis=0, tie_break_left=True)
     else:
-        # Two thresholds are all that top-k and top-p leave behind.
+        # Top-k and top-p reduce to one threshold: the least key to keep.
         scores = logits / temperature
         key = order_key(scores)
         high_bit = tl.full((), 0x80000000, tl.uint32)
@@ -140,7 +141,7 @@ def sample_kernel(
             best = tl.max(scores, axis=0)
             weights = tl.where(key >= keep, tl.exp(scores - best), 0.0)
             limit = (1.0 - top_p) * tl.sum(weights, axis=0)
-            # The largest key below which the mass is at most 1 - p: what is below it goes.
+            # The largest key below which the mass is at most 1 - p: lower keys are dropped.
             threshold = tl.full((), 0, tl.uint32)
             for bit in range(32):
                 candidate = threshold | (high_bit >> bit)
@@ -176,7 +177,7 @@ def sample_kernel(
         place = position % history_width
         tl.store(history_ptr + row * history_width + place, token, mask=going_on)
         tl.store(positions_ptr + row, position + 1, mask=going_on)
-        # A row that has ended is an empty one: its pages may be another's by the next step.
+        # A row that has ended becomes empty: its pages may be another's by the next step.
         tl.store(finished_ptr + row, 1, mask=more == 0)
         tl.store(seq_len_ptr + row, tl.full((), 0, tl.int64), mask=more == 0)
         tl.store(slot_mapping_ptr + row, tl.full((), -1, tl.int64), mask=more == 0)
@@ -200,7 +201,7 @@ def sample(
     logits = logits.contiguous()
     rows, columns = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    # Pointers that a launch does not use still have to be something.
+    # A launch needs a valid pointer even for an argument that it does not use.
     fields = (
         (out,) * 8
         if state is None

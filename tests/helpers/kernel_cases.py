@@ -1,4 +1,4 @@
-"""What kernels are given in tests, and what is exact for it in float64."""
+"""Inputs of kernel tests, and their exact results in float64."""
 
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ def extras_of(spec: dict, n: int, m: int, k: int, dtype: torch.dtype) -> dict:
 
 
 class Sequences:
-    """Sequences on scattered pages of a cache that is NaN everywhere else; with `shared`, the
-    first pages of all sequences are the same ones."""
+    """Sequences on scattered pages of a cache that is NaN everywhere else.
+
+    Args:
+        shared: the number of first pages that all sequences have in common.
+    """
 
     def __init__(
         self, lengths: list[int], page_size: int, *, heads: int = 2, size: int = 16,
@@ -71,22 +74,22 @@ class Sequences:
         first_pages = order[:shared]
         order = order[shared:]
         for i, (n, count) in enumerate(zip(lengths, counts, strict=True)):
-            own = [*first_pages[:count], *order[: max(0, count - shared)]]
+            pages = [*first_pages[:count], *order[: max(0, count - shared)]]
             order = order[max(0, count - shared) :]
-            self.tables[i, :count] = torch.tensor(own, dtype=torch.int64)
-            for p, page in enumerate(own):
+            self.tables[i, :count] = torch.tensor(pages, dtype=torch.int64)
+            for p, page in enumerate(pages):
                 filled = min(page_size, n - p * page_size)
                 if p >= shared or self.k_pages[page].isnan().all():
                     k = randn(heads, page_size, size, seed=seed + 1000 + page, dtype=dtype)
                     self.k_pages[page, :, :filled] = k[:, :filled]
                     self.v_pages[page, :, :filled] = (k * 0.5 + 1)[:, :filled]
-            gathered = [self.k_pages[own], self.v_pages[own]]
+            gathered = [self.k_pages[pages], self.v_pages[pages]]
             k, v = (g.transpose(1, 2).reshape(-1, heads, size)[:n] for g in gathered)
             self.keys.append(k)
             self.values.append(v)
 
     def exact(self, q: Tensor, i: int) -> Tensor:
-        """Causal attention of sequence i's last len(q) tokens, in float64."""
+        """Return causal attention of sequence i's last len(q) tokens, in float64."""
         n, length = len(q), self.lengths[i]
         k, v = self.keys[i].double().transpose(0, 1), self.values[i].double().transpose(0, 1)
         scores = q.double().transpose(0, 1) @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
@@ -106,16 +109,16 @@ class Sequences:
         plain = self.run(q, queries, "torch")
         start = 0
         for i, n in enumerate(queries):
-            own = slice(start, start + n)
+            rows = slice(start, start + n)
             if self.lengths[i] == 0:
-                assert (got[own] == 0).all(), "no keys: zeros"
+                assert (got[rows] == 0).all(), "no keys: zeros"
             elif n:
-                assert_accurate(got[own], plain[own], self.exact(q[own], i))
+                assert_accurate(got[rows], plain[rows], self.exact(q[rows], i))
             start += n
 
 
 def exact_bidirectional(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of every frame to every frame, [B, T, H, D], in float64."""
+    """Return attention of every frame to every frame, [B, T, H, D], in float64."""
     d = [t.double().transpose(1, 2) for t in (q, k, v)]
     exact = (d[0] @ d[1].transpose(2, 3) / math.sqrt(q.shape[-1])).softmax(-1) @ d[2]
     return exact.transpose(1, 2)

@@ -27,9 +27,11 @@ def integers(high: int, *shape: int, seed: int = 0, low: int = 0) -> Tensor:
 
 
 def assert_accurate(got: Tensor, plain: Tensor, exact: Tensor, *, factor: float = 2.0) -> None:
-    """The contract for low precision: the error against float64 is within `factor` of the error of
-    plain torch in the same precision. Rounding the exact result is the least that either can have,
-    so that much is allowed on top."""
+    """Assert the contract for low precision.
+
+    The error against float64 is at most `factor` times that of plain torch in the same precision.
+    Rounding the exact result is the least error that either can have, so that much is added.
+    """
     assert got.shape == exact.shape
     assert got.dtype == plain.dtype
     assert torch.isfinite(got).all(), "an output was not written, or overflowed"
@@ -41,8 +43,11 @@ def assert_accurate(got: Tensor, plain: Tensor, exact: Tensor, *, factor: float 
 
 @contextmanager
 def guarded_outputs(monkeypatch) -> Iterator[list[Tensor]]:
-    """torch.empty and empty_like give memory full of NaN, with guard elements before and after that
-    must be untouched at the end: unwritten outputs show, and so do writes outside."""
+    """Make torch.empty and empty_like return memory full of NaN between guard elements.
+
+    The guard elements must be untouched at the end, so that unwritten outputs show as well as
+    writes outside.
+    """
     guard = 64
     made: list[Tensor] = []
     real_empty = torch.empty
@@ -72,7 +77,7 @@ def guarded_outputs(monkeypatch) -> Iterator[list[Tensor]]:
 
 
 def assert_rows_independent(run: Callable[[list[int]], Tensor], n: int) -> None:
-    """Row for row bit-equal: alone, in front, at the end, and among n - 1 others."""
+    """Assert that a row has the same bits alone, in front, at the end, and among n - 1 others."""
     with products_in_order():
         together = run(list(range(n)))
         for row in (0, n // 2, n - 1):
@@ -84,9 +89,11 @@ def assert_rows_independent(run: Callable[[list[int]], Tensor], n: int) -> None:
 
 @contextmanager
 def products_in_order() -> Iterator[None]:
-    """In the interpreter a product of tiles is numpy's, whose BLAS on some CPUs adds a row's terms
-    in an order that depends on the row's place in the tile. Tensor cores do not; here every row
-    adds its terms one after another."""
+    """Make every row of numpy's products add its terms one after another.
+
+    In the interpreter a product of tiles is numpy's, whose BLAS on some CPUs adds a row's terms in
+    an order that depends on the row's place in the tile. Tensor cores do not.
+    """
 
     def matmul(a: np.ndarray, b: np.ndarray, dtype: type | None = None) -> np.ndarray:
         dtype = dtype or np.result_type(a, b)

@@ -1,5 +1,9 @@
-"""One fixture runs a test on plain torch, on Triton as it is launched, and on Triton with small
-tiles, so that small inputs cross the tiles' edges; another on Triton and the native CPU kernels."""
+"""Fixtures that run a test on several implementations.
+
+`impl` is plain torch, Triton as it is launched, and Triton with small tiles, so that small inputs
+cross the tiles' edges; `triton_impl` is the last two; `compiled_impl` is Triton and the native CPU
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,12 @@ import torch
 
 from bark_fast import kernels
 from bark_fast.kernels.triton import attention, codebook, linear
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from helpers.kernels import DEVICE
 
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least that tl.dot takes is 16 each way."""
+    """Launch with the smallest tiles that tl.dot accepts, 16 each way."""
     decode = replace(linear.DECODE, block_k=32, num_warps=2)
     monkeypatch.setattr(linear, "DECODE", decode)
     monkeypatch.setattr(linear, "DECODE_FLOAT32", decode)

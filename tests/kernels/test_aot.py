@@ -1,7 +1,7 @@
-"""What the compiler makes of the kernels, for a GPU that this machine need not have.
+"""The compiled code of the kernels, for a GPU that this machine need not have.
 
-In processes of their own, because triton's interpreter, which the other tests use, is chosen for a
-whole process. `python -m bark_fast.kernels.aot` does all sizes, dtypes and targets.
+These tests run in separate processes, because Triton's interpreter, which the other tests use, is
+chosen for a whole process. `python -m bark_fast.kernels.aot` does all sizes, dtypes and targets.
 """
 
 from __future__ import annotations

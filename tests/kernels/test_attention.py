@@ -16,7 +16,7 @@ from helpers.kernels import DEVICE, DTYPES, assert_accurate, guarded_outputs, ra
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_decode(impl, monkeypatch, dtype, page_size: int, size: int) -> None:
-    """One query each: one key, a page exactly full, one more, an empty slot, several splits."""
+    """One query each: one key, a page exactly full, one more, an empty row, several splits."""
     lengths = [1, 16, 17, 0, 300, 33]
     s = Sequences(lengths, page_size, size=size, dtype=dtype)
     with guarded_outputs(monkeypatch):
@@ -49,7 +49,7 @@ def test_prefill_and_extend(impl, monkeypatch, dtype, page_size: int) -> None:
 
 
 def test_shared_pages(impl) -> None:
-    """A prefix that is stored once serves all."""
+    """A prefix that is stored once serves all sequences."""
     s = Sequences([40, 33, 64, 32], 16, shared=2)
     assert (s.tables[:, :2] == s.tables[0, :2]).all()
     s.check(randn(4, 2, 16, seed=9), [1] * 4, impl, decode=True)

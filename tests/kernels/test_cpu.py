@@ -1,4 +1,4 @@
-"""The CPU's packed products: right, and a row's bits the same in every batch."""
+"""The CPU's packed products: accuracy, and the same bits for a row in every batch."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from helpers.kernels import (
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("n", "width"), [(1, 48), (5, 64), (3, 768), (2, 1000)])
 def test_layer_norm(impl, monkeypatch, dtype, bias, n: int, width: int) -> None:
-    # A mean far from zero, which a sum of squares would drown in.
+    # With a mean far from zero, a plain sum of squares would lose all precision.
     x, weight = randn(n, width, dtype=dtype) + 3, randn(width, seed=1, dtype=dtype)
     shift = randn(width, seed=2, dtype=dtype) if bias else None
     with guarded_outputs(monkeypatch):
@@ -164,7 +164,7 @@ def test_qkv_rows_do_not_depend_on_their_neighbours(triton_impl, decode: bool) -
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="the CPU's path")
 def test_the_cpu_path(threads: int, bias: bool, dtype) -> None:
-    """One row on several threads, also where the rows of W do not divide among them."""
+    """One row on several threads, including numbers of W's rows that do not divide among them."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)

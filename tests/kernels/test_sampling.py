@@ -31,7 +31,7 @@ def test_philox_known_answers(counter, key, expected) -> None:
 
 
 def philox_by_hand(counter: list[int], key: list[int]) -> list[int]:
-    """Philox-4x32-10 in Python's own integers, from the paper's definition."""
+    """Compute Philox-4x32-10 in Python's integers, from the paper's definition."""
     c, k = list(counter), list(key)
     for _ in range(10):
         p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
@@ -51,7 +51,7 @@ def test_philox_by_hand() -> None:
         0x5001E420,
         0x24126EA1,
     ]
-    # ... which pins ours, with keys of both signs.
+    # ... which pins the reference, with keys of both signs.
     rng = np.random.default_rng(0)
     for _ in range(50):
         c0, c1, c2, lo, hi = (int(x) for x in rng.integers(2**32, size=5))
@@ -222,7 +222,7 @@ def test_the_end_is_impossible_before_min_new_tokens(temperature: float) -> None
 
 
 def test_equal_logits_are_kept_or_dropped_together() -> None:
-    """Where transformers' result hangs on the order of a sort."""
+    """Ties, for which transformers' result depends on the order of a sort."""
     logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
     p = logits[0].softmax(0)
     for top_p, kept in (
@@ -240,7 +240,7 @@ def test_equal_logits_are_kept_or_dropped_together() -> None:
         assert int(got.isfinite().sum()) == kept
 
 
-# The compiled ones against the reference.
+# The compiled backends against the reference.
 
 
 def test_random_words_equal_the_reference(compiled_impl) -> None:
@@ -334,7 +334,7 @@ def loop_state(n: int, page_size: int) -> kernels.DecodeState:
 
 @pytest.mark.parametrize("eos", [True, False])
 def test_the_loop_needs_no_host(compiled_impl, eos: bool) -> None:
-    """Ten draws in a row: what each leaves for the next step equals the reference's."""
+    """After each of ten draws, the state for the next step equals the reference's."""
     n, page_size = 4, 4
     states = {impl: loop_state(n, page_size) for impl in ("torch", compiled_impl)}
     options = options_of(n) | {"temperature": torch.ones(n), "first_id": 1000}
@@ -352,9 +352,9 @@ def test_the_loop_needs_no_host(compiled_impl, eos: bool) -> None:
     assert state.finished.all()
     if not eos:
         assert state.num_generated.tolist() == [1, 3, 6, 9]
-        # The last token of a row is never run, so its place is the one before.
+        # The last token of a row is never run, so its position is the one before.
         assert state.positions.tolist() == [5, 8, 12, 16]
-    # Ended rows are empty ones.
+    # Rows that have ended are empty.
     assert state.seq_lens.tolist() == [0] * n
     assert state.slot_mapping.tolist() == [-1] * n
     for row in range(n):
