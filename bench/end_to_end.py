@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bark_fast.bark import open_voices
+from bark_fast.voices import open_voices
 from bench.arguments import add_checkpoint, add_common, begin, dtype_of
 from bench.checkpoint import checkpoint_for, read_config
 from bench.machine import Limits

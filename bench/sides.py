@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bark_fast import Bark, EngineOptions, GenerationParams
-from bark_fast.bark import open_voices
+from bark_fast.voices import open_voices
 from bark_fast.stages.coarse import count_frames
 from bench.checkpoint import read_config
 from bench.memory import PeakMemory
