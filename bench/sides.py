@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from bark_fast import Bark, EngineOptions, GenerationParams
-from bark_fast.voices import open_voices
 from bark_fast.stages.coarse import count_frames
+from bark_fast.voices import open_voices
 from bench.checkpoint import read_config
 from bench.memory import PeakMemory
 from bench.timing import synchronize

@@ -6,8 +6,8 @@ same operations are here as functions with an argument `impl`.
 
 from __future__ import annotations
 
+from bark_fast.kernels.cpu.build import release_threads
 from bark_fast.kernels.cpu.native import record as record_native
-from bark_fast.kernels.cpu.native import release_threads
 from bark_fast.kernels.dispatch import (
     backend,
     bidirectional_attention,

@@ -1,10 +1,10 @@
-"""The fastest CPU path: `native.c`, compiled at first use and called through ctypes.
+"""The fastest CPU backend: `csrc/native.c`, compiled at first use and called through ctypes.
 
 A decode step of Bark is some fifty products of one row, which read the weights once. Here a product
 takes its layer norm, its residual and the writing of keys and values along, one query's attention
 reads its pages where they lie, and attention over a whole window keeps its scores in the cache.
 
-Measured on 2 cores (AMD EPYC, Zen 5, torch 2.13), in ms, against what `cpu.py` does:
+Measured on 2 cores (AMD EPYC, Zen 5, torch 2.13), in ms, against `onednn.py`:
 
                                               float32         bfloat16
     four products of 12 layers, 1 row       8.7 /  7.6      4.8 /  3.7   (reading: 6.2 / 3.1)
@@ -13,58 +13,51 @@ Measured on 2 cores (AMD EPYC, Zen 5, torch 2.13), in ms, against what `cpu.py` 
     fine attention, 1 024 frames           18.4 /  8.9     18.8 /  5.7
     decode attention, 16 x 600 keys         2.3 /  0.8      5.7 /  0.4
 
-It needs gcc (as triton does), an x86 CPU with AVX-512 and a torch that runs on libgomp, whose
-threads it shares: two pools of threads would fight for the cores. `why_not` says what is missing;
-then `cpu.py` serves.
+`why_not` says what a machine lacks (`build` finds out); then `onednn` serves.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import re
-import shutil
-import struct
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bark_fast.kernels.cpu import build
+from bark_fast.kernels.cpu.operations import (
+    KIND,
+    Attention,
+    EmbeddingSum,
+    Linear,
+    Operation,
+    Sample,
+    as_program,
+    pointer,
+)
 from bark_fast.kernels.ops import LAYER_NORM_EPS, Norm, Weight, noise_positions
 from bark_fast.kernels.reference import TorchBackend
 from bark_fast.kernels.state import DecodeState, PackedWeight, SamplingMetadata, TokenSpace
 
-_FOLDER = Path(__file__).parent / "csrc"
-_SOURCES = ("native.c", "native.h", "native_products.h")
-# Contraction is off so that only what is written as a fused multiply-add is one.
-_COMPILE = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off")
-
-
-class _UnavailableError(Exception):
-    """Why this machine cannot use it."""
-
 
 def why_not(dtype: torch.dtype, *, int8: bool = False) -> str | None:
-    """What keeps this machine from running `dtype` here, with weights in 8 bits if `int8`; None if
-    nothing does."""
+    """Return what keeps this machine from running `dtype` here; None if nothing does.
+
+    Args:
+        int8: with weights in 8 bits.
+    """
     if dtype not in (torch.float32, torch.bfloat16):
         return f"it has float32 and bfloat16, not {dtype}"
     try:
-        library = _load()
-    except _UnavailableError as error:
+        library = build.load()
+    except build.UnavailableError as error:
         return str(error)
     if dtype == torch.bfloat16:
         if not library.has_bfloat16():
             return "bfloat16 needs a CPU with avx512_bf16"
-        if "amx_bf16" in _cpu_flags():
+        if "amx_bf16" in build.cpu_flags():
             return "oneDNN has the matrix tiles (amx_bf16) of this CPU"
     if int8 and not library.has_int8():
         return "int8 needs a CPU with avx512_vnni"
@@ -72,8 +65,10 @@ def why_not(dtype: torch.dtype, *, int8: bool = False) -> str | None:
 
 
 def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
-    """weight [N, K] on the CPU, in panels; with `int8` each row in steps of its largest number
-    over 127.
+    """Return weight [N, K] on the CPU in panels.
+
+    Args:
+        int8: round each row to steps of its largest number over 127.
 
     Raises:
         ValueError: K is odd in bfloat16, which is multiplied by pairs.
@@ -89,7 +84,7 @@ def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
         scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         weight = (weight / scales[:, None]).round_().to(torch.int8)
         excess = 128 * weight.sum(dim=1, dtype=torch.int32)
-    library = _load()
+    library = build.load()
     # Rows start at whole vectors, so that a load never spans two cache lines.
     raw = torch.empty(library.packed_bytes(kind, n, k) + 64, dtype=torch.uint8)
     panels = raw[-raw.data_ptr() % 64 :]
@@ -112,10 +107,13 @@ class NativeBackend(TorchBackend):
         streams, rows = ids.shape
         width = tables.shape[2]
         y = torch.empty(rows, width, dtype=tables.dtype)
-        _run(
-            _EMBEDDING_SUM, y, ids, tables, positions, position_table, streams, rows, width,
-            ids.stride(0), tables.stride(0),
+        operation = EmbeddingSum(
+            kind=KIND["EMBEDDING_SUM"], half=y.dtype == torch.bfloat16, y=y.data_ptr(),
+            ids=ids.data_ptr(), tables=tables.data_ptr(), positions=positions.data_ptr(),
+            position_table=position_table.data_ptr(), streams=streams, rows=rows, width=width,
+            ids_stride=ids.stride(0), table_stride=tables.stride(0),
         )  # fmt: skip
+        _run(operation, y, ids, tables, positions, position_table)
         return y
 
     def fused_linear(
@@ -133,7 +131,10 @@ class NativeBackend(TorchBackend):
             return super().fused_linear(
                 x, weight, bias, norm=norm, gelu=gelu, residual=residual, decode=decode
             )
-        return _linear(x, weight, bias, norm, residual, gelu)
+        operation, y, held = _linear(x, weight, bias, norm)
+        operation.gelu, operation.residual = gelu, pointer(residual)
+        _run(operation, held, residual)
+        return y
 
     def qkv_to_pages(
         self,
@@ -154,8 +155,11 @@ class NativeBackend(TorchBackend):
                 slot_mapping=slot_mapping, decode=decode,
             )  # fmt: skip
         _, heads, page_size, d = k_pages.shape
-        pages = (k_pages, v_pages, slot_mapping, heads, page_size, d)
-        y = _linear(x, weight, bias, norm, None, False, *pages)
+        operation, y, held = _linear(x, weight, bias, norm)
+        operation.k_pages, operation.v_pages = k_pages.data_ptr(), v_pages.data_ptr()
+        operation.slot_mapping = slot_mapping.data_ptr()
+        operation.heads, operation.page_size, operation.d = heads, page_size, d
+        _run(operation, held, k_pages, v_pages, slot_mapping)
         return y.view(len(x), 3, heads, d)[:, 0]
 
     def paged_attention(
@@ -176,11 +180,16 @@ class NativeBackend(TorchBackend):
         _, heads, page_size, d = k_pages.shape
         out = torch.empty(q.shape[0], heads, d, dtype=q.dtype)
         one_each = decode or cu_seqlens_q is None
-        _run(
-            _DECODE_ATTENTION if one_each else _PAGED_ATTENTION, out, q, k_pages, v_pages,
-            q.stride(0), block_tables, None if one_each else cu_seqlens_q, seq_lens,
-            seq_lens.shape[0], block_tables.stride(0), page_size, heads, d,
+        starts = None if one_each else cu_seqlens_q
+        operation = Attention(
+            kind=KIND["DECODE_ATTENTION" if one_each else "PAGED_ATTENTION"],
+            half=q.dtype == torch.bfloat16, out=out.data_ptr(), q=q.data_ptr(),
+            keys=k_pages.data_ptr(), values=v_pages.data_ptr(), q_stride=q.stride(0),
+            tables=block_tables.data_ptr(), starts=pointer(starts), lengths=seq_lens.data_ptr(),
+            batch=seq_lens.shape[0], max_pages=block_tables.stride(0), page_size=page_size,
+            heads=heads, d=d,
         )  # fmt: skip
+        _run(operation, out, q, k_pages, v_pages, block_tables, starts, seq_lens)
         return out
 
     def bidirectional_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -192,10 +201,13 @@ class NativeBackend(TorchBackend):
         out = torch.empty(batch, tokens, heads, d, dtype=q.dtype)
         starts = torch.arange(0, (batch + 1) * tokens, tokens)
         lengths = torch.full((batch,), tokens)
-        _run(
-            _BIDIRECTIONAL_ATTENTION, out, q, k, v, q.stride(1), None, starts, lengths, batch, 0,
-            tokens, heads, d,
+        operation = Attention(
+            kind=KIND["BIDIRECTIONAL_ATTENTION"], half=q.dtype == torch.bfloat16,
+            out=out.data_ptr(), q=q.data_ptr(), keys=k.data_ptr(), values=v.data_ptr(),
+            q_stride=q.stride(1), starts=starts.data_ptr(), lengths=lengths.data_ptr(),
+            batch=batch, page_size=tokens, heads=heads, d=d,
         )  # fmt: skip
+        _run(operation, out, q, k, v, starts, lengths)
         return out
 
     def sample(
@@ -210,27 +222,34 @@ class NativeBackend(TorchBackend):
         logits = _contiguous(logits)
         rows, columns = logits.shape
         chosen = torch.empty(rows, dtype=torch.int64)
-        advanced: tuple[Tensor | int, ...] = ()
-        if state is not None:
-            advanced = (
-                state.finished, state.token_ids, state.positions, state.seq_lens,
-                state.slot_mapping, state.num_generated, state.limits, state.block_tables,
-                state.history, state.block_tables.stride(0), state.page_size,
-                state.history.shape[1], space.first_id,
-            )  # fmt: skip
-        _run(
-            _SAMPLE, chosen, logits, rows, columns, metadata.temperature, metadata.top_p,
-            metadata.top_k, metadata.seeds, noise_positions(positions, state),
-            metadata.min_eos_p if space.has_end else None,
-            metadata.min_new_tokens if space.has_end else None,
-            space.stage, space.n_ranges, space.range_size, *advanced, dtype=logits.dtype,
+        places = noise_positions(positions, state)
+        operation = Sample(
+            kind=KIND["SAMPLE"], half=logits.dtype == torch.bfloat16, chosen=chosen.data_ptr(),
+            logits=logits.data_ptr(), rows=rows, columns=columns,
+            temperature=metadata.temperature.data_ptr(), top_p=metadata.top_p.data_ptr(),
+            top_k=metadata.top_k.data_ptr(), seeds=metadata.seeds.data_ptr(),
+            positions=places.data_ptr(), stage=space.stage, n_ranges=space.n_ranges,
+            range_size=space.range_size,
         )  # fmt: skip
+        if space.has_end:
+            operation.min_eos_p = metadata.min_eos_p.data_ptr()
+            operation.min_new_tokens = metadata.min_new_tokens.data_ptr()
+        if state is not None:
+            for name in ("finished", "token_ids", "seq_lens", "slot_mapping", "num_generated",
+                         "limits", "history"):  # fmt: skip
+                setattr(operation, name, getattr(state, name).data_ptr())
+            operation.state_positions = state.positions.data_ptr()
+            operation.tables = state.block_tables.data_ptr()
+            operation.max_pages = state.block_tables.stride(0)
+            operation.page_size, operation.first_id = state.page_size, space.first_id
+            operation.history_width = state.history.shape[1]
+        _run(operation, chosen, logits, metadata, places, state)
         return chosen
 
     def random_words(self, seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
         width = -(-n_ids // 64) * 64
         words = torch.empty(len(seeds), width, dtype=torch.int32)
-        _load().words_of_rows(
+        build.load().words_of_rows(
             words.data_ptr(), seeds.data_ptr(), positions.data_ptr(), len(seeds), width, stage
         )
         return words[:, :n_ids].to(torch.int64) & 0xFFFFFFFF
@@ -243,32 +262,23 @@ class Int8Backend(NativeBackend):
 
 
 def _linear(
-    x: Tensor,
-    weight: PackedWeight,
-    bias: Tensor | None,
-    norm: Norm | None,
-    residual: Tensor | None,
-    gelu: bool,
-    *pages: Tensor | int,
-) -> Tensor:
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, norm: Norm | None
+) -> tuple[Linear, Tensor, Any]:
+    """Return a product as an operation, its result, and the tensors that it needs."""
     n, k = weight.shape
     x = _contiguous(x)
     y = torch.empty(x.shape[0], n, dtype=x.dtype)
-    _run(
-        _LINEAR, y, x, weight.panels, weight.scales, weight.excess, bias, *(norm or (None, None)),
-        residual, _EPS_BITS, gelu, x.shape[0], n, k, *pages,
+    gamma, beta = norm or (None, None)
+    operation = Linear(
+        kind=KIND["LINEAR"], half=y.dtype == torch.bfloat16, y=y.data_ptr(), x=x.data_ptr(),
+        panels=weight.panels.data_ptr(), scales=pointer(weight.scales),
+        excess=pointer(weight.excess), bias=pointer(bias), norm_weight=pointer(gamma),
+        norm_bias=pointer(beta), eps=LAYER_NORM_EPS, rows=x.shape[0], n=n, k=k,
     )  # fmt: skip
-    return y
+    return operation, y, (y, x, weight, bias, norm)
 
 
 # Running and recording --------------------------------------------------------------------------
-
-# As in native.c.
-_EMBEDDING_SUM, _LINEAR, _PAGED_ATTENTION, _DECODE_ATTENTION, _BIDIRECTIONAL_ATTENTION, _SAMPLE = (
-    range(6)
-)
-_WORDS = 40
-_Operation = ctypes.c_int64 * _WORDS
 
 _thread = threading.local()
 
@@ -278,19 +288,19 @@ def record(step: Callable[[], None]) -> Callable[[], None]:
 
     All that `step` computes must be operations of this file: what torch computes is not repeated.
     """
-    operations: list[Any] = []
+    operations: list[Operation] = []
     tensors: list[Any] = []
     _thread.recording = (operations, tensors)
     try:
         step()
     finally:
         _thread.recording = None
-    program = (_Operation * len(operations))(*operations)
-    run = _load().run
+    program, n = as_program(operations), len(operations)
+    run = build.load().run
 
     def repeat(held: list[Any] = tensors) -> None:
         # Held here, the tensors stay where they are and nobody else is given their memory.
-        if run(program, len(program)):
+        if run(program, n):
             raise MemoryError(_NO_MEMORY)
 
     return repeat
@@ -299,22 +309,14 @@ def record(step: Callable[[], None]) -> Callable[[], None]:
 _NO_MEMORY = "no memory left for the intermediate results of a product, attention or sampling"
 
 
-def _run(kind: int, result: Tensor, *arguments: Any, dtype: torch.dtype | None = None) -> None:
-    """Run one operation, whose struct's members are the arguments in their order."""
-    half = (dtype or result.dtype) == torch.bfloat16
-    words = [kind, half, result.data_ptr()]
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            words.append(argument.data_ptr())
-        else:
-            words.append(argument or 0)
-    operation = _Operation(*words)
-    if _load().run(operation, 1):
+def _run(operation: Operation, *tensors: Any) -> None:
+    """Run one operation; `tensors` are those that it reads and writes."""
+    if build.load().run(ctypes.byref(operation), 1):
         raise MemoryError(_NO_MEMORY)
     recording = getattr(_thread, "recording", None)
     if recording is not None:
         recording[0].append(operation)
-        recording[1].append((result, arguments))
+        recording[1].append(tensors)
 
 
 def _check_pairs(q: Tensor) -> None:
@@ -327,128 +329,3 @@ def _contiguous(x: Tensor) -> Tensor:
         return x
     assert getattr(_thread, "recording", None) is None, "a copy would not be repeated"
     return x.contiguous()
-
-
-# The 64 bits of the double, as an integer.
-_EPS_BITS = int(struct.unpack("q", struct.pack("d", LAYER_NORM_EPS))[0])
-
-
-def release_threads() -> None:
-    """Give back the OpenMP workers of the calling thread; its next parallel operation makes new
-    ones.
-
-    Each thread that computes has workers of its own. As soon as there are more of them than cores,
-    libgomp lets all sleep between operations instead of watching for the next, and those of a
-    decode step follow within microseconds.
-    """
-    try:
-        pause = ctypes.CDLL(_openmp_of_torch()).omp_pause_resource_all
-    except (_UnavailableError, AttributeError):  # another runtime, or one before OpenMP 5
-        return
-    pause(_OMP_PAUSE_SOFT)
-
-
-_OMP_PAUSE_SOFT = 1  # OpenMP 5.0, section 3.2.44: omp_pause_resource_all
-
-# Compiling and loading --------------------------------------------------------------------------
-
-
-def _load() -> ctypes.CDLL:
-    """The library.
-
-    Raises:
-        _UnavailableError: this machine cannot use it.
-    """
-    library = _loaded()
-    if isinstance(library, _UnavailableError):
-        raise library
-    return library
-
-
-@functools.cache
-def _loaded() -> ctypes.CDLL | _UnavailableError:
-    """The library, or why not; found out once."""
-    try:
-        return _compile_and_load()
-    except _UnavailableError as error:
-        return error
-
-
-def _compile_and_load() -> ctypes.CDLL:
-    if platform.machine() not in ("x86_64", "AMD64") or "avx512bw" not in _cpu_flags():
-        raise _UnavailableError("it needs an x86 CPU with AVX-512")
-    # Its threads are torch's: what is undefined in our library is found in this one.
-    ctypes.CDLL(_openmp_of_torch(), mode=ctypes.RTLD_GLOBAL)
-    try:
-        library = ctypes.CDLL(str(_compiled()))
-    except OSError as error:
-        raise _UnavailableError(f"what was compiled does not load: {error}") from error
-    pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    for name, returns, takes in (
-        ("has_bfloat16", integer, ()),
-        ("has_int8", integer, ()),
-        ("packed_bytes", number, (integer, number, number)),
-        ("pack", None, (integer, pointer, pointer, number, number)),
-        ("run", integer, (pointer, number)),
-        ("words_of_rows", None, (pointer, pointer, pointer, number, number, number)),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = returns, takes
-    return library
-
-
-@functools.cache
-def _cpu_flags() -> frozenset[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    found = re.search(r"^flags\s*:(.*)$", text, flags=re.MULTILINE)
-    return frozenset(found[1].split()) if found else frozenset()
-
-
-@functools.cache
-def _openmp_of_torch() -> str:
-    """The OpenMP runtime that torch has loaded into this process."""
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError as error:
-        raise _UnavailableError("it needs Linux") from error
-    found = re.search(r"(/\S*/libgomp[^/\s]*)$", maps, flags=re.MULTILINE)
-    if not found:
-        raise _UnavailableError("torch does not run on libgomp here")
-    return found[1]
-
-
-def _compiled() -> Path:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise _UnavailableError("no C compiler was found (gcc)")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    about = [
-        *((_FOLDER / name).read_text() for name in _SOURCES),
-        version,
-        *_COMPILE,
-        *sorted(_cpu_flags()),
-    ]
-    key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bark-fast"
-    library = folder / f"native-{key}.so"
-    if library.exists():
-        return library
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as partial:
-            object_file, shared = Path(partial) / "native.o", Path(partial) / "native.so"
-            # Linked without -fopenmp: that would bring the compiler's own libgomp along.
-            for command in (
-                [compiler, *_COMPILE, "-c", str(_FOLDER / _SOURCES[0]), "-o", str(object_file)],
-                [compiler, "-shared", str(object_file), "-lm", "-o", str(shared)],
-            ):
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    raise _UnavailableError(f"{compiler} failed: {done.stderr.strip()[-500:]}")
-            os.replace(shared, library)
-    except OSError as error:
-        raise _UnavailableError(f"it could not be compiled in {folder}: {error}") from error
-    return library

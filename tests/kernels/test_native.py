@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,24 @@ import torch
 from torch import Tensor
 
 from bark_fast import kernels
-from bark_fast.kernels.cpu import native
+from bark_fast.kernels.cpu import build, native, operations
 from helpers.kernel_cases import EXTRAS, Sequences, exact_bidirectional, exact_linear, extras_of
 from helpers.kernels import assert_accurate, guarded_outputs, randn
+from helpers.native_library import emulated_library
 
 DTYPES = [torch.float32, torch.bfloat16]
-MISSING = {dtype: native.why_not(dtype) for dtype in DTYPES}
+FOUND_OUT = build.loaded
+IS_REAL = native.why_not(torch.float32) is None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library() -> Iterator[None]:
+    """The library itself, or on a CPU without AVX-512 the one compiled against an emulation."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not IS_REAL and not torch.cuda.is_available():
+            emulated = build.open_library(emulated_library())
+            patch.setattr(build, "loaded", lambda: emulated)
+        yield
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -27,17 +40,42 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """One that this machine has native kernels for."""
     if torch.cuda.is_available():
         pytest.skip("they serve machines without a GPU")
-    if MISSING[request.param]:
-        pytest.skip(f"no native kernels here: {MISSING[request.param]}")
+    if missing := native.why_not(request.param):
+        pytest.skip(f"no native kernels here: {missing}")
     return request.param
 
 
 def test_ci_runs_these() -> None:
     """Where everything is there that they need, nothing below is skipped."""
-    flags = native._cpu_flags()
+    flags = build.cpu_flags()
     if "avx512bw" in flags and "amx_bf16" not in flags and not torch.cuda.is_available():
-        assert MISSING[torch.float32] is None
-        assert (MISSING[torch.bfloat16] is None) == ("avx512_bf16" in flags)
+        assert IS_REAL
+        assert (native.why_not(torch.bfloat16) is None) == ("avx512_bf16" in flags)
+
+
+def test_structs_are_those_of_the_library(dtype) -> None:
+    compiled = build.load().layouts().decode()
+    assert operations.difference(compiled) is None
+    swapped = compiled.replace(
+        ";const char * x;const char * panels", ";const char * panels;const char * x"
+    )
+    assert swapped != compiled
+    for other in (
+        swapped,
+        compiled.replace("double eps", "i64 eps"),
+        compiled.replace(";i64 gelu", ""),
+        compiled + "ANOTHER;i64 kind\n",
+        compiled.replace("LINEAR", "linear"),
+    ):
+        assert operations.difference(other) is not None
+
+
+def test_a_library_with_other_structs_is_not_used(dtype, monkeypatch) -> None:
+    monkeypatch.setitem(operations.KIND, "LINEAR", 1)
+    monkeypatch.setattr(operations, "layouts", lambda: "LINEAR;i64 kind\n")
+    path = Path(build.load()._name)
+    with pytest.raises(build.UnavailableError, match="compiled for other structs"):
+        build.open_library(path)
 
 
 @pytest.mark.parametrize("spec", EXTRAS, ids=lambda s: "+".join(s) or "plain")
@@ -268,35 +306,38 @@ def test_rows_of_zeros_in_8_bits(int8_dtype) -> None:
 def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:
     """Each thing that they need, taken away."""
     assert "not torch.float16" in native.why_not(torch.float16)
+    monkeypatch.setattr(build, "loaded", FOUND_OUT)
 
     def reason() -> str:
-        native._loaded.cache_clear()
+        FOUND_OUT.cache_clear()
         return native.why_not(torch.float32) or ""
 
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(native, "_cpu_flags", lambda: frozenset({"avx2"}))
+            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx2"}))
             assert "AVX-512" in reason()
         with monkeypatch.context() as patch:
-            patch.setattr(native, "_cpu_flags", lambda: frozenset({"avx512bw"}))
-            patch.setattr(native.shutil, "which", lambda name: None)
+            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx512bw"}))
+            patch.setattr(build.shutil, "which", lambda name: None)
             assert "compiler" in reason()
         with monkeypatch.context() as patch:
-            patch.setattr(native, "_cpu_flags", lambda: frozenset({"avx512bw"}))
-            patch.setattr(native.shutil, "which", lambda name: "/bin/false")
+            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx512bw"}))
+            patch.setattr(build.shutil, "which", lambda name: "/bin/false")
             patch.setenv("XDG_CACHE_HOME", str(tmp_path))
             assert "/bin/false failed" in reason()
             assert not list(tmp_path.glob("**/*.so")), "nothing half-made is left"
         with monkeypatch.context() as patch:
-            patch.setattr(native, "_cpu_flags", lambda: frozenset({"avx512bw"}))
+            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx512bw"}))
             patch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
             assert "/proc/nowhere" in reason()
     finally:
-        native._loaded.cache_clear()
+        FOUND_OUT.cache_clear()
 
 
 def test_it_is_compiled_once(dtype, monkeypatch, tmp_path) -> None:
     """Another process finds the library, and two that compile at once do not disturb each other."""
+    if not IS_REAL:
+        pytest.skip("other processes need a CPU with AVX-512")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code = (
         "import torch; from bark_fast.kernels.cpu import native;"

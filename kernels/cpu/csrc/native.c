@@ -75,61 +75,67 @@ static char *scratch(size_t bytes) {
     return own->memory;
 }
 
-/* Operations: what `run` takes. All members have 64 bits; `kind` and `half` come first in each. */
+/* Operations: what `run` takes. All members have 64 bits, and operations lie WORDS words apart. Python
+ * has the same structs (operations.py) and compares them with `layouts` when it loads the library. */
 
-enum { EMBEDDING_SUM, LINEAR, PAGED_ATTENTION, DECODE_ATTENTION, BIDIRECTIONAL_ATTENTION, SAMPLE, WORDS = 40 };
+enum { WORDS = 40 };
 
-typedef struct {
-    i64 kind, half;
-    char *y;
-    const i64 *ids; /* [streams, rows], ids_stride apart */
-    const char *tables;
-    const i64 *positions;
-    const char *position_table;
-    i64 streams, rows, width, ids_stride, table_stride;
-} Embedding;
+#define EMBEDDING_MEMBERS(M) \
+    M(i64, kind) M(i64, half) \
+    M(char *, y) \
+    M(const i64 *, ids) /* [streams, rows], ids_stride apart */ \
+    M(const char *, tables) M(const i64 *, positions) M(const char *, position_table) \
+    M(i64, streams) M(i64, rows) M(i64, width) M(i64, ids_stride) M(i64, table_stride)
 
-typedef struct {
-    i64 kind, half;
-    char *y;
-    const char *x, *panels;
-    const float *scales;   /* of bytes, one an output; NULL where the weights are no bytes */
-    const int32_t *excess; /* what the 128 in each byte of x adds to an output's sum */
-    const char *bias, *norm_weight, *norm_bias, *residual; /* NULL where there is none */
-    double eps;
-    i64 gelu, rows, n, k;
-    /* Where a projection's keys and values go, [P, heads, page_size, d]; NULL for other products. */
-    char *k_pages, *v_pages;
-    const i64 *slots; /* page * page_size + offset of each row; -1 nowhere */
-    i64 heads, page_size, d;
-} Linear;
+#define LINEAR_MEMBERS(M) \
+    M(i64, kind) M(i64, half) \
+    M(char *, y) M(const char *, x) M(const char *, panels) \
+    M(const float *, scales)   /* of bytes, one an output; NULL where the weights are no bytes */ \
+    M(const int32_t *, excess) /* what the 128 in each byte of x adds to an output's sum */ \
+    M(const char *, bias) M(const char *, norm_weight) M(const char *, norm_bias) /* or NULL */ \
+    M(const char *, residual) /* or NULL */ \
+    M(double, eps) M(i64, gelu) M(i64, rows) M(i64, n) M(i64, k) \
+    /* Where a projection's keys and values go, [P, heads, page_size, d]; NULL for other products. */ \
+    M(char *, k_pages) M(char *, v_pages) \
+    M(const i64 *, slot_mapping) /* page * page_size + offset of each row; -1 nowhere */ \
+    M(i64, heads) M(i64, page_size) M(i64, d)
 
-typedef struct {
-    i64 kind, half;
-    char *out;
-    const char *q, *keys, *values;
-    i64 q_stride;
-    const i64 *tables, *starts, *lengths;
-    i64 batch, max_pages, page_size, heads, d;
-} Attention;
+#define ATTENTION_MEMBERS(M) \
+    M(i64, kind) M(i64, half) \
+    M(char *, out) M(const char *, q) M(const char *, keys) M(const char *, values) M(i64, q_stride) \
+    M(const i64 *, tables) M(const i64 *, starts) M(const i64 *, lengths) \
+    M(i64, batch) M(i64, max_pages) M(i64, page_size) M(i64, heads) M(i64, d)
 
-typedef struct {
-    i64 kind, half;
-    i64 *chosen;
-    const char *logits;
-    i64 rows, columns;
-    const float *temperature, *top_p;
-    const i64 *top_k, *seeds, *positions;
-    const float *min_eos_p; /* NULL where there is no end token */
-    const i64 *min_draws;   /* before so many the end token is impossible; NULL for always possible */
-    i64 stage, n_ranges, range_size;
-    /* DecodeState; finished is NULL where there is none. */
-    int32_t *finished;
-    i64 *token_ids, *state_positions, *kv_lengths, *slots, *draws;
-    const i64 *limits, *tables;
-    i64 *history;
-    i64 max_pages, page_size, history_width, first_id;
-} Sample;
+#define SAMPLE_MEMBERS(M) \
+    M(i64, kind) M(i64, half) \
+    M(i64 *, chosen) M(const char *, logits) M(i64, rows) M(i64, columns) \
+    M(const float *, temperature) M(const float *, top_p) \
+    M(const i64 *, top_k) M(const i64 *, seeds) M(const i64 *, positions) \
+    M(const float *, min_eos_p) /* NULL where there is no end token */ \
+    M(const i64 *, min_new_tokens)   /* before so many the end token is impossible; NULL for always possible */ \
+    M(i64, stage) M(i64, n_ranges) M(i64, range_size) \
+    /* DecodeState; finished is NULL where there is none. */ \
+    M(int32_t *, finished) M(i64 *, token_ids) M(i64 *, state_positions) M(i64 *, seq_lens) \
+    M(i64 *, slot_mapping) M(i64 *, num_generated) M(const i64 *, limits) M(const i64 *, tables) M(i64 *, history) \
+    M(i64, max_pages) M(i64, page_size) M(i64, history_width) M(i64, first_id)
+
+#define KINDS(K) \
+    K(EMBEDDING_SUM, EMBEDDING_MEMBERS) K(LINEAR, LINEAR_MEMBERS) K(PAGED_ATTENTION, ATTENTION_MEMBERS) \
+    K(DECODE_ATTENTION, ATTENTION_MEMBERS) K(BIDIRECTIONAL_ATTENTION, ATTENTION_MEMBERS) K(SAMPLE, SAMPLE_MEMBERS)
+
+#define DECLARED(type, name) type name;
+#define DESCRIBED(type, name) ";" #type " " #name
+#define ENUMERATED(kind, members) kind,
+#define ON_A_LINE(kind, members) #kind members(DESCRIBED) "\n"
+
+enum { KINDS(ENUMERATED) };
+typedef struct { EMBEDDING_MEMBERS(DECLARED) } Embedding;
+typedef struct { LINEAR_MEMBERS(DECLARED) } Linear;
+typedef struct { ATTENTION_MEMBERS(DECLARED) } Attention;
+typedef struct { SAMPLE_MEMBERS(DECLARED) } Sample;
+
+/* The kinds in their order, a line each with the members of its struct in theirs. */
+const char *layouts(void) { return KINDS(ON_A_LINE); }
 
 /* Queries of sequences one after another, a row of heads * d every token_stride numbers. */
 typedef struct {
@@ -322,20 +328,20 @@ static void advance(const Sample *a, i64 r) {
     const i64 column = a->chosen[r];
     int more = !(a->min_eos_p && column == a->columns - 1);
     if (more) {
-        a->history[r * a->history_width + a->draws[r] % a->history_width] = column + a->first_id;
-        more = ++a->draws[r] < a->limits[r];
+        a->history[r * a->history_width + a->num_generated[r] % a->history_width] = column + a->first_id;
+        more = ++a->num_generated[r] < a->limits[r];
     }
     if (!more) {
         a->finished[r] = 1;
-        a->slots[r] = -1;
-        a->kv_lengths[r] = 0;
+        a->slot_mapping[r] = -1;
+        a->seq_lens[r] = 0;
         return;
     }
     const i64 at = a->state_positions[r] + 1, page = a->tables[r * a->max_pages + at / a->page_size];
     a->token_ids[r] = column + a->first_id;
     a->state_positions[r] = at;
-    a->kv_lengths[r] = at + 1;
-    a->slots[r] = page * a->page_size + at % a->page_size;
+    a->seq_lens[r] = at + 1;
+    a->slot_mapping[r] = page * a->page_size + at % a->page_size;
 }
 
 /* Weights as signed bytes, x as unsigned ones, sums as integers, which are exact. */

@@ -95,7 +95,7 @@ INLINE void T(finish_row)(const Linear *a, const float *sums, float scale, i64 r
 
 /* Copy the keys and values of one row, which follow its queries, to their pages. */
 INLINE void T(write_row)(const Linear *a, i64 row) {
-    const i64 slot = a->slots[row], bytes = a->d * SIZE;
+    const i64 slot = a->slot_mapping[row], bytes = a->d * SIZE;
     const char *keys = a->y + (row * a->n + a->n / 3) * SIZE;
     if (slot < 0) return;
     const i64 page = slot / a->page_size, offset = slot % a->page_size;
@@ -364,7 +364,7 @@ INLINE i64 T(sample_row)(const Sample *a, i64 row, float *values, float *noise) 
     const i64 columns = a->columns, position = a->positions[row], turn = position % a->n_ranges;
     const i64 from = turn * a->range_size;
     i64 to = turn == a->n_ranges - 1 ? columns : from + a->range_size;
-    if (a->min_draws && position < a->min_draws[row]) to = min_of(to, columns - 1);
+    if (a->min_new_tokens && position < a->min_new_tokens[row]) to = min_of(to, columns - 1);
     for (i64 j = 0; j < columns; j += 16) {
         const __m512 v = T(load)(a->logits, row * columns + j, first_lanes(columns - j));
         const __mmask16 lanes = first_lanes(to - j) & ~first_lanes(from - j);

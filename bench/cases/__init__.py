@@ -1,0 +1,1 @@
+"""The cases that the commands measure, with their costs by formula."""

@@ -1,0 +1,1 @@
+"""Timing, results and the engines under test."""

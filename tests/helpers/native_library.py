@@ -1,0 +1,18 @@
+"""The native CPU kernels on any CPU: compiled against an emulation of AVX-512."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from bark_fast.kernels.cpu import build
+
+_EMULATION = Path(__file__).parent / "avx512"
+
+
+def emulated_library() -> Path:
+    """Compile native.c with the emulation in place of the compiler's intrinsics (once, 30 s)."""
+    text = (_EMULATION / "immintrin.h").read_bytes()
+    fast = ("-mavx2", "-mfma") if {"avx2", "fma"} <= build.cpu_flags() else ()
+    version = f"-DEMULATION_{hashlib.sha256(text).hexdigest()[:12]}"
+    return build.compiled_library(("-O2", "-w", *fast, version, "-I", str(_EMULATION)))
