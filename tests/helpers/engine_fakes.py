@@ -117,42 +117,50 @@ class FakeCodec:
         return [torch.zeros(own.shape[1] * self._hop) for own in codes]
 
 
-def fake_engine(
-    config: Config,
+def fake_config(
     *,
-    n_pages: int,
     page_size: int = 8,
     max_running: int = 16,
     policy: Policy | None = None,
     depth: int = 0,
     steps: int = 8,
-    fault: Fault = lambda stage, tasks: None,
-) -> Engine:
-    """An engine on fakes; `depth` is how many batches may be under way, as on a GPU."""
-    stages: tuple[Stage, ...] = ("semantic", "coarse")
-    pools = {stage: PagePool(n_pages, page_size) for stage in stages}
-    limits = {
-        Phase.SEMANTIC_PREFILL: 256,
-        Phase.SEMANTIC_DECODE: max_running,
-        Phase.COARSE_PREFILL: 256,
-        Phase.COARSE_DECODE: max_running,
-        Phase.FINE: 4,
-        Phase.CODEC: 1000,
-    }
-    engine_config = EngineConfig(
-        limits=limits,
+) -> EngineConfig:
+    """Return the configuration of an engine on fakes; `depth` is how many batches may be under way,
+    as on a GPU."""
+    return EngineConfig(
+        limits={
+            Phase.SEMANTIC_PREFILL: 256,
+            Phase.SEMANTIC_DECODE: max_running,
+            Phase.COARSE_PREFILL: 256,
+            Phase.COARSE_DECODE: max_running,
+            Phase.FINE: 4,
+            Phase.CODEC: 1000,
+        },
         max_running=max_running,
-        steps=dict.fromkeys(stages, steps),
-        page_sizes=dict.fromkeys(stages, page_size),
+        steps={"semantic": steps, "coarse": steps},
+        page_sizes={"semantic": page_size, "coarse": page_size},
         depth=depth,
         policy=policy,
     )
+
+
+def fake_engine(
+    config: Config,
+    *,
+    n_pages: int,
+    page_size: int = 8,
+    fault: Fault = lambda stage, tasks: None,
+    **about: Any,
+) -> Engine:
+    """Return an engine on fakes; `about` is for `fake_config`."""
+    stages: tuple[Stage, ...] = ("semantic", "coarse")
+    pools = {stage: PagePool(n_pages, page_size) for stage in stages}
     runner = Runner(
         semantic=FakeCausal("semantic", config, pools["semantic"], fault),
         coarse=FakeCausal("coarse", config, pools["coarse"], fault),
         fine=FakeFine(fault),
         codec=FakeCodec(config.codec.hop_length, fault),
-        config=engine_config,
+        config=fake_config(page_size=page_size, **about),
         device=torch.device("cpu"),
     )
     return Engine(runner, pools, config)
