@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import threading
 import time
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
@@ -13,44 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from bark_fast import GenerationParams, InputError, Speech
-from bark_fast.engine.driver import Driver
+from bark_fast import GenerationParams, Speech
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.scheduler import Policy
 from bark_fast.engine.utterance import Outcome, Utterance
 from bark_fast.request import Request
 from bark_fast.types import STAGES, Stage
 from helpers.checkpoints import Checkpoint
-from helpers.engine_fakes import fake_engine
-
-PAGES = 40  # about five utterances of the small model, in pages of 8
-
-
-def make_request(small: Checkpoint, seed: int, *, longest: int = 40, text: str = "a") -> Request:
-    params = GenerationParams(seed=seed, max_semantic_tokens=1 + seed % longest)
-    return small.bark.request(text, None, params)
-
-
-def finish(engine: Engine, *, at_most: int = 100_000) -> None:
-    for _ in range(at_most):
-        if not engine.step():
-            return
-    raise AssertionError("the engine does not come to an end")
-
-
-def same(a: Speech, b: Speech) -> bool:
-    return all(
-        np.array_equal(getattr(a, name), getattr(b, name))
-        for name in ("semantic_tokens", "coarse_tokens", "fine_tokens")
-    )
-
-
-def alone(small: Checkpoint, request: Request) -> Speech:
-    engine = fake_engine(small.config, n_pages=PAGES, max_running=1)
-    future = engine.submit(request)
-    finish(engine)
-    return future.result(timeout=0)
-
+from helpers.engine_fakes import PAGES, alone, fake_engine, finish, make_request
+from helpers.engines import same
 
 # The long run
 
@@ -280,15 +249,9 @@ def test_from_a_stage_to_a_stage(small: Checkpoint, given: bool, last: Stage) ->
     assert list(replace(request, last_stage=last).stages) == list(STAGES[given:n])
     stats = engine.stats()
     assert (stats.finished, stats.active) == (1, 0)
-    assert [name for name, own in stats.stages.items() if own.batches] == list(STAGES[given:n])
+    assert [name for name, stage in stats.stages.items() if stage.batches] == list(STAGES[given:n])
     assert stats.audio_s == speech.duration_s
     assert bool(stats.time_to_audio_s) == (last == "codec")
-
-
-def test_given_tokens_have_passed_the_first_stage(small: Checkpoint) -> None:
-    params, message = GenerationParams(), "one of coarse, fine, codec, got 'semantic'"
-    with pytest.raises(InputError, match=f"last_stage must be {message}"):
-        Request.resolve("", [], None, params, small.config, given=[1], last_stage="semantic")
 
 
 def test_an_utterance_that_cannot_begin(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,85 +321,7 @@ def test_giving_up_everything_in_every_state(small: Checkpoint, depth: int) -> N
         assert late.result(timeout=0).seed == 30
 
 
-def test_eight_threads(small: Checkpoint) -> None:
-    engine = fake_engine(small.config, n_pages=PAGES)
-    driver = Driver(engine)
-    results: dict[int, Speech] = {}
-
-    def speak(first: int) -> None:
-        rng = random.Random(first)
-        seeds = range(first, first + 25)
-        futures = {seed: driver.begin(make_request(small, seed)) for seed in seeds}
-        for seed, future in futures.items():
-            if rng.random() < 0.1 and future.cancel():
-                continue
-            results[seed] = future.result(timeout=60)
-
-    threads = [threading.Thread(target=speak, args=(100 * i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    wait_until(lambda: not engine.has_work)
-    assert len(results) > 150
-    for seed in list(results)[::10]:
-        assert same(results[seed], alone(small, make_request(small, seed)))
-    assert engine.used_pages == 0
-    # The engine's thread ends with the work.
-    wait_until(lambda: not any(t.name == "bark-fast engine" for t in threading.enumerate()))
-
-
-def test_the_driver_survives_a_fault_of_the_engine(
-    small: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = fake_engine(small.config, n_pages=PAGES)
-    driver = Driver(engine)
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._scheduler, "schedule", lambda policy: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            driver.begin(make_request(small, 30)).result(timeout=60)
-    assert driver.begin(make_request(small, 30)).result(timeout=60).seed == 30
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-# Statistics and options
-
-
-def test_statistics(small: Checkpoint) -> None:
-    engine = fake_engine(small.config, n_pages=PAGES, max_running=4)
-    before = engine.stats()
-    assert before.time_to_audio_s == {}
-    assert before.audio_s_per_s == 0
-    futures = [engine.submit(make_request(small, seed)) for seed in range(20, 40)]
-    assert engine.stats().stages["semantic"].waiting == 20
-    engine.step()
-    during = engine.stats()
-    assert during.active == 20
-    assert during.stages["semantic"].used_pages > 0
-    assert 0 < during.stages["semantic"].waiting <= 20
-    finish(engine)
-    stats = engine.stats()
-    speeches = [future.result() for future in futures]
-    assert stats.audio_s == pytest.approx(sum(speech.duration_s for speech in speeches))
-    n_semantic = sum(len(speech.semantic_tokens) for speech in speeches)
-    assert stats.stages["semantic"].tokens == n_semantic
-    assert stats.stages["coarse"].tokens == sum(s.coarse_tokens.size for s in speeches)
-    assert stats.stages["codec"].tokens == sum(s.fine_tokens.shape[1] for s in speeches)
-    assert stats.stages["semantic"].utterances_a_batch <= 4
-    assert 0 < stats.time_to_audio_s["p50"] <= stats.time_to_audio_s["p95"]
-    assert stats.time_to_audio_s["p95"] <= stats.time_to_audio_s["max"]
-    assert stats.busy_s > 0
-    assert all(s.tokens_per_s > 0 for s in stats.stages.values())
-    start = time.perf_counter()
-    for _ in range(1000):
-        engine.stats()
-    assert time.perf_counter() - start < 1
+# Policy
 
 
 def test_someone_who_waits_makes_it_latency(small: Checkpoint) -> None:
@@ -449,29 +334,3 @@ def test_someone_who_waits_makes_it_latency(small: Checkpoint) -> None:
     assert engine.policy == "latency"
     finish(engine)
     assert engine.policy == "throughput"
-
-
-def test_coarse_windows_begin_before_the_text_has_ended(small: Checkpoint) -> None:
-    """Which is early for a long text: the first window needs 32 of the 140 semantic tokens."""
-    engine = fake_engine(small.config, n_pages=PAGES, policy="latency", steps=1)
-    seed = next(
-        seed
-        for seed in range(1000)
-        if len(alone(small, long_request(small, seed)).semantic_tokens) > 60
-    )  # fmt: skip
-    progress: list[tuple[str, int]] = []
-    engine.submit(
-        long_request(small, seed),
-        progress=lambda stage, done, total: progress.append((stage, done)),
-    )
-    finish(engine)
-    first_coarse = next(i for i, (stage, _) in enumerate(progress) if stage == "coarse")
-    last_semantic = max(i for i, (stage, _) in enumerate(progress) if stage == "semantic")
-    assert first_coarse < last_semantic
-    assert progress[first_coarse - 1] == ("semantic", 32)
-
-
-def long_request(small: Checkpoint, seed: int) -> Request:
-    return small.bark.request(
-        "a", None, GenerationParams(seed=seed, max_semantic_tokens=140, min_eos_p=0)
-    )

@@ -11,23 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from bark_fast import Bark, EngineOptions, GenerationParams, Speech
+from bark_fast import GenerationParams, Speech
 from bark_fast.engine.engine import Engine
-from bark_fast.engine.graphs import Step, capture_sizes, padded_size
 from bark_fast.request import Request
 from bark_fast.types import STAGES
 from helpers.checkpoints import Checkpoint
 from helpers.engines import gib_for, make_engine, one_by_one, random_requests, run_all, same
-
-
-@pytest.fixture(scope="module")
-def requests(small: Checkpoint) -> list[Request]:
-    return random_requests(small, 64, longest=60, seed=1)
-
-
-@pytest.fixture(scope="module")
-def alone(small: Checkpoint, requests: list[Request]) -> list[Speech]:
-    return one_by_one(make_engine(small, max_batch_size=1), requests)
 
 
 @pytest.mark.parametrize(
@@ -154,54 +143,6 @@ def test_with_triton(small: Checkpoint) -> None:
     assert all(same(a, b) for a, b in zip(run_all(engine, requests), expected, strict=True))
 
 
-class FakeGraphs:
-    """Repeats a step as a CUDA graph does: it is run once to see what it does, on rows that must
-    not mind, and may be repeated only on the tensors that it was recorded on."""
-
-    def __init__(self) -> None:
-        self.captured = 0
-        self.repeated = 0
-
-    def capture(self, step: Step) -> Step:
-        self.captured += 1
-        step()
-
-        def repeat() -> None:
-            self.repeated += 1
-            step()
-
-        return repeat
-
-
-def test_captured_steps(small: Checkpoint, requests: list[Request], alone: list[Speech]) -> None:
-    graphs = FakeGraphs()
-    engine = make_engine(small, graphs=graphs, max_batch_size=20)
-    together = run_all(engine, requests)
-    assert all(same(a, b) for a, b in zip(together, alone, strict=True))
-    # Each batch size of each stage at most once.
-    assert 2 < graphs.captured <= 2 * len(capture_sizes(20))
-    assert graphs.repeated > 10 * graphs.captured
-
-
-def test_warm_up_captures_all_sizes(small: Checkpoint, requests: list[Request]) -> None:
-    graphs = FakeGraphs()
-    engine = make_engine(small, graphs=graphs, max_batch_size=20)
-    seen: list[tuple[int, int]] = []
-    engine.warm_up(lambda done, total: seen.append((done, total)))
-    n = 2 * len(capture_sizes(20))
-    assert seen == [(i, n) for i in range(1, n + 1)]
-    assert graphs.captured == n
-    run_all(engine, requests[:10])
-    assert graphs.captured == n
-
-
-def test_capture_sizes() -> None:
-    assert capture_sizes(1) == [1]
-    assert capture_sizes(6) == [1, 2, 4, 6]
-    assert capture_sizes(64) == [1, 2, 4, 8, 16, 32, 48, 64]
-    assert [padded_size(capture_sizes(64), n) for n in (1, 3, 9, 17, 64)] == [1, 4, 16, 32, 64]
-
-
 def test_a_shared_prompt_is_stored_once(small: Checkpoint) -> None:
     """Four readings of one text in one voice: the pages that their prompts fill are the same."""
     text, voice = "Hello there", small.voice(17)
@@ -240,14 +181,3 @@ def test_coarse_prompts_of_ten_seconds(narrow: Checkpoint) -> None:
     assert tokens == 257 + again
     every_window = sum(257 + min(630, 60 * i) for i in range(25))
     assert (tokens, every_window) == (12_675, 18_545)
-
-
-def test_bark_takes_options(small: Checkpoint) -> None:
-    bark = Bark.from_pretrained(
-        small.folder, device="cpu", engine=EngineOptions(max_batch_size=2, page_size=8)
-    )
-    bark.warm_up(progress=True)
-    speeches = bark.generate(["One", "Two", "Three"], params=GenerationParams(seed=1))
-    assert len(speeches) == 3
-    assert bark.stats().finished == 3
-    assert bark.stats().stages["semantic"].utterances_a_batch <= 2

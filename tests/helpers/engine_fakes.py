@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 
+from bark_fast import GenerationParams, Speech
 from bark_fast.checkpoint.config import Config
 from bark_fast.engine.decoder import Collect, StepOutput
 from bark_fast.engine.engine import Engine
+from bark_fast.engine.graphs import Step
 from bark_fast.engine.kv_cache import PagePool
 from bark_fast.engine.options import EngineConfig
 from bark_fast.engine.runner import Runner
 from bark_fast.engine.scheduler import Phase, Policy
+from bark_fast.request import Request
 from bark_fast.stages.causal import CausalTask
 from bark_fast.stages.fine import FineTask
 from bark_fast.types import Stage
+from helpers.checkpoints import Checkpoint
 
 Fault = Callable[[str, Sequence[Any]], None]
 """Called with the stage and its tasks (codec: codes) before they run; raises to make them fail."""
@@ -113,42 +117,91 @@ class FakeCodec:
         return [torch.zeros(own.shape[1] * self._hop) for own in codes]
 
 
-def fake_engine(
-    config: Config,
+def fake_config(
     *,
-    n_pages: int,
     page_size: int = 8,
     max_running: int = 16,
     policy: Policy | None = None,
     depth: int = 0,
     steps: int = 8,
-    fault: Fault = lambda stage, tasks: None,
-) -> Engine:
-    """An engine on fakes; `depth` is how many batches may be under way, as on a GPU."""
-    stages: tuple[Stage, ...] = ("semantic", "coarse")
-    pools = {stage: PagePool(n_pages, page_size) for stage in stages}
-    limits = {
-        Phase.SEMANTIC_PREFILL: 256,
-        Phase.SEMANTIC_DECODE: max_running,
-        Phase.COARSE_PREFILL: 256,
-        Phase.COARSE_DECODE: max_running,
-        Phase.FINE: 4,
-        Phase.CODEC: 1000,
-    }
-    engine_config = EngineConfig(
-        limits=limits,
+) -> EngineConfig:
+    """Return the configuration of an engine on fakes; `depth` is how many batches may be under way,
+    as on a GPU."""
+    return EngineConfig(
+        limits={
+            Phase.SEMANTIC_PREFILL: 256,
+            Phase.SEMANTIC_DECODE: max_running,
+            Phase.COARSE_PREFILL: 256,
+            Phase.COARSE_DECODE: max_running,
+            Phase.FINE: 4,
+            Phase.CODEC: 1000,
+        },
         max_running=max_running,
-        steps=dict.fromkeys(stages, steps),
-        page_sizes=dict.fromkeys(stages, page_size),
+        steps={"semantic": steps, "coarse": steps},
+        page_sizes={"semantic": page_size, "coarse": page_size},
         depth=depth,
         policy=policy,
     )
+
+
+def fake_engine(
+    config: Config,
+    *,
+    n_pages: int,
+    page_size: int = 8,
+    fault: Fault = lambda stage, tasks: None,
+    **about: Any,
+) -> Engine:
+    """Return an engine on fakes; `about` is for `fake_config`."""
+    stages: tuple[Stage, ...] = ("semantic", "coarse")
+    pools = {stage: PagePool(n_pages, page_size) for stage in stages}
     runner = Runner(
         semantic=FakeCausal("semantic", config, pools["semantic"], fault),
         coarse=FakeCausal("coarse", config, pools["coarse"], fault),
         fine=FakeFine(fault),
         codec=FakeCodec(config.codec.hop_length, fault),
-        config=engine_config,
+        config=fake_config(page_size=page_size, **about),
         device=torch.device("cpu"),
     )
     return Engine(runner, pools, config)
+
+
+class FakeGraphs:
+    """Repeats a step as a CUDA graph does: it is run once to see what it does, on rows that must
+    not mind, and may be repeated only on the tensors that it was recorded on."""
+
+    def __init__(self) -> None:
+        self.captured = 0
+        self.repeated = 0
+
+    def capture(self, step: Step) -> Step:
+        self.captured += 1
+        step()
+
+        def repeat() -> None:
+            self.repeated += 1
+            step()
+
+        return repeat
+
+
+PAGES = 40  # about five utterances of the small model, in pages of 8
+
+
+def make_request(small: Checkpoint, seed: int, *, longest: int = 40, text: str = "a") -> Request:
+    params = GenerationParams(seed=seed, max_semantic_tokens=1 + seed % longest)
+    return small.bark.request(text, None, params)
+
+
+def finish(engine: Engine, *, at_most: int = 100_000) -> None:
+    for _ in range(at_most):
+        if not engine.step():
+            return
+    raise AssertionError("the engine does not come to an end")
+
+
+def alone(small: Checkpoint, request: Request) -> Speech:
+    engine = fake_engine(small.config, n_pages=PAGES, max_running=1)
+    future = engine.submit(request)
+    finish(engine)
+    return future.result(timeout=0)

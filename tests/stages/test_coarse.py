@@ -1,82 +1,20 @@
-"""The stages' token rules, each against a number worked out by hand or against transformers."""
+"""The coarse stage's windows, each against a number worked out by hand or transformers."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.stages import coarse, fine, semantic
-from bark_fast.stages.sampling import SamplingParams
+from bark_fast.stages import coarse
 from bark_fast.types import Voice
-from helpers.checkpoints import Checkpoint, bark_windows
+from helpers.checkpoints import Checkpoint
 from helpers.oracle import random_voice
-
-
-@pytest.fixture(scope="module")
-def config() -> Config:
-    """Bark's own ids, rates and windows."""
-    return Config.from_dicts(*bark_windows())
 
 
 def voice_of(config: Config, n_semantic: int) -> Voice:
     return Voice(**random_voice(config, n_semantic))
-
-
-# Semantic.
-
-
-def test_semantic_prompt_is_text_plus_history_then_infer(config: Config) -> None:
-    text, history = semantic.build_prompt([5, 6], [7, 8, 9], config.semantic_rules)
-    assert len(text) == len(history) == 257
-    assert text[:3] == [5 + 10_048, 6 + 10_048, 129_595]
-    assert set(text[2:256]) == {129_595}
-    assert text[256] == 129_599
-    assert history[:3] == [7, 8, 9]
-    assert set(history[3:256]) == {10_000}
-    assert history[256] == semantic.SILENT
-
-
-def test_semantic_prompt_keeps_the_start_of_text_and_the_end_of_history(config: Config) -> None:
-    text, history = semantic.build_prompt(
-        list(range(300)), list(range(1000, 1300)), config.semantic_rules
-    )
-    assert text[0] == 10_048
-    assert text[255] == 255 + 10_048
-    assert history[:256] == list(range(1044, 1300))
-
-
-def test_semantic_samples_its_vocabulary_and_the_end(config: Config) -> None:
-    assert semantic.sampled_ids(config.semantic_rules) == list(range(10_001))
-
-
-def test_a_task_runs_its_prompt_and_then_its_last_token() -> None:
-    task = semantic.SemanticTask(sampling=None, prompt=([1, 2, 3], [4, 5, -1]), limit=3)  # type: ignore[arg-type]
-    chunk = task.chunk([0])
-    assert (chunk.ids, chunk.start) == ([[1, 2, 3], [4, 5, -1]], 0)
-    assert task.positions_after(8) == 3
-    task.accept([70], ended=False)
-    assert (task.prefilled, task.last_id, task.cached) == (True, 70, 3)
-    # The last token before the limit is never run.
-    assert task.positions_after(1) == 4
-    assert task.positions_after(8) == 5
-    task.accept([71, 72], ended=False)
-    assert (task.last_id, task.cached, task.finish_reason) == (72, 5, "length")
-
-
-def test_a_shared_prefix_is_not_run() -> None:
-    task = semantic.SemanticTask(sampling=None, prompt=([1, 2, 3], [4, 5, -1]), limit=3)  # type: ignore[arg-type]
-    task.cached = 2
-    chunk = task.chunk([0])
-    assert (chunk.ids, chunk.start) == ([[3], [-1]], 2)
-    task.accept([], ended=True)
-    assert task.finish_reason == "end"
-
-
-# Coarse.
 
 
 def test_number_of_coarse_tokens_is_rounded_as_transformers_rounds(
@@ -213,76 +151,3 @@ def test_an_early_voice_window(config: Config) -> None:
     task.extend([46], complete=False)
     assert task.open
     assert task.limit == 60
-
-
-# Fine.
-
-
-def windows_of(n_frames: int, n_history: int, config: Config) -> list[tuple[int, int]]:
-    return [(w.start, w.first_frame) for w in fine.plan_windows(n_frames, n_history, config)]
-
-
-@pytest.mark.parametrize(
-    ("n_frames", "n_history", "expected"),
-    [
-        (1, 0, [(0, 0)]),
-        (1024, 0, [(0, 0)]),
-        (1025, 0, [(0, 0), (1, 511)]),
-        (1537, 0, [(0, 0), (512, 0), (513, 511)]),
-        (100, 300, [(0, 300)]),
-        (512, 512, [(0, 512)]),
-        (513, 512, [(0, 512), (1, 512)]),
-        (1100, 512, [(0, 512), (512, 512), (588, 512)]),
-    ],
-)
-def test_fine_windows(
-    config: Config, n_frames: int, n_history: int, expected: list[tuple[int, int]]
-) -> None:
-    assert windows_of(n_frames, n_history, config) == expected
-
-
-@pytest.mark.parametrize("n_history", [0, 1, 300, 512])
-def test_fine_windows_cover_every_new_frame(config: Config, n_history: int) -> None:
-    for n_frames in (1, 511, 512, 513, 700, 1023, 1024, 1025, 1536, 1537, 3000):
-        filled = np.zeros(n_history + n_frames, dtype=bool)
-        for start, first in windows_of(n_frames, n_history, config):
-            assert start >= 0
-            assert start + 1024 <= max(n_history + n_frames, 1024)
-            filled[start + first : start + 1024] = True
-        assert filled[n_history:].all()
-
-
-def test_fine_codes(config: Config) -> None:
-    voice = voice_of(config, 400)
-    coarse_codes = np.arange(20).reshape(2, 10)
-    codes, n_history = fine.build_codes(coarse_codes, voice, config)
-    assert n_history == 512
-    assert codes.shape == (1024, 8)
-    np.testing.assert_array_equal(codes[:512].numpy(), voice.fine_prompt[:, -512:].T)
-    np.testing.assert_array_equal(codes[512:522, :2].numpy(), coarse_codes.T)
-    assert (codes[512:, 2:] == 1024).all()
-    assert (codes[522:] == 1024).all()
-
-
-def test_fine_draws_never_share_noise(config: Config) -> None:
-    nothing: Any = None
-    codes = np.zeros((2, 1600), dtype=np.int64)
-    task = fine.FineTask(codes, None, nothing, config, torch.device("cpu"))
-    seen: set[int] = set()
-    while not task.finished:
-        positions = task.sample_positions().tolist()
-        assert len(positions) == 1024 - task.window.first_frame
-        assert seen.isdisjoint(positions)
-        seen.update(positions)
-        task.fill(torch.zeros(len(positions), dtype=torch.int64))
-    assert task.passes == task.passes_done == 3 * 6
-
-
-def test_seeds_keep_their_bits() -> None:
-    def signed(seed: int) -> int:
-        return SamplingParams(1.0, seed).signed_seed
-
-    assert signed(0) == 0
-    assert signed(2**63 - 1) == 2**63 - 1
-    assert signed(2**63) == -(2**63)
-    assert signed(2**64 - 1) == -1

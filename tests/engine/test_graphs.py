@@ -1,0 +1,39 @@
+"""Batch sizes that are captured, and captured steps that are repeated."""
+
+from __future__ import annotations
+
+from bark_fast import Speech
+from bark_fast.engine.graphs import capture_sizes, padded_size
+from bark_fast.request import Request
+from helpers.checkpoints import Checkpoint
+from helpers.engine_fakes import FakeGraphs
+from helpers.engines import make_engine, run_all, same
+
+
+def test_captured_steps(small: Checkpoint, requests: list[Request], alone: list[Speech]) -> None:
+    graphs = FakeGraphs()
+    engine = make_engine(small, graphs=graphs, max_batch_size=20)
+    together = run_all(engine, requests)
+    assert all(same(a, b) for a, b in zip(together, alone, strict=True))
+    # Each batch size of each stage at most once.
+    assert 2 < graphs.captured <= 2 * len(capture_sizes(20))
+    assert graphs.repeated > 10 * graphs.captured
+
+
+def test_warm_up_captures_all_sizes(small: Checkpoint, requests: list[Request]) -> None:
+    graphs = FakeGraphs()
+    engine = make_engine(small, graphs=graphs, max_batch_size=20)
+    seen: list[tuple[int, int]] = []
+    engine.warm_up(lambda done, total: seen.append((done, total)))
+    n = 2 * len(capture_sizes(20))
+    assert seen == [(i, n) for i in range(1, n + 1)]
+    assert graphs.captured == n
+    run_all(engine, requests[:10])
+    assert graphs.captured == n
+
+
+def test_capture_sizes() -> None:
+    assert capture_sizes(1) == [1]
+    assert capture_sizes(6) == [1, 2, 4, 6]
+    assert capture_sizes(64) == [1, 2, 4, 8, 16, 32, 48, 64]
+    assert [padded_size(capture_sizes(64), n) for n in (1, 3, 9, 17, 64)] == [1, 4, 16, 32, 64]
