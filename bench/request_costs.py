@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.config import SamplingDefaults as Sampling
 from bark_fast.stages.coarse import CoarseTask, count_frames
 from bark_fast.stages.draws import Draw
 from bark_fast.stages.fine import plan_windows

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bark_fast import Bark
-from bark_fast.checkpoint.config import Sampling
+from bark_fast.checkpoint.config import SamplingDefaults as Sampling
 from bark_fast.engine.scheduler import Work
 from bark_fast.stages.causal import CausalTask
 from bark_fast.stages.coarse import count_frames

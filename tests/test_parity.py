@@ -29,7 +29,7 @@ def assert_equal(speech, expected: OracleSpeech) -> None:
 
 
 def compare(checkpoint: Checkpoint, text: str, voice, max_tokens: int) -> None:
-    ids = checkpoint.bark._tokenizer._ids(text)
+    ids = checkpoint.bark._tokenizer.ids(text)
     expected = greedy(checkpoint.model, ids, voice, max_new_tokens=max_tokens)
     params = GenerationParams(temperature=0, min_eos_p=0, max_semantic_tokens=max_tokens, seed=0)
     assert_equal(checkpoint.bark.generate(text, voice=voice, params=params), expected)
@@ -105,7 +105,7 @@ def test_end_token(small: Checkpoint, tmp_path, after: int) -> None:
     config, generation = small_windows()
     model = build_model(config, seed=1, std=0.25)
     text = "Hello, my dog!"
-    ids = small.bark._tokenizer._ids(text)
+    ids = small.bark._tokenizer.ids(text)
     eos = small.config.semantic_rules.eos_token_id
     head = model.semantic.lm_head.weight
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_end_token(small: Checkpoint, tmp_path, after: int) -> None:
 def test_min_eos_p(small: Checkpoint) -> None:
     """Judged before temperature, strictly above the threshold, as transformers does."""
     text = "Hello, my dog!"
-    ids = small.bark._tokenizer._ids(text)
+    ids = small.bark._tokenizer.ids(text)
     lengths = set()
     for min_eos_p in (1e-6, 1e-4, 1e-3, 5e-3, 2e-2, 0.1):
         params = GenerationParams(
@@ -164,7 +164,7 @@ def test_fine_heads(tmp_path, small: Checkpoint, tie: bool, n_codes_given: int) 
     model = build_model(config, seed=2, std=0.25)
     write_checkpoint(tmp_path, model, generation)
     bark = Bark.from_pretrained(tmp_path, device="cpu")
-    ids = bark._tokenizer._ids("Hi")
+    ids = bark._tokenizer.ids("Hi")
     params = GenerationParams(temperature=0, min_eos_p=0, max_semantic_tokens=25)
     speech = bark.generate("Hi", params=params)
     assert_equal(speech, greedy(model, ids, max_new_tokens=25))
@@ -181,7 +181,7 @@ def test_low_precision_is_near(small: Checkpoint, tmp_path, dtype: str) -> None:
     bark = Bark.from_pretrained(tmp_path, device="cpu", dtype="float32")
     params = GenerationParams(temperature=0, min_eos_p=0, max_semantic_tokens=25)
     speech = bark.generate("Hi", params=params)
-    assert_equal(speech, greedy(model, bark._tokenizer._ids("Hi"), max_new_tokens=25))
+    assert_equal(speech, greedy(model, bark._tokenizer.ids("Hi"), max_new_tokens=25))
 
 
 # The same with Triton's kernels, in its interpreter where there is no GPU.
@@ -200,7 +200,7 @@ def test_triton_gives_the_same_tokens(
     """All four stages; more than one coarse window, prompts and decode steps."""
     voice = None if n_voice is None else small.voice(n_voice)
     text = "Hello, my dog!"
-    ids = small.bark._tokenizer._ids(text)
+    ids = small.bark._tokenizer.ids(text)
     expected = greedy(small.model, ids, voice, max_new_tokens=max_tokens)
     params = GenerationParams(temperature=0, min_eos_p=0, max_semantic_tokens=max_tokens)
     assert_equal(triton_bark.generate(text, voice=voice, params=params), expected)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.config import SamplingDefaults as Sampling
 from bark_fast.errors import InputError
 from bark_fast.stages.coarse import count_frames
 from bark_fast.types import GenerationParams, Voice

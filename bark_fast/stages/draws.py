@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bark_fast.checkpoint.config import Sampling
+from bark_fast.checkpoint.config import SamplingDefaults as Sampling
 from bark_fast.models.upload import upload
 
 STAGE_NUMBER = {"semantic": 0, "coarse": 1, "fine": 2}  # keeps the stages' noise apart

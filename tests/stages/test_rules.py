@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.config import SamplingDefaults as Sampling
+from bark_fast.checkpoint.reading import parse_config
 from bark_fast.stages import coarse, fine, semantic
 from bark_fast.stages.draws import Draw
 from bark_fast.types import Voice
@@ -19,7 +21,7 @@ from helpers.oracle import random_voice
 @pytest.fixture(scope="module")
 def config() -> Config:
     """Bark's own ids, rates and windows."""
-    return Config.from_dicts(*bark_windows())
+    return parse_config(*bark_windows())
 
 
 def voice_of(config: Config, n_semantic: int) -> Voice:
