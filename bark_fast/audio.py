@@ -1,4 +1,4 @@
-"""Samples to audio files."""
+"""Write samples to audio files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ import numpy.typing as npt
 from bark_fast.errors import InputError
 from bark_fast.files import check_path, replacing
 
-_AUDIO_SUBTYPES = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
+_SUBTYPES = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
 
 
 def check_audio_path(
     path: str | os.PathLike[str], subtype: str | None = None, *, name: str = "path"
 ) -> Path:
-    """The same for an audio file of that `subtype`."""
-    target = check_path(path, _AUDIO_SUBTYPES, name=name)
-    subtypes = _AUDIO_SUBTYPES[target.suffix.lower()]
+    """Return `path` as a Path, if an audio file of that name and `subtype` can be written.
+
+    Args:
+        subtype: as in `Speech.save`.
+        name: the argument in error messages.
+
+    Raises:
+        InputError: the ending, the folder or the subtype is wrong.
+    """
+    target = check_path(path, _SUBTYPES, name=name)
+    subtypes = _SUBTYPES[target.suffix.lower()]
     if subtype is not None and subtype not in subtypes:
         raise InputError(
             f"subtype must be one of {', '.join(subtypes)} for {target.suffix}, got {subtype!r}"
@@ -34,7 +42,12 @@ def save_audio(
     *,
     subtype: str | None = None,
 ) -> None:
-    """Write float32 [T] samples to a .wav or .flac file; see `Speech.save`."""
+    """Write float32 [T] samples to a .wav or .flac file; see `Speech.save`.
+
+    Raises:
+        InputError: the path or the subtype is wrong.
+        OSError: the file cannot be written.
+    """
     import soundfile  # only those who save files need it
 
     target = check_audio_path(path, subtype)

@@ -1,4 +1,4 @@
-"""The command `bark-fast`: speak, list voices, tell what is installed, make random checkpoints."""
+"""The command `bark-fast`: speak, list voices, show what is installed, make random checkpoints."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, NoReturn
 
+import numpy as np
+
 from bark_fast import __version__
 from bark_fast.audio import check_audio_path, save_audio
 from bark_fast.errors import BarkFastError, BarkFastWarning, InputError
 from bark_fast.files import check_path
-from bark_fast.types import GenerationParams, Speech, Voice
+from bark_fast.types import FloatArray, GenerationParams, Speech, Voice
 
 if TYPE_CHECKING:
     from bark_fast.bark import Bark
@@ -26,7 +28,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", BarkFastWarning)
@@ -52,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show_warning(
     message: Warning | str, category: type[Warning], *_: object, **__: object
 ) -> None:
-    """Ours as one line without the place in the code; other libraries' are not for our users."""
+    """Print our warnings, as one line without the place in the code, and no other library's."""
     if issubclass(category, BarkFastWarning):
         print(f"bark-fast: warning: {message}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors as one line, like all others of this command."""
+    """A parser whose errors are one line, like all others of this command."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -70,8 +72,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bark-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_say_options(
+        commands.add_parser("say", help="speak a text into an audio file", allow_abbrev=False)
+    )
+    _add_voices_options(
+        commands.add_parser("voices", help="list a checkpoint's voices", allow_abbrev=False)
+    )
+    _add_info_options(
+        commands.add_parser(
+            "info", help="versions, device, kernels, what is missing", allow_abbrev=False
+        )
+    )
+    _add_new_checkpoint_options(
+        commands.add_parser(
+            "new-checkpoint", help="write a checkpoint of random weights", allow_abbrev=False
+        )
+    )
+    return parser
 
-    say = commands.add_parser("say", help="speak a text into an audio file", allow_abbrev=False)
+
+def _add_say_options(say: argparse.ArgumentParser) -> None:
     say.set_defaults(run=_say)
     say.add_argument("text", metavar="TEXT", help='what to say; "-" reads standard input')
     say.add_argument(
@@ -81,10 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=".wav or .flac (default: speech.wav)",
     )
-    say.add_argument(
-        "--subtype",
-        help="PCM_16 (default), PCM_24 or, for .wav, FLOAT",
-    )
+    say.add_argument("--subtype", help="PCM_16 (default), PCM_24 or, for .wav, FLOAT")
     say.add_argument("--voice", help="a preset's name (see `bark-fast voices`) or an .npz file")
     say.add_argument(
         "--save-voice", metavar="FILE", help="write the (first) speaker to an .npz file"
@@ -124,13 +141,13 @@ def _parser() -> argparse.ArgumentParser:
         "-q", "--quiet", action="store_false", dest="progress", default=None, help="print nothing"
     )
 
-    voices = commands.add_parser("voices", help="list a checkpoint's voices", allow_abbrev=False)
+
+def _add_voices_options(voices: argparse.ArgumentParser) -> None:
     voices.set_defaults(run=_voices)
     _add_source_options(voices)
 
-    info = commands.add_parser(
-        "info", help="versions, device, kernels, what is missing", allow_abbrev=False
-    )
+
+def _add_info_options(info: argparse.ArgumentParser) -> None:
     info.set_defaults(run=_info)
     info.add_argument(
         "--kernels",
@@ -140,15 +157,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("--target", type=int, default=90, help="80, 90 or 100 (default: 90)")
 
-    new = commands.add_parser(
-        "new-checkpoint", help="write a checkpoint of random weights", allow_abbrev=False
-    )
+
+def _add_new_checkpoint_options(new: argparse.ArgumentParser) -> None:
     new.set_defaults(run=_new_checkpoint)
     new.add_argument("folder", metavar="DIR")
     new.add_argument("--size", default="tiny", help="tiny, small or large (default: tiny)")
     new.add_argument("--seed", type=int, default=0)
     new.add_argument("--dtype", default="float32", help="float32, float16 or bfloat16")
-    return parser
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -166,8 +181,6 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _say(arguments: argparse.Namespace) -> int:
-    import numpy as np
-
     params = GenerationParams(
         **{f.name: getattr(arguments, f"param_{f.name}") for f in fields(GenerationParams)}
     )
@@ -199,9 +212,7 @@ def _say(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     )
-    silence = np.zeros(round(arguments.pause * bark.sample_rate_hz), dtype=np.float32)
-    pieces = [piece for part in parts for piece in (silence, part.samples)][1:]
-    samples = np.concatenate(pieces)
+    samples = _join(parts, bark.sample_rate_hz, arguments.pause)
     speaker = None if arguments.save_voice is None else _first_voice(parts, bark)
     save_audio(arguments.output, samples, bark.sample_rate_hz, subtype=arguments.subtype)
     if speaker is not None:
@@ -216,7 +227,14 @@ def _say(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _join(parts: Sequence[Speech], sample_rate_hz: int, pause_s: float) -> FloatArray:
+    """Return the samples of all parts, with a pause between two."""
+    silence = np.zeros(round(pause_s * sample_rate_hz), dtype=np.float32)
+    return np.concatenate([piece for part in parts for piece in (silence, part.samples)][1:])
+
+
 def _first_voice(parts: Sequence[Speech], bark: Bark) -> Voice:
+    """Return the voice of the first part that is long enough for one."""
     from bark_fast.voices import long_enough
 
     for part in parts:

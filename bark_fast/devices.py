@@ -1,4 +1,4 @@
-"""What "auto" and other names of devices, dtypes and kernels mean on this machine."""
+"""Resolve "auto" and other names of devices, dtypes and kernels on this machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from bark_fast.errors import BarkFastWarning, InputError
 from bark_fast.kernels import Impl, can_run_triton, choose_impl, why_not_native
+from bark_fast.validation import check_integer
 
 _DTYPES = {
     "float32": torch.float32,
@@ -18,10 +19,10 @@ _DTYPES = {
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The torch device that `device` means.
+    """Return the torch device that `device` means.
 
     Raises:
-        InputError: it is no device, or this machine has none such.
+        InputError: it is not a device, or not one that this machine has.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,15 +46,34 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The torch dtype that `dtype` means on `device`.
+def resolve_accelerator(accelerator_id: int) -> torch.device:
+    """Return the CUDA device of that number, to which offloaded weights are brought.
 
     Raises:
-        InputError: it is none that Bark runs in.
+        InputError: this machine has no such device.
     """
-    if dtype == "int8":  # of the weights; what is computed with them has this one
-        short = why_not_native(device, torch.bfloat16, int8=True) is None
-        return torch.bfloat16 if short else torch.float32
+    count = torch.cuda.device_count()
+    if not count:
+        raise InputError(
+            "enable_cpu_offload needs a CUDA device to bring weights to, which this machine does "
+            f"not have, got accelerator_id={accelerator_id!r}"
+        )
+    requirement = f"the number of one of the {count} CUDA devices"
+    check_integer("accelerator_id", accelerator_id, requirement, 0, count - 1)
+    return torch.device("cuda", accelerator_id)
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the torch dtype that `dtype` means on `device`.
+
+    "int8" is a dtype of weights: the one returned is that of what is computed with them.
+
+    Raises:
+        InputError: it is not a dtype that Bark runs in.
+    """
+    if dtype == "int8":
+        runs_in_bfloat16 = why_not_native(device, torch.bfloat16, int8=True) is None
+        return torch.bfloat16 if runs_in_bfloat16 else torch.float32
     if dtype == "auto":
         if device.type != "cuda":
             return torch.float32
@@ -77,9 +97,10 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 
 def check_offload(offload: object, device: torch.device) -> None:
-    """
+    """Check that weights can be kept off `device`, if `offload` asks for it.
+
     Raises:
-        InputError: weights cannot be kept off `device`.
+        InputError: they cannot, or `offload` is not a bool.
     """
     if not isinstance(offload, bool):
         raise InputError(f"offload must be True or False, got {offload!r}")
@@ -92,11 +113,13 @@ def check_offload(offload: object, device: torch.device) -> None:
 def resolve_impl(
     impl: str, device: torch.device, dtype: torch.dtype, *, int8: bool = False
 ) -> Impl:
-    """The kernels that `impl` means for a model in `dtype` on `device`, with weights in 8 bits if
-    `int8`.
+    """Return the kernels that `impl` means for a model in `dtype` on `device`.
+
+    Args:
+        int8: the weights are in 8 bits.
 
     Raises:
-        InputError: it is none, or it cannot run there.
+        InputError: there are no such kernels, or they cannot run there.
     """
     if int8:
         if impl != "auto":

@@ -32,15 +32,15 @@ class GenerationError(BarkFastError):
 
 
 class QueueFullError(BarkFastError):
-    """More utterances are waiting than an AsyncBark was allowed."""
+    """More utterances would wait than an AsyncBark was allowed."""
 
 
 class ClosedError(BarkFastError):
-    """An AsyncBark takes no more requests, or gave up this one, because it was closed."""
+    """An AsyncBark was closed: it takes no more requests, and gave up those that were under way."""
 
 
 class CheckpointError(BarkFastError, ValueError):
-    """A checkpoint cannot be used; the message names the file and the key or tensor."""
+    """A checkpoint cannot be used; the message names the file, and the key or tensor."""
 
 
 class BarkFastWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""Names of files to be written, and files that appear only when they are whole."""
+"""Write files: check their names first, and let them appear only when they are whole."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from bark_fast.errors import InputError
 def check_path(
     path: str | os.PathLike[str], endings: Collection[str], *, name: str = "path"
 ) -> Path:
-    """`path` as a Path if a file of that name, with one of `endings`, can be written.
+    """Return `path` as a Path, if a file of that name can be written.
+
+    Args:
+        endings: those that the name may have, in lower case with the dot.
+        name: the argument in error messages.
 
     Raises:
-        InputError: the ending or the folder is wrong; `name` is what the message calls it.
+        InputError: it is no file name, or its ending or folder is wrong.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"{name} must be a file name, got {path!r}")
@@ -30,8 +34,11 @@ def check_path(
 
 
 class replacing:  # noqa: N801 - a context manager, named as a verb
-    """`with replacing(target) as partial`: what is written to `partial` becomes `target` if all
-    went well and vanishes if not, so that no reader ever meets half a file."""
+    """Replace a file with what is written under another name, so that no reader meets half a file.
+
+    After `with replacing(target) as partial: ...` the file `partial` has become `target`, or it is
+    gone if the block raised.
+    """
 
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.checkpoint.config import Config, SamplingDefaults
 from bark_fast.checkpoint.layout import Checkpoint
 from bark_fast.errors import InputError
 from bark_fast.stages.coarse import count_frames
@@ -280,7 +280,7 @@ def _one_each(name: str, value: Any, count: int, what: str, single: tuple[type, 
 def _sampling(
     stage: Stage,
     params: GenerationParams,
-    default: Sampling,
+    default: SamplingDefaults,
     seed: int,
     *,
     min_eos_p: float = 0.0,

@@ -1,4 +1,4 @@
-"""Text on its way in: normalise, tokenise, and split what is too long for one utterance."""
+"""Normalise and tokenise text, and split what is too long for one utterance."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
 _TITLE_END = re.compile(r"\b(Ms|Mx)\. ?$")
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-# What a tokenizer may say of itself beside.
+# The files that a tokenizer may have beside one of these.
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
-# Speaking rates for the estimate below: characters a second, on the fast side of slow speech, so
-# that a piece that is said to fit does. An ideograph or a syllable sign takes about 1/4.5 s, a
+# Speaking rates for the estimate below, in characters a second: on the fast side of slow speech, so
+# that a piece that is estimated to fit does. An ideograph or a syllable sign takes about 1/4.5 s, a
 # letter about 1/14 s.
 _WIDE_PER_S = 4.5
 _NARROW_PER_S = 14.0
@@ -28,10 +28,10 @@ _WIDE = ("W", "F")
 
 
 def normalise(text: str) -> str:
-    """`text` with every run of white space as one space, and none at the ends.
+    """Return `text` with every run of white space as one space, and none at the ends.
 
     Raises:
-        InputError: it is not a string, or nothing is left.
+        InputError: it is not a string of valid Unicode, or nothing is left.
     """
     if not isinstance(text, str):
         raise InputError(f"text must be a string, got {type(text).__name__}")
@@ -49,12 +49,20 @@ class Tokenizer:
     """The checkpoint's own tokenizer (transformers' AutoTokenizer), without special tokens."""
 
     def __init__(self, source: Source, *, limit: int, max_tokens: int) -> None:
-        """`limit`: ids must be below it; `max_tokens`: what the semantic prompt holds."""
+        """Load the tokenizer.
+
+        Args:
+            limit: ids must be below it.
+            max_tokens: what the semantic prompt holds.
+
+        Raises:
+            CheckpointError: there is no tokenizer, or it cannot be loaded.
+        """
         from transformers import AutoTokenizer
 
         found = [path for file in _TOKENIZER_FILES if (path := source.find(file))]
         if not found:
-            # transformers would make an empty tokenizer, or ask the network.
+            # transformers would make an empty tokenizer or ask the network.
             raise CheckpointError(
                 f"{source.name}: no tokenizer found ({' or '.join(_TOKENIZER_FILES)})"
             )
@@ -68,20 +76,21 @@ class Tokenizer:
             )
         except Exception as error:  # many kinds, by tokenizer and by version
             raise CheckpointError(f"{source.name}: cannot load its tokenizer: {error}") from error
-        # Too long a text is ours to cut and to warn of, with the true numbers.
+        # `encode` cuts a text that is too long, and warns with the true numbers.
         self._tokenizer.model_max_length = int(1e30)
         self._limit = limit
         self.max_tokens = max_tokens
 
     def count(self, text: str) -> int:
-        """How many tokens `text` makes."""
+        """Return the number of tokens of `text`."""
         return len(self.ids(text))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of normalised text, at most `max_tokens`; a warning says how much was cut.
+        """Return the token ids of normalised text, at most `max_tokens`; warn if some were cut.
 
         Raises:
             InputError: nothing in it is a token.
+            CheckpointError: the model has no such token.
         """
         ids = self.ids(text)
         if not ids:
@@ -96,6 +105,11 @@ class Tokenizer:
         return ids[: self.max_tokens]
 
     def ids(self, text: str) -> list[int]:
+        """Return the token ids of `text`, however many.
+
+        Raises:
+            CheckpointError: the model has no such token.
+        """
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         if ids and max(ids) >= self._limit:
             raise CheckpointError(
@@ -106,7 +120,7 @@ class Tokenizer:
 
 
 def estimate_duration_s(text: str) -> float:
-    """About how long `text` takes to say, in seconds; rather too long than too short."""
+    """Estimate how long `text` takes to say, in seconds; rather too long than too short."""
     wide = sum(
         unicodedata.east_asian_width(c) in _WIDE and unicodedata.category(c)[0] == "L" for c in text
     )
@@ -121,7 +135,7 @@ def split_text(
     count_tokens: Callable[[str], int],
     language: str = "en",
 ) -> list[str]:
-    """Sentences of `text`; one that is too long for a single utterance is split further.
+    """Split `text` into sentences, and those that are too long for one utterance further.
 
     Sentence ends come from sentencex (Wikimedia), which knows the marks of most scripts whatever
     `language` says; the language adds its abbreviations. A sentence over `max_tokens` or
@@ -143,7 +157,7 @@ def split_text(
 
 
 def _join_titles(segments: list[str]) -> list[str]:
-    """The segments, with those that end in a title the splitter does not know put together."""
+    """Join a segment that ends in a title that the splitter does not know with the next one."""
     joined: list[str] = []
     for segment in segments:
         if joined and _TITLE_END.search(joined[-1]):
@@ -154,7 +168,7 @@ def _join_titles(segments: list[str]) -> list[str]:
 
 
 def _split_to_fit(text: str, fits: Callable[[str], bool], level: int = 0) -> Iterator[str]:
-    """`text` in pieces that fit, at clause ends if that is enough, else at words, else anywhere."""
+    """Split `text` into pieces that fit: at clause ends, else between words, else anywhere."""
     if fits(text) or level == len(_SPLITTERS):
         yield text
         return

@@ -19,27 +19,34 @@ from bark_fast.validation import check_integer, check_number, check_seed
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
-Stage = Literal["semantic", "coarse", "fine", "codec"]
+TokenStage = Literal["semantic", "coarse", "fine"]
+TOKEN_STAGES: tuple[TokenStage, ...] = get_args(TokenStage)
+"""The stages that draw tokens. The index of one is the number that keeps its random numbers apart
+from the other stages'."""
+
+Stage = Literal[TokenStage, "codec"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+"""All stages, in the order in which an utterance passes through them."""
 
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """How one utterance is generated. None means: what the checkpoint says, else Bark's default.
+    """How one utterance is generated.
 
-    `temperature`, `top_k` and `top_p` hold for all three stages; the same name with a stage in
-    front (`coarse_temperature`) overrides it for that stage.
+    None means what the checkpoint says, and where it says nothing Bark's default. `temperature`,
+    `top_k` and `top_p` hold for all stages that draw tokens; the same name with a stage in front
+    (`coarse_temperature`) overrides it for that stage.
 
     Attributes:
         temperature: divides the logits; 0 picks the most likely token (greedy).
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the fewest most likely tokens whose probabilities reach p; 1 keeps all.
         min_eos_p: end the text as soon as the end token's probability exceeds this; 0 never does.
-        min_semantic_tokens: the text does not end before so many semantic tokens.
+        min_semantic_tokens: the text does not end before this many semantic tokens.
         max_semantic_tokens: at most this many semantic tokens (about 50 a second).
         max_duration_s: at most this many seconds of audio.
         seed: 0 .. 2**64 - 1; the same seed gives the same speech, alone or in a list. None draws
-            one, which `Speech.seed` tells.
+            one, and `Speech.seed` says which.
 
     Raises:
         InputError: a value is out of its range.
@@ -86,15 +93,20 @@ class GenerationParams:
                 check_seed(f.name, value)
 
     def for_stage(self, stage: str, name: str) -> float | None:
-        """`name` ("temperature", "top_k" or "top_p") as asked for `stage`, None if not asked."""
-        own: float | None = getattr(self, f"{stage}_{name}")
+        """Return what is asked of a stage, or None if nothing is.
+
+        Args:
+            stage: one of `TOKEN_STAGES`.
+            name: "temperature", "top_k" or "top_p".
+        """
+        specific: float | None = getattr(self, f"{stage}_{name}")
         general: float | None = getattr(self, name)
-        return general if own is None else own
+        return general if specific is None else specific
 
 
 @dataclass(frozen=True, eq=False)
 class Voice:
-    """A speaker: the tokens of something that was said, given to Bark as its own past.
+    """A speaker: the tokens of something that was said, which Bark takes for what it said before.
 
     Attributes:
         semantic_prompt: int64 [S], semantic tokens.
@@ -108,11 +120,11 @@ class Voice:
     fine_prompt: IntArray
     name: str = field(default="voice", compare=False)
 
-    ENDINGS = (".npz",)  # of preset files
+    ENDINGS = (".npz",)  # the endings of preset files
     ARRAYS = ("semantic_prompt", "coarse_prompt", "fine_prompt")
 
     def arrays(self) -> Mapping[str, IntArray]:
-        """The three arrays by the names that preset files use."""
+        """Return the three arrays by the names that preset files use."""
         return {name: getattr(self, name) for name in self.ARRAYS}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -128,19 +140,19 @@ class Voice:
 
 @dataclass(frozen=True, eq=False)
 class Speech:
-    """One utterance, and everything that was generated on the way to it.
+    """An utterance, and everything that was generated on the way to it.
 
     Attributes:
         samples: float32 [T], mono, in -1 .. 1.
         sample_rate_hz: samples a second.
-        text: what was said, white space normalised.
+        text: what was said, with white space normalised.
         semantic_tokens: int64 [S].
         coarse_tokens: int64 [n_coarse, F], codes of the first codebooks.
         fine_tokens: int64 [n_fine, F], codes of all codebooks.
-        timings: seconds spent in each stage ("semantic", "coarse", "fine", "codec").
+        timings: seconds spent in each of `STAGES` that it passed through.
         finish_reason: "end" (the model ended the text), "length" (a limit did) or "given" (the
             semantic tokens were not drawn; see `Bark.speak_tokens`).
-        seed: the seed it can be made again with.
+        seed: the seed with which it can be made again.
     """
 
     samples: FloatArray
@@ -159,7 +171,7 @@ class Speech:
         return len(self.samples) / self.sample_rate_hz
 
     def to_voice(self, name: str = "speech") -> Voice:
-        """This utterance as the voice of the next one.
+        """Return this utterance as a voice for the next one.
 
         Raises:
             InputError: nothing was said.
@@ -169,10 +181,11 @@ class Speech:
         return Voice(self.semantic_tokens, self.coarse_tokens, self.fine_tokens, name)
 
     def save(self, path: str | os.PathLike[str], *, subtype: str | None = None) -> None:
-        """Write an audio file; the name's ending says which kind.
+        """Write an audio file.
 
         Args:
-            path: ends in .wav or .flac. The file appears only when it is whole.
+            path: ends in .wav or .flac, which says the kind. The file appears only when it is
+                whole.
             subtype: "PCM_16" (the default), "PCM_24" or, for .wav, "FLOAT".
 
         Raises:

@@ -1,4 +1,5 @@
-"""Checks of arguments; each raises InputError with the argument, the requirement and the value."""
+"""Check arguments. An InputError says which argument is wrong (`name`), what it must be
+(`requirement`) and what came."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ SEED_LIMIT = 2**64
 
 
 def is_finite(number: SupportsFloat) -> bool:
-    """math.isfinite, that is False for an integer beyond every float too."""
+    """Return what math.isfinite does, and False for an integer beyond every float."""
     try:
         return math.isfinite(number)
     except OverflowError:
@@ -25,6 +26,7 @@ def is_finite(number: SupportsFloat) -> bool:
 def check_number(
     name: str, value: object, requirement: str, low: float, high: float, *, low_open: bool = False
 ) -> None:
+    """Check that `value` is a finite number from `low` to `high`; above `low` if `low_open`."""
     number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
     inside = (
         number
@@ -37,23 +39,28 @@ def check_number(
 
 
 def check_integer(name: str, value: object, requirement: str, low: int, high: float) -> None:
+    """Check that `value` is an integer from `low` to `high`; numpy's integers are, booleans not."""
     integer = isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
     if not (integer and low <= int(value) <= high):  # type: ignore[call-overload]
         raise InputError(f"{name} must be {requirement}, got {value!r}")
 
 
 def check_seed(name: str, value: object) -> None:
+    """Check that `value` is a seed: an integer from 0 to 2**64 - 1."""
     check_integer(name, value, "an integer from 0 to 2**64 - 1", 0, SEED_LIMIT - 1)
 
 
 def check_tokens(
     name: str, value: object, shape: tuple[int | None, ...], limit: int
 ) -> npt.NDArray[np.int64]:
-    """`value` as a new int64 array if it holds tokens from 0 to `limit` - 1 in that shape, in which
-    None is any length but zero.
+    """Return tokens as a new int64 array.
+
+    Args:
+        shape: what the array's shape must be; None stands for any length but zero.
+        limit: tokens must be from 0 to `limit` - 1.
 
     Raises:
-        InputError: it is not that; `name` is what the message calls it.
+        InputError: `value` is no such array.
     """
     wanted = "[" + ", ".join("*" if n is None else str(n) for n in shape) + "]"
     if value is None:

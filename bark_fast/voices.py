@@ -1,4 +1,4 @@
-"""Voice presets: find them by name, read them from files, check them before they are used."""
+"""Find voice presets by name, read them from files, and check that they fit a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VoiceLike = str | os.PathLike[str] | Mapping[str, Any] | Voice
 
 
 class VoiceLibrary:
-    """The presets of one checkpoint, and any other voice made to fit it.
+    """The presets of one checkpoint, and a check of other voices for it.
 
     Presets are those that speaker_embeddings_path.json names (transformers' layout), and without it
     the .npz files of a folder: suno's prompts/v2/en_speaker_1.npz is "v2/en_speaker_1".
@@ -50,13 +50,13 @@ class VoiceLibrary:
         return list(self._presets)
 
     def get(self, voice: VoiceLike | None, *, name: str = "voice") -> Voice | None:
-        """`voice` as a Voice that fits the checkpoint; None stays None.
+        """Return `voice` as a Voice that fits the checkpoint; None stays None.
 
         Args:
             voice: a preset's name, the path of an .npz file, a mapping with the three arrays
                 ("semantic_prompt" [S], "coarse_prompt" [n_coarse, F], "fine_prompt" [n_fine, F]),
                 or a Voice.
-            name: what errors call it.
+            name: the argument in error messages.
 
         Raises:
             InputError: there is no such voice, or its arrays do not fit.
@@ -67,20 +67,20 @@ class VoiceLibrary:
             return self._loaded[voice]
         if isinstance(voice, Voice):
             arrays: Mapping[str, Any] = voice.arrays()
-            own = voice.name
+            voice_name = voice.name
         elif isinstance(voice, Mapping):
-            arrays, own = voice, name
+            arrays, voice_name = voice, name
         elif isinstance(voice, str) and voice in self._presets:
-            arrays, own = self._read_preset(voice, name), voice
+            arrays, voice_name = self._read_preset(voice, name), voice
         elif isinstance(voice, (str, os.PathLike)) and Path(voice).suffix.lower() in Voice.ENDINGS:
-            arrays, own = _read_npz(Path(voice), name), str(voice)
+            arrays, voice_name = read_npz(Path(voice), name), str(voice)
         else:
             known = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
             raise InputError(
                 f"{name} must be a preset of this checkpoint ({known or 'it has none'}), the path "
                 f"of an .npz file, a mapping of arrays or a Voice, got {voice!r}"
             )
-        checked = check_voice(arrays, self._config, name=own, argument=name)
+        checked = check_voice(arrays, self._config, name=voice_name, argument=name)
         if isinstance(voice, str) and voice in self._presets:
             self._loaded[voice] = checked
         return checked
@@ -88,7 +88,7 @@ class VoiceLibrary:
     def _read_preset(self, name: str, argument: str) -> dict[str, Any]:
         files = self._presets[name]
         if isinstance(files, Path):
-            return _read_npz(files, argument)
+            return read_npz(files, argument)
         arrays = {}
         for key in Voice.ARRAYS:
             file = files.get(key) if isinstance(files, Mapping) else None
@@ -109,7 +109,7 @@ class VoiceLibrary:
 
 
 def _find_npz(source: Source) -> dict[str, Path]:
-    """Name -> file of the presets that are one .npz file each."""
+    """Return the presets that are one .npz file each: name -> file."""
     presets: dict[str, Path] = {}
     for folder in _NPZ_FOLDERS:
         for file in source.matching(f"{folder}**/*.npz" if folder else "*.npz"):
@@ -117,7 +117,15 @@ def _find_npz(source: Source) -> dict[str, Path]:
     return presets
 
 
-def _read_npz(path: Path, argument: str) -> dict[str, Any]:
+def read_npz(path: Path, argument: str) -> dict[str, Any]:
+    """Read those of `Voice.ARRAYS` that an .npz file holds; nothing is unpickled.
+
+    Args:
+        argument: what is read for, in error messages.
+
+    Raises:
+        InputError: there is no such file, or it is damaged or not of plain arrays.
+    """
     if not path.is_file():
         raise InputError(f"{argument} must be a file that exists, got {str(path)!r}")
     try:
@@ -129,32 +137,40 @@ def _read_npz(path: Path, argument: str) -> dict[str, Any]:
         ) from error
 
 
+def prompt_limits(config: Config) -> dict[str, tuple[tuple[int | None, ...], int]]:
+    """Return what each of `Voice.ARRAYS` must be, as (shape, limit) for `check_tokens`."""
+    return {
+        "semantic_prompt": ((None,), config.semantic_rules.semantic_vocab_size),
+        "coarse_prompt": ((config.coarse_rules.n_coarse_codebooks, None), config.codebook_size),
+        "fine_prompt": ((config.fine_rules.n_fine_codebooks, None), config.codebook_size),
+    }
+
+
 def check_voice(
     arrays: Mapping[str, Any], config: Config, *, name: str = "voice", argument: str = "voice"
 ) -> Voice:
-    """The arrays as a Voice of that `name`, if the checkpoint can use them as history; `argument`
-    is what errors call it.
+    """Return the arrays as a Voice, if the checkpoint can use them as history.
+
+    Args:
+        name: the voice's name.
+        argument: the argument in error messages.
 
     Raises:
         InputError: an array is missing, of the wrong kind, shape or range; or the frames do not
             last as long as the semantic tokens.
     """
-    n_coarse, n_fine = config.coarse_rules.n_coarse_codebooks, config.fine_rules.n_fine_codebooks
-
-    def checked(key: str, shape: tuple[int | None, ...], limit: int) -> IntArray:
-        return check_tokens(f"{argument} {name!r}: {key}", arrays.get(key), shape, limit)
-
-    semantic = checked("semantic_prompt", (None,), config.semantic_rules.semantic_vocab_size)
-    coarse = checked("coarse_prompt", (n_coarse, None), config.codebook_size)
-    fine = checked("fine_prompt", (n_fine, None), config.codebook_size)
+    semantic, coarse, fine = (
+        check_tokens(f"{argument} {name!r}: {key}", arrays.get(key), shape, limit)
+        for key, (shape, limit) in prompt_limits(config).items()
+    )
     if coarse.shape[1] != fine.shape[1]:
         raise InputError(
             f"{argument} {name!r}: fine_prompt must have as many frames as coarse_prompt "
             f"({coarse.shape[1]}), got {fine.shape[1]}"
         )
     # Both must span the same time, or the coarse stage pairs the wrong tokens. Suno's code allows
-    # a ratio that rounds to the same tenth, about 3 %; short voices need whole frames beside it.
-    frames = len(semantic) * config.semantic_to_coarse_ratio / n_coarse
+    # a ratio that rounds to the same tenth, about 3 %; short voices need a few frames more.
+    frames = len(semantic) * config.semantic_to_coarse_ratio / len(coarse)
     if abs(coarse.shape[1] - frames) > max(4.0, 0.05 * frames):
         raise InputError(
             f"{argument} {name!r}: coarse_prompt must have about {frames:.0f} frames for "
@@ -170,8 +186,11 @@ def check_voice(
 
 
 def long_enough(semantic: IntArray, coarse: IntArray, config: Config) -> bool:
-    """Whether there is enough to be a voice's history: the coarse stage takes an even number of
-    semantic tokens, and only those that the coarse ones last for."""
+    """Return True if there are enough tokens for a voice's history.
+
+    The coarse stage takes an even number of semantic tokens, and only those that the coarse tokens
+    last for.
+    """
     return len(semantic) >= 2 and coarse.size >= config.semantic_to_coarse_ratio
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bark_fast.checkpoint import reading
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import create_checkpoint
 from bark_fast.checkpoint.source import Source
@@ -65,7 +66,7 @@ def checkpoint_for(folder: Path | None, *, size: str, seed: int, dtype: str) -> 
 
 def read_config(folder: Path) -> Config:
     """What a checkpoint says of itself."""
-    return Config.read(Source.open(folder, revision=None, local_files_only=True))
+    return reading.read_config(Source.open(folder, revision=None, local_files_only=True))
 
 
 def _zero_row(path: Path, name: str, row: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bark_fast import GenerationParams, InputError
-from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.checkpoint.config import Config, SamplingDefaults
 from bark_fast.request import Request, RequestBuilder
 from bark_fast.stages.coarse import count_frames
 from bark_fast.types import STAGES
@@ -27,9 +27,11 @@ def builder(small: Checkpoint) -> RequestBuilder:
 
 def with_rules(config: Config) -> Config:
     """Return the configuration of a checkpoint that says how it wants to be sampled."""
-    semantic = replace(config.semantic_rules, min_eos_p=0.3, sampling=Sampling(0.9, 50, 0.8))
-    coarse = replace(config.coarse_rules, sampling=Sampling(0.6, 7))
-    fine = replace(config.fine_rules, sampling=Sampling(0.0))
+    semantic = replace(
+        config.semantic_rules, min_eos_p=0.3, sampling=SamplingDefaults(0.9, 50, 0.8)
+    )
+    coarse = replace(config.coarse_rules, sampling=SamplingDefaults(0.6, 7))
+    fine = replace(config.fine_rules, sampling=SamplingDefaults(0.0))
     return replace(config, semantic_rules=semantic, coarse_rules=coarse, fine_rules=fine)
 
 
@@ -258,7 +260,7 @@ def test_one_utterance_of_tokens_or_a_list(
 def test_errors_say_which_tokens(builder: RequestBuilder) -> None:
     with pytest.raises(InputError, match=r"^semantic_tokens\[1\] must hold values from 0 to 99"):
         builder.from_token_lists([[1], [100]], None, None)
-    with pytest.raises(InputError, match="^semantic_tokens must hold values from 0 to 99"):
+    with pytest.raises(InputError, match=r"^semantic_tokens must hold values from 0 to 99"):
         builder.from_token_lists([1, 100], None, None)
     with pytest.raises(InputError, match="each of the 2 entries of semantic_tokens, got 3"):
         builder.from_token_lists([[1], [2]], None, [None] * 3)

@@ -1,4 +1,4 @@
-"""What users hold: parameters, speech, voices, and the files that come of them."""
+"""The data that users hold: parameters, speech, voices, and the files that come of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bark_fast import GenerationParams, InputError, Speech
 from bark_fast.audio import check_audio_path, save_audio
 from bark_fast.files import replacing
-from bark_fast.types import STAGES
+from bark_fast.types import TOKEN_STAGES
 
 # GenerationParams: in range and out of range, by the end of the name
 
@@ -58,10 +58,10 @@ def _of(name: str, table: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrateg
 def test_everything_in_range_is_accepted(values: dict[str, Any]) -> None:
     params = GenerationParams(**values)
     assert {name: getattr(params, name) for name in _NAMES} == values
-    for stage in STAGES:
+    for stage in TOKEN_STAGES:
         for name in ("temperature", "top_k", "top_p"):
-            own, general = values[f"{stage}_{name}"], values[name]
-            assert params.for_stage(stage, name) == (general if own is None else own)
+            specific, general = values[f"{stage}_{name}"], values[name]
+            assert params.for_stage(stage, name) == (general if specific is None else specific)
 
 
 @pytest.mark.parametrize("name", _NAMES)

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint once its files are found, in whatever layout they come."""
+"""A checkpoint whose files are found, in whatever layout they come."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.reading import read_config
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import StoredTensors, TensorsInFiles
 
@@ -15,9 +16,9 @@ class Checkpoint:
     """A checkpoint whose weights have not been read yet.
 
     Attributes:
-        source: where it lies, and its voices with it.
-        config: what it says of itself.
-        tokenizer: where the tokenizer's files are.
+        source: its files, among them its voices.
+        config: its two configuration files, read and checked.
+        tokenizer: the files of its tokenizer.
         tensors: finds the weights, under the names of transformers' BarkModel.
     """
 
@@ -28,9 +29,9 @@ class Checkpoint:
 
 
 def open_transformers(source: Source) -> Checkpoint:
-    """A checkpoint in transformers' layout, where everything lies together.
+    """Open a checkpoint in transformers' layout, where everything lies together.
 
     Raises:
         CheckpointError: the configuration is missing or contradicts itself.
     """
-    return Checkpoint(source, Config.read(source), source, lambda: TensorsInFiles(source))
+    return Checkpoint(source, read_config(source), source, lambda: TensorsInFiles(source))

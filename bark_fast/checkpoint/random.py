@@ -1,4 +1,4 @@
-"""Checkpoints of random weights: for tests, for benchmarks, and for trying the pipeline without a
+"""Write checkpoints of random weights, for tests, benchmarks and trying the pipeline without a
 download. They make noise, at exactly the cost of a trained model of the same size."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from bark_fast.checkpoint.config import CONFIG_FILE, GENERATION_FILE, Config
+from bark_fast.checkpoint.reading import parse_config
 from bark_fast.errors import InputError
 from bark_fast.types import Voice
 from bark_fast.validation import check_seed
@@ -52,7 +53,7 @@ def create_checkpoint(
         The folder.
 
     Raises:
-        InputError: an argument is not one of these, or the folder holds something.
+        InputError: an argument is not one of these, or the folder is not empty.
     """
     if size not in _SHAPES:
         raise InputError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
@@ -72,10 +73,10 @@ def create_checkpoint(
             f"folder must be one that can be made, got {str(target)!r}: {error}"
         ) from error
 
-    config, generation = _settings(size)
+    config, generation = settings_for(size)
     save_model(target, config, generation, seed=seed, dtype=DTYPES[dtype])
-    _write_tokenizer(target)
-    _write_presets(target, Config.from_dicts(config, generation), seed)
+    write_tokenizer(target)
+    _write_presets(target, parse_config(config, generation), seed)
     return target
 
 
@@ -91,13 +92,13 @@ def save_model(
     """Write the two JSON files and model.safetensors of a random BarkModel with these settings.
 
     Args:
-        weight_std: standard deviation of the transformers' weights; None is Bark's own.
+        weight_std: the standard deviation of the transformers' weights; None means Bark's own.
     """
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
-    for name, shape in _stored_shapes(config).items():
+    for name, shape in stored_shapes(config).items():
         if not name.endswith(".original0"):
             tensor = _random_tensor(name, shape, generator, weight_std)
             tensors[name] = tensor if tensor.dtype == torch.bool else tensor.to(dtype)
@@ -111,8 +112,8 @@ def save_model(
         _write_json(folder / file, content)
 
 
-def _stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor that transformers' BarkModel stores, but for the heads that are tied."""
+def stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that transformers' BarkModel stores, but for tied heads."""
     from transformers import BarkConfig, BarkModel
 
     try:
@@ -148,8 +149,8 @@ def _random_tensor(
     return torch.randn(shape, generator=generator) * std
 
 
-def _settings(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json and generation_config.json."""
+def settings_for(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the contents of config.json and generation_config.json for one of `SIZES`."""
     from transformers import BarkConfig
     from transformers.models.bark import generation_configuration_bark as g
 
@@ -227,7 +228,8 @@ def _vocabulary() -> list[str]:
     return [*_SPECIAL_TOKENS, *_CHARACTERS, *(f"##{c}" for c in _CHARACTERS)]
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """Write the files of a tokenizer that spells."""
     # Plain files rather than save_pretrained, whose class names differ with the version.
     (folder / "vocab.txt").write_text("\n".join(_vocabulary()) + "\n", encoding="utf-8")
     _write_json(

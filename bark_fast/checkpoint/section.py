@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from bark_fast.errors import CheckpointError
 from bark_fast.validation import is_finite
 
 
 class Section:
-    """One JSON object: typed look-ups whose errors name the file and the key."""
+    """One JSON object of a file.
+
+    A key that is left out or null takes the look-up's `default`, else the attribute of that name
+    of the section's `defaults`.
+    """
 
     def __init__(self, raw: Mapping[str, Any], where: str, defaults: object = None) -> None:
         self.raw = raw
         self.where = where
         self.defaults = defaults
 
-    def fail(self, key: str, requirement: str, value: object) -> None:
+    def fail(self, key: str, requirement: str, value: object) -> NoReturn:
+        """Raise CheckpointError for what is wrong with `value`."""
         raise CheckpointError(f"{self.where}: {key} {requirement}, got {value!r}")
 
-    def section(self, key: str, defaults: object) -> Section:
+    def section(self, key: str, defaults: object = None) -> Section:
+        """Return the JSON object under `key`, which must be there."""
         value = self.raw.get(key)
         if not isinstance(value, Mapping):
             self.fail(key, "must be a JSON object", value)
-        return Section(value, f"{self.where}: {key}", defaults)  # type: ignore[arg-type]
+        return Section(value, f"{self.where}: {key}", defaults)
 
-    def value(self, key: str, default: object = None) -> Any:
-        # JSON null is "not said", as in transformers' own files.
-        value = self.raw.get(key)
-        return getattr(default or self.defaults, key, None) if value is None else value
-
-    def integer(self, key: str, low: int, *, default: object = None) -> int:
-        value = self.value(key, default)
+    def integer(self, key: str, low: int, *, default: int | None = None) -> int:
+        """Return an integer of at least `low`."""
+        value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             self.fail(key, f"must be an integer >= {low}", value)
         return int(value)
@@ -47,9 +49,8 @@ class Section:
         low_open: bool = False,
         default: float | None = None,
     ) -> float:
-        value: Any = self.raw.get(key) if default is not None else self.value(key)
-        if value is None:
-            value = default
+        """Return a finite number from `low` to `high`; not `low` itself if `low_open`."""
+        value = self._value(key, default)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if (
             not number
@@ -64,7 +65,15 @@ class Section:
         return float(value)
 
     def boolean(self, key: str) -> bool:
-        value = self.value(key)
+        """Return true or false."""
+        value = self._value(key, None)
         if not isinstance(value, bool):
             self.fail(key, "must be true or false", value)
-        return bool(value)
+        return value
+
+    def _value(self, key: str, default: float | None) -> Any:
+        # JSON null is "not said", as in transformers' own files.
+        value = self.raw.get(key)
+        if value is not None:
+            return value
+        return getattr(self.defaults, key, None) if default is None else default

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: a folder, or a repository on the Hugging Face hub."""
+"""The files of a checkpoint, in a folder or in a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Source:
         name: the folder or the hub id.
         folder: the folder, or None for the hub.
         revision: a hub revision, or None for the newest.
-        local_files_only: use what was downloaded before, ask nothing of the network.
+        local_files_only: use only what was downloaded before, and ask nothing of the network.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Source:
         return cls(str(model), None, revision, local_files_only)
 
     def find(self, file: str) -> Path | None:
-        """The local path of `file` (relative, with forward slashes), or None if there is none.
+        """Return the local path of `file` (relative, with forward slashes), None if there is none.
 
         Raises:
             CheckpointError: the name leads out of the checkpoint, or the hub cannot be asked.
@@ -73,12 +73,13 @@ class Source:
         return self._download(file)
 
     def subfolder(self, name: str) -> Source | None:
-        """A folder within this one as a source of its own; None if there is none, or on the hub."""
+        """Return a folder within this one as a source; None if there is none, or on the hub."""
         folder = None if self.folder is None else self.folder / name
         return None if folder is None or not folder.is_dir() else Source(str(folder), folder)
 
     def matching(self, pattern: str) -> list[str]:
-        """The files that match a glob pattern, as `find` takes them, in order; on the hub none."""
+        """Return the files that match a glob pattern, as `find` takes them, in order; on the hub
+        none."""
         if self.folder is None:
             return []
         found = [path for path in self.folder.glob(pattern) if path.is_file()]
@@ -119,17 +120,21 @@ class Source:
             raise CheckpointError(f"{self.name}: {reason}") from error
 
     def require(self, file: str) -> Path:
-        """Like `find`, but a missing file is an error that names it."""
+        """Return the local path of `file`, as `find` does.
+
+        Raises:
+            CheckpointError: there is no such file, or `find` raises it.
+        """
         path = self.find(file)
         if path is None:
             raise CheckpointError(f"{self.name}: {file} is missing")
         return path
 
     def read_json(self, file: str) -> dict[str, Any]:
-        """A JSON file whose top level is an object.
+        """Read a JSON file whose top level is an object.
 
         Raises:
-            CheckpointError: it is missing, or is not that.
+            CheckpointError: the file is missing, or is not such a file.
         """
         path = self.require(file)
         try:

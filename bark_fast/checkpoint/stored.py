@@ -1,9 +1,9 @@
-"""Where a checkpoint's tensors are stored.
+"""The tensors of a checkpoint, by name, wherever they are stored.
 
-Files: model.safetensors, model.safetensors.index.json with its shards, pytorch_model.bin and
-pytorch_model.bin.index.json with its (suno's: `checkpoint.suno`). They are mapped and copied tensor
-by tensor, and mapped anew every `_REMAP_BYTES`, because pages that were read count as resident
-until their mapping ends.
+transformers' files are model.safetensors, model.safetensors.index.json with its shards,
+pytorch_model.bin, and pytorch_model.bin.index.json with its shards; `checkpoint.suno` knows suno's.
+Files are mapped and copied tensor by tensor, and mapped anew every `_REMAP_BYTES`, because pages
+that were read count as resident until their mapping ends.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from bark_fast.checkpoint.source import Source
 from bark_fast.errors import CheckpointError
 
 _REMAP_BYTES = 64 * 2**20
-_LIST_OF_ALLOWED = threading.Lock()
+_SAFE_GLOBALS_LOCK = threading.Lock()  # torch's list is one for all threads
 
 
 class StoredTensors(Protocol):
     """Tensors by name, read one by one.
 
     Attributes:
-        where: a name for messages.
-        shared: what is read may be kept without a copy, and must not be written to: it is someone
-            else's too.
+        where: their place, for error messages.
+        shared: what is read may be kept without a copy, and must not be written to, because
+            someone else uses it too.
+        names: the names of all of them.
     """
 
     where: str
@@ -40,13 +41,15 @@ class StoredTensors(Protocol):
     names: set[str]
 
     def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each of `names` with its tensor, which unless it is `shared` is valid until the next one
-        is asked for."""
+        """Yield each of `names` with its tensor.
+
+        Unless they are `shared`, a tensor is valid until the next one is asked for.
+        """
         ...
 
 
 class TensorsInMemory:
-    """Those of a module, say, which goes on using them."""
+    """Tensors in memory whose owner goes on using them, such as a module's."""
 
     def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
         self.where = where
@@ -60,7 +63,7 @@ class TensorsInMemory:
 
 
 class RenamedTensors:
-    """Those of `stored` under other names.
+    """The tensors of `stored` under other names.
 
     Raises:
         CheckpointError: `rename` gives two of them the same name.
@@ -83,7 +86,7 @@ class RenamedTensors:
 
 
 class JoinedTensors:
-    """Those of several, whose names must differ."""
+    """The tensors of several `parts`, whose names must differ."""
 
     def __init__(self, parts: Sequence[StoredTensors], where: str) -> None:
         self.where, self.shared = where, all(part.shared for part in parts)
@@ -96,11 +99,11 @@ class JoinedTensors:
 
 
 Mapped = AbstractContextManager[tuple[list[str], Callable[[str], Tensor]]]
-"""An open file: the names in it, and what reads the tensor of a name."""
+"""An open file: the names in it, and a function from a name to its tensor."""
 
 
 class _TensorsByFile:
-    """What those in files have in common: `files`, tensor name -> file, and how one is opened."""
+    """The base of tensors in files: a subclass sets `files` (tensor name -> file) and opens one."""
 
     where: str
     shared = False  # a mapping's pages count as resident until it ends
@@ -132,7 +135,7 @@ class _TensorsByFile:
 
 
 class TensorsInFiles(_TensorsByFile):
-    """Those of one file or of several shards, in transformers' layout."""
+    """The tensors of one file or of several shards, in transformers' layout."""
 
     def __init__(self, source: Source) -> None:
         self.where = source.name
@@ -140,7 +143,7 @@ class TensorsInFiles(_TensorsByFile):
         self.names = set(self.files)
 
     def _locate(self, source: Source) -> dict[str, Path]:
-        """Tensor name -> file."""
+        """Return the file of each tensor."""
         for file in ("model.safetensors", "pytorch_model.bin"):
             path = source.find(file)
             if path is not None:
@@ -178,9 +181,10 @@ class TensorsInFiles(_TensorsByFile):
 
 
 class TensorsInPickle(_TensorsByFile):
-    """Those of one file of torch.save; under `key`, if it holds more than them.
+    """The tensors of one file that torch.save wrote.
 
     Args:
+        key: what they are under, in a file that holds more than them.
         unread: as in `read_pickle`.
     """
 
@@ -200,6 +204,8 @@ class TensorsInPickle(_TensorsByFile):
 
 
 class _map_safetensors:  # noqa: N801 - a context manager, named as a verb
+    """Open a safetensors file."""
+
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
@@ -221,7 +227,7 @@ def _can_be_mapped(path: Path) -> bool:
 
 
 class _Unread:
-    """Stands where a file has an object of a class that is not made."""
+    """Stands where a file has an object of a class that must not be made."""
 
     def __init__(self, *arguments: object) -> None: ...
 
@@ -230,11 +236,16 @@ class _Unread:
 
 @contextmanager
 def _stand_ins(names: Sequence[str]) -> Iterator[None]:
-    """Let torch.load take `_Unread` for these, also if the program allows them itself: of two for
-    one name torch would take either. Its list is one for all threads, so all else stays there."""
+    """Let torch.load take `_Unread` for the classes and functions of these full names.
+
+    What the program itself allows under one of the names is off torch's list meanwhile, because of
+    two entries for one name torch would take either. Other entries stay: the list is one for all
+    threads.
+    """
     stand_ins: list[Any] = [(_Unread, name) for name in names]
-    with _LIST_OF_ALLOWED:
-        hidden = [own for own in torch.serialization.get_safe_globals() if _full_name(own) in names]
+    with _SAFE_GLOBALS_LOCK:
+        allowed = torch.serialization.get_safe_globals()
+        hidden = [entry for entry in allowed if _full_name(entry) in names]
         with torch.serialization.safe_globals(stand_ins):
             try:
                 # torch takes entries off its list at the end of such a block, and nowhere else.
@@ -246,21 +257,21 @@ def _stand_ins(names: Sequence[str]) -> Iterator[None]:
 
 
 def _full_name(allowed: Any) -> str:
-    """The name that torch knows an entry of its list by."""
+    """Return the name that torch knows an entry of its list of safe globals by."""
     if isinstance(allowed, tuple):
         return str(allowed[1])
     return f"{allowed.__module__}.{allowed.__qualname__}"
 
 
 def read_pickle(path: Path, *, unread: Sequence[str] = ()) -> Any:
-    """What torch.save wrote, of tensors and plain containers; mapped, if it can be.
+    """Read a file that torch.save wrote of tensors and plain containers; mapped, if it can be.
 
     Args:
-        unread: classes and functions, by full name, that the file may name. They are not called:
+        unread: full names of classes and functions that the file may use. They are not called, and
             what they would make is left out.
 
     Raises:
-        CheckpointError: it is damaged, or holds anything else.
+        CheckpointError: the file is damaged, or holds anything else.
     """
     try:
         with _stand_ins(unread) if unread else nullcontext():

@@ -1,16 +1,16 @@
 """suno's own checkpoint files: text_2.pt, coarse_2.pt and fine_2.pt, or the small text.pt,
 coarse.pt and fine.pt.
 
-Each is a dictionary that torch.save wrote: "model" holds the weights under the names of suno's code
-(suno-ai/bark, model.py and model_fine.py; "_orig_mod." in front is torch.compile's), "model_args"
-the shape of the network, and the rest is of training: the optimizer's state, which makes two thirds
-of the file and is never read, and a loss as a numpy number, which is why torch refuses the files
-unless told otherwise. The stages' sizes can be mixed.
+Each is a dictionary that torch.save wrote. "model" holds the weights under the names of suno's code
+(suno-ai/bark, model.py and model_fine.py; "_orig_mod." in front is torch.compile's) and
+"model_args" the shape of the network. The rest is of training: the optimizer's state, which makes
+two thirds of the file and is never read, and a loss as a numpy number, which is why torch refuses
+the files unless told otherwise. The stages' sizes can be mixed.
 
 Token ids, rates and windows are constants of suno's code, and the defaults of transformers'
-generation configs. The codec and the tokenizer are not suno's: its code loads EnCodec through the
-encodec package and BERT's tokenizer through transformers. They may lie in the same folder, and are
-taken from the hub otherwise.
+generation configs have the same values. The codec and the tokenizer are not suno's: its code loads
+EnCodec through the encodec package and BERT's tokenizer through transformers. They may lie in the
+same folder, and are taken from the hub otherwise.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bark_fast.checkpoint.config import CONFIG_FILE, Config
+from bark_fast.checkpoint.config import CODEC, CONFIG_FILE, NETWORKS
 from bark_fast.checkpoint.layout import Checkpoint
+from bark_fast.checkpoint.reading import parse_config
 from bark_fast.checkpoint.section import Section
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import (
@@ -48,8 +49,9 @@ CODEC_FILE = "encodec_24khz-d7cc33bc.th"  # as torch.hub keeps what the encodec 
 TOKENIZER_FOLDER = "bert-base-multilingual-cased"
 TOKENIZER_ID = f"google-bert/{TOKENIZER_FOLDER}"
 
-# transformers' names of what suno calls text, coarse and fine.
-_PREFIXES = {"text": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
+# What suno calls the stages -> what transformers calls their networks.
+_NETWORKS = {"text": NETWORKS["semantic"], "coarse": NETWORKS["coarse"], "fine": NETWORKS["fine"]}
+# "model_args" -> config.json.
 _ARGUMENTS = {
     "n_layer": "num_layers",
     "n_head": "num_heads",
@@ -60,6 +62,7 @@ _ARGUMENTS = {
     "n_codes_total": "n_codes_total",
     "n_codes_given": "n_codes_given",
 }
+# Parts of tensors' names: suno's -> transformers'.
 _RENAMED = (
     ("transformer.wte.", "input_embeds_layer."),
     ("transformer.wtes.", "input_embeds_layers."),
@@ -79,8 +82,9 @@ _UNREAD = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "num
 
 @dataclass(frozen=True)
 class SunoFiles:
-    """suno's files in a folder or a hub repository, and which sizes of them; `Bark.from_pretrained`
-    takes one in place of the folder.
+    """suno's files in a folder or a hub repository, and the size of each.
+
+    `Bark.from_pretrained` takes one in place of the folder.
 
     Attributes:
         model: the folder, or a hub id: "suno/bark" has all six.
@@ -102,7 +106,7 @@ class SunoFiles:
                 raise InputError(f'{stage} must be "large", "small" or None, got {size!r}')
 
     def open(self, *, revision: str | None = None, local_files_only: bool = False) -> Checkpoint:
-        """Find the files, and read all but the weights.
+        """Find the files and read all but the weights.
 
         Raises:
             InputError: `model` is neither a folder nor a hub id.
@@ -110,15 +114,15 @@ class SunoFiles:
         """
         source = Source.open(self.model, revision=revision, local_files_only=local_files_only)
         paths = {stage: _find(source, stage, getattr(self, stage)) for stage in FILES}
-        sections = {f"{_PREFIXES[stage]}_config": _read_shape(paths[stage]) for stage in FILES}
-        sections["fine_acoustics_config"]["tie_word_embeddings"] = True
+        sections = {f"{_NETWORKS[stage]}_config": _read_shape(paths[stage]) for stage in FILES}
+        sections[f"{NETWORKS['fine']}_config"]["tie_word_embeddings"] = True
         codec = _find_codec(source, local_files_only)
         sections["codec_config"] = {} if codec is None else codec.read_json(CONFIG_FILE)
-        generation: dict[str, Any] = {f"{prefix}_config": {} for prefix in _PREFIXES.values()}
-        config = Config.from_dicts(sections, generation, where=source.name)
+        generation: dict[str, Any] = {f"{network}_config": {} for network in NETWORKS.values()}
+        config = parse_config(sections, generation, where=source.name)
 
         def tensors() -> StoredTensors:
-            parts = [_stage_tensors(paths[stage], _PREFIXES[stage]) for stage in FILES]
+            parts = [_stage_tensors(paths[stage], _NETWORKS[stage]) for stage in FILES]
             parts.append(_codec_tensors(source, codec))
             return JoinedTensors(parts, source.name)
 
@@ -126,7 +130,7 @@ class SunoFiles:
 
 
 def has_suno_files(source: Source) -> bool:
-    """Whether a checkpoint is of this kind: there is no config.json, but one of the files."""
+    """Return True for a checkpoint with one of these files and without config.json."""
     return source.find(CONFIG_FILE) is None and any(
         source.find(file) is not None for files in FILES.values() for file in files.values()
     )
@@ -143,8 +147,10 @@ def _find(source: Source, stage: str, size: Size | None) -> Path:
 
 
 def _read_shape(path: Path) -> dict[str, Any]:
-    """The "model_args" of a file as a section of transformers' config.json. What they leave out is
-    the same in suno's code and transformers' defaults."""
+    """Read the "model_args" of a file, as a section of transformers' config.json.
+
+    What they leave out is the same in suno's code and in transformers' defaults.
+    """
     content = read_pickle(path, unread=_UNREAD)
     found = content.get("model_args") if isinstance(content, Mapping) else None
     if not isinstance(found, Mapping):
@@ -155,7 +161,9 @@ def _read_shape(path: Path) -> dict[str, Any]:
         arguments.setdefault("output_vocab_size", arguments["vocab_size"])
     section = Section(arguments, f"{path}: model_args")
     shape: dict[str, Any] = {
-        name: section.integer(own, 1) for own, name in _ARGUMENTS.items() if own in arguments
+        name: section.integer(argument, 1)
+        for argument, name in _ARGUMENTS.items()
+        if argument in arguments
     }
     if "bias" in arguments:
         shape["bias"] = section.boolean("bias")
@@ -173,7 +181,7 @@ def _stage_tensors(path: Path, prefix: str) -> StoredTensors:
 
 
 def _find_codec(source: Source, local_files_only: bool) -> Source | None:
-    """Where the codec is in transformers' layout; None if it is the encodec package's own file."""
+    """Find the codec in transformers' layout; None if it is the encodec package's own file."""
     folder = source.subfolder(CODEC_FOLDER)
     if folder is not None:
         return folder
@@ -186,14 +194,14 @@ def _find_codec(source: Source, local_files_only: bool) -> Source | None:
 
 def _codec_tensors(source: Source, codec: Source | None) -> StoredTensors:
     if codec is not None:
-        return RenamedTensors(TensorsInFiles(codec), "codec_model.{}".format)
+        return RenamedTensors(TensorsInFiles(codec), f"{CODEC}.{{}}".format)
 
     def rename(name: str) -> str:
         # The encodec package wraps each convolution twice, and each codebook once.
         name = re.sub(r"^(encoder|decoder)\.model\.", r"\1.layers.", name)
         name = re.sub(r"\.(conv\.conv|convtr\.convtr)\.", ".conv.", name)
         name = name.replace("quantizer.vq.layers.", "quantizer.layers.")
-        return "codec_model." + name.replace("._codebook.", ".codebook.")
+        return f"{CODEC}." + name.replace("._codebook.", ".codebook.")
 
     return RenamedTensors(TensorsInPickle(source.require(CODEC_FILE)), rename)
 
@@ -208,7 +216,7 @@ def _find_tokenizer(source: Source, local_files_only: bool) -> Source:
 
 
 def _elsewhere(source: Source, what: str, hub_id: str, local_files_only: bool) -> Source:
-    """The hub repository that has what the checkpoint lacks."""
+    """Open the hub repository that has what the checkpoint lacks."""
     other = Source.open(hub_id, local_files_only=local_files_only)
     try:
         other.require(CONFIG_FILE)  # it says which kind of codec, and of tokenizer

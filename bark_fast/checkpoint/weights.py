@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, checked: every one that is needed, none that is not expected.
+"""Load a checkpoint's tensors: every one that is needed must be there, and none but the expected.
 
 Names are those of transformers' BarkModel, wherever the tensors are stored.
 """
@@ -6,12 +6,15 @@ Names are those of transformers' BarkModel, wherever the tensors are stored.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from bark_fast.checkpoint.config import (
+    CODEC,
     CONFIG_FILE,
+    NETWORKS,
     CodecConfig,
     Config,
     FineGPTConfig,
@@ -23,25 +26,24 @@ from bark_fast.errors import CheckpointError
 Shapes = dict[str, tuple[int, ...]]
 
 # Tensors that transformers stores and that speaking does not need: causal masks, the encoder half
-# of the codec and its training statistics.
+# of the codec, its training statistics, and the codebooks past those that Bark uses.
 _UNUSED = re.compile(
-    r"(semantic|coarse_acoustics|fine_acoustics)\.layers\.\d+\.attn\.bias"
-    r"|codec_model\.encoder\..*"
-    r"|codec_model\.quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)"
+    rf"({'|'.join(NETWORKS.values())})\.layers\.\d+\.attn\.bias"
+    rf"|{CODEC}\.encoder\..*"
+    rf"|{CODEC}\.quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg|embed)"
 )
-_CODEBOOK = re.compile(r"codec_model\.quantizer\.layers\.(\d+)\.codebook\.embed")
 
 
 def load_weights(
     stored: StoredTensors, config: Config, *, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """Every tensor that the four networks need, by transformers' names.
+    """Load every tensor that the four networks need, by transformers' names.
 
     Weight norm is folded: `...conv.weight` stands for the two tensors it is stored as. A tied fine
     head is left out. The codec stays in float32, where it costs little and is heard.
 
-    They are new tensors, but that `stored` ones that are `shared` are taken as they are where their
-    dtype and device are right: nobody may write to them.
+    They are new tensors, except that `stored` ones that are `shared` are taken as they are where
+    their dtype and device are right: nobody may write to them.
 
     Raises:
         CheckpointError: a tensor is missing, not expected, of another shape, or unreadable; or the
@@ -49,47 +51,26 @@ def load_weights(
     """
     where = stored.where
     needed = {
-        **_gpt_shapes("semantic", config.semantic),
-        **_gpt_shapes("coarse_acoustics", config.coarse),
-        **_fine_shapes("fine_acoustics", config.fine),
-        **_codec_shapes("codec_model", config),
+        **_gpt_shapes(NETWORKS["semantic"], config.semantic),
+        **_gpt_shapes(NETWORKS["coarse"], config.coarse),
+        **_fine_shapes(NETWORKS["fine"], config.fine),
+        **_codec_shapes(CODEC, config),
     }
-    tied = _tied_heads("fine_acoustics", config.fine)
-
+    tied = _tied_heads(NETWORKS["fine"], config.fine)
     normed: dict[str, tuple[str, str]] = {}  # a folded weight -> (magnitude, direction)
     for name in needed:
         pair = _weight_norm_pair(name, stored.names)
         if pair is not None:
             normed[name] = pair
-    accounted = set(needed) | set(tied) | {part for pair in normed.values() for part in pair}
-
-    for name in sorted(needed):
-        if name not in stored.names and name not in normed:
-            raise CheckpointError(
-                f"{where}: tensor {name} {list(needed[name])} is missing from the weights"
-            )
-    for name in sorted(stored.names - accounted):
-        codebook = _CODEBOOK.fullmatch(name)
-        if not _UNUSED.fullmatch(name) and not codebook:
-            raise CheckpointError(
-                f"{where}: the weights hold {name}, which the config does not ask for"
-            )
+    parts = {part for pair in normed.values() for part in pair}
+    _check_names(stored, needed, normed.keys(), set(tied) | parts)
 
     tensors: dict[str, Tensor] = {}
-    wanted = (set(needed) & stored.names) | {p for pair in normed.values() for p in pair}
-    heads = {head: emb for head, emb in tied.items() if head in stored.names}
-    for name, tensor in stored.read(wanted | set(heads)):
-        if not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{where}: tensor {name} must be floating point, got {tensor.dtype}"
-            )
-        expected = needed.get(name) or needed.get(heads.get(name, ""))
-        if expected is not None and tuple(tensor.shape) != expected:
-            raise CheckpointError(
-                f"{where}: tensor {name} must have shape {list(expected)}, got {list(tensor.shape)}"
-            )
-        codec = name.startswith("codec_model.")
-        target = torch.float32 if codec else dtype
+    heads = {head: embedding for head, embedding in tied.items() if head in stored.names}
+    for name, tensor in stored.read((set(needed) & stored.names) | parts | set(heads)):
+        shape = needed.get(name) or needed.get(heads.get(name, ""))
+        _check_tensor(name, tensor, shape, where)
+        target = torch.float32 if name.startswith(f"{CODEC}.") else dtype
         as_it_is = tensor.dtype == target and tensor.device == device and tensor.is_contiguous()
         if not (stored.shared and as_it_is):
             tensor = torch.empty(tensor.shape, dtype=target, device=device).copy_(tensor)
@@ -112,6 +93,36 @@ def load_weights(
         # Salimans & Kingma 2016, eq. 2, a norm for each slice of the first dimension.
         tensors[name] = v * (g / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))
     return tensors
+
+
+def _check_names(
+    stored: StoredTensors, needed: Shapes, in_parts: Collection[str], optional: set[str]
+) -> None:
+    """Raise CheckpointError unless what is stored is what is needed.
+
+    Args:
+        in_parts: those of `needed` that are stored as two others.
+        optional: what else may be stored and is looked at.
+    """
+    for name in sorted(needed):
+        if name not in stored.names and name not in in_parts:
+            raise CheckpointError(
+                f"{stored.where}: tensor {name} {list(needed[name])} is missing from the weights"
+            )
+    for name in sorted(stored.names - set(needed) - optional):
+        if not _UNUSED.fullmatch(name):
+            raise CheckpointError(
+                f"{stored.where}: the weights hold {name}, which the config does not ask for"
+            )
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...] | None, where: str) -> None:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{where}: tensor {name} must be floating point, got {tensor.dtype}")
+    if shape is not None and tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"{where}: tensor {name} must have shape {list(shape)}, got {list(tensor.shape)}"
+        )
 
 
 def _gpt_shapes(prefix: str, c: GPTConfig, *, norm_bias: bool | None = None) -> Shapes:
@@ -154,7 +165,7 @@ def _fine_shapes(prefix: str, c: FineGPTConfig) -> Shapes:
 
 
 def _tied_heads(prefix: str, c: FineGPTConfig) -> dict[str, str]:
-    """Head -> the embedding that it is, whatever n_codes_given is (BarkFineModel)."""
+    """Return the embedding that each head is, whatever n_codes_given is (BarkFineModel)."""
     if not c.tie_word_embeddings:
         return {}
     return {
@@ -184,7 +195,7 @@ def _codec_shapes(prefix: str, config: Config) -> Shapes:
 
 
 def build_codec_decoder(config: CodecConfig) -> torch.nn.Module:
-    """transformers' EnCodec decoder with weight norm taken off; its weights are still to come."""
+    """Build transformers' EnCodec decoder without weight norm; its weights are still to come."""
     from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
     from transformers import EncodecConfig
     from transformers.models.encodec.modeling_encodec import EncodecDecoder
@@ -197,7 +208,8 @@ def build_codec_decoder(config: CodecConfig) -> torch.nn.Module:
 
 
 def _weight_norm_pair(name: str, stored: set[str]) -> tuple[str, str] | None:
-    """(magnitude, direction) that `name` is stored as, in the new or the old form; else None."""
+    """Return the (magnitude, direction) that `name` is stored as, in the new or the old form, else
+    None."""
     stem, _, last = name.rpartition(".")
     if last != "weight":
         return None

@@ -1,1 +1,1 @@
-"""Other libraries' faces of Bark, for programs that were written for them."""
+"""Other libraries' interfaces to Bark, for programs that were written for them."""

@@ -5,15 +5,15 @@
 >>> audio = generate_audio("Hello, my dog is cute", history_prompt="v2/en_speaker_6")
 
 Names, arguments, defaults and results are those of suno's bark/api.py and of `preload_models` in
-bark/generation.py. What those cannot say, which model and which seed, a `SunoAPI` says; it has the
-same functions as methods:
+bark/generation.py. These cannot say which model and which seed. A `SunoAPI` can, and has the same
+functions as methods:
 
 >>> api = SunoAPI("path/to/bark_v0", seed=7, dtype="bfloat16")
 >>> audio = api.generate_audio("Hello")
 
-suno's functions work on models that its module holds, so these work on a `SunoAPI` that this one
+suno's functions work on models that its module holds, so these work on a `SunoAPI` that this module
 holds: the only thing in the library that a call changes for other callers. Nothing is loaded before
-the first use. `use` puts another in its place.
+the first use. `use` puts another one in its place.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ __all__ = [
 ]
 
 SAMPLE_RATE = 24_000
-"""Of suno's models, samples a second; another model's is `SunoAPI.bark.sample_rate_hz`."""
+"""Samples a second of suno's models; those of another model are `SunoAPI.bark.sample_rate_hz`."""
 
 FullGeneration = dict[str, IntArray]
-"""What was generated: "semantic_prompt" [S], "coarse_prompt" [2, F], "fine_prompt" [8, F]."""
+"""An utterance's tokens: "semantic_prompt" [S], "coarse_prompt" [2, F], "fine_prompt" [8, F]."""
 
 _Model = str | os.PathLike[str] | SunoFiles
 _HUB_MODEL, _HUB_SMALL = "suno/bark", "suno/bark-small"
-# What suno's api.py leaves at generation.py's defaults, whatever the checkpoint says.
+# Settings that suno's api.py leaves at generation.py's defaults, whatever the checkpoint says.
 _SUNO = GenerationParams(top_k=0, top_p=1.0, min_eos_p=0.2, fine_temperature=0.5)
 
 
@@ -66,7 +66,8 @@ class SunoAPI:
 
     Args:
         model: a folder, with suno's own files or in transformers' layout, or a hub id.
-        seed: of every call, so that a call repeated gives the same; None draws one each time.
+        seed: that of every call, so that the same call gives the same speech; None draws one each
+            time.
         options: keyword arguments of `Bark.from_pretrained`: device, dtype, engine, offload, ...
 
     Raises:
@@ -90,7 +91,7 @@ class SunoAPI:
 
     @property
     def bark(self) -> Bark:
-        """The model underneath; loaded now if it was not."""
+        """The model underneath, which is loaded now if it was not."""
         with self._loading:
             return self._load() if self._loaded is None else self._loaded
 
@@ -105,19 +106,19 @@ class SunoAPI:
         codec_use_gpu: bool = True,
         force_reload: bool = False,
     ) -> None:
-        """Load the model, unless the one that is asked for is loaded already.
+        """Load the model, unless the one that is asked for is loaded.
 
         Args:
             text_use_small, coarse_use_small, fine_use_small: take the small model for that stage;
                 sizes can be mixed where suno's own files are, in a folder or on the hub.
-            text_use_gpu, coarse_use_gpu, fine_use_gpu, codec_use_gpu: all or none; False means the
-                CPU, True what `device` says, else a GPU if there is one.
-            force_reload: load it anew.
+            text_use_gpu, coarse_use_gpu, fine_use_gpu, codec_use_gpu: all or none. False means the
+                CPU; True means what `device` says, else a GPU if there is one.
+            force_reload: load it even if it is loaded.
 
         Raises:
-            InputError: sizes that this model does not come in, or stages on different devices; an
-                argument is not a bool.
-            CheckpointError: it cannot be loaded; the next use tries again.
+            InputError: the model does not come in these sizes, the stages are on different devices,
+                or an argument is not a bool.
+            CheckpointError: the model cannot be loaded; the next use tries again.
         """
         on_gpu = {
             "text_use_gpu": text_use_gpu,
@@ -160,7 +161,7 @@ class SunoAPI:
         return bark
 
     def _sized(self, **use_small: bool) -> _Model:
-        """The model with the small network in some stages."""
+        """Return the model with the small network in some stages."""
         model, small = self._model, [stage for stage, use in use_small.items() if use]
         if not small:
             return model
@@ -194,13 +195,13 @@ class SunoAPI:
         """Say a text.
 
         Args:
-            text: of about 13 s at most; beyond 256 tokens it is cut, with a warning.
+            text: about 13 s of speech at most; beyond 256 tokens it is cut, with a warning.
             history_prompt: the voice: a preset's name, the path of an .npz file, a dictionary as
-                `output_full` gives it, or anything else that `Bark.generate` takes as a voice.
-            text_temp: temperature of the semantic tokens; 0 takes the most likely ones.
-            waveform_temp: of the coarse tokens.
+                `output_full` returns it, or anything else that `Bark.generate` takes as a voice.
+            text_temp: the temperature of the semantic tokens; 0 takes the most likely ones.
+            waveform_temp: the temperature of the coarse tokens.
             silent: show no progress bar.
-            output_full: give the tokens too, for `save_as_prompt` or the next history_prompt.
+            output_full: return the tokens too, for `save_as_prompt` or the next history_prompt.
 
         Returns:
             float32 [T], 24 kHz; with `output_full` (tokens, samples).
@@ -225,7 +226,10 @@ class SunoAPI:
         temp: float = 0.7,
         silent: bool = False,
     ) -> IntArray:
-        """The first half of `generate_audio`, whose arguments these are: int64 [S]."""
+        """Return the semantic tokens of a text, int64 [S].
+
+        This is the first half of `generate_audio`, and the arguments are the same.
+        """
         params = replace(self._params, semantic_temperature=_temperature("temp", temp))
         text = normalise(text)  # as in `generate_audio`
         voice = self._voice(history_prompt)
@@ -239,8 +243,10 @@ class SunoAPI:
         silent: bool = False,
         output_full: bool = False,
     ) -> Any:
-        """The second half of `generate_audio`: with the same history_prompt, temperatures and seed
-        the two together give what it gives.
+        """Say semantic tokens: the second half of `generate_audio`.
+
+        With the same history_prompt, temperatures and seed the two halves together return what
+        `generate_audio` returns.
 
         Args:
             semantic_tokens: integers [S], at least one.
@@ -278,7 +284,7 @@ def _result(speech: Speech, output_full: bool) -> Any:
 def save_as_prompt(
     filepath: str | os.PathLike[str], full_generation: Mapping[str, IntArray]
 ) -> None:
-    """Write what `output_full` gave as a history_prompt.
+    """Write tokens, as `output_full` returns them, to a file that is a history_prompt.
 
     Raises:
         InputError: `filepath` does not end in .npz, or an array is missing or not of integers.
@@ -306,7 +312,7 @@ def use(api: SunoAPI) -> None:
     """Let the functions of this module work on `api` from now on.
 
     Raises:
-        InputError: it is something else.
+        InputError: `api` is something else.
     """
     global _default
     if not isinstance(api, SunoAPI):
@@ -324,7 +330,7 @@ def preload_models(
     codec_use_gpu: bool = True,
     force_reload: bool = False,
 ) -> None:
-    """`SunoAPI.preload_models` of the one in use."""
+    """Call `SunoAPI.preload_models` of the one in use."""
     _default.preload_models(
         text_use_gpu=text_use_gpu,
         text_use_small=text_use_small,
@@ -345,7 +351,7 @@ def generate_audio(
     silent: bool = False,
     output_full: bool = False,
 ) -> Any:
-    """`SunoAPI.generate_audio` of the one in use."""
+    """Call `SunoAPI.generate_audio` of the one in use."""
     return _default.generate_audio(
         text, history_prompt, text_temp, waveform_temp, silent, output_full
     )
@@ -357,7 +363,7 @@ def text_to_semantic(
     temp: float = 0.7,
     silent: bool = False,
 ) -> IntArray:
-    """`SunoAPI.text_to_semantic` of the one in use."""
+    """Call `SunoAPI.text_to_semantic` of the one in use."""
     return _default.text_to_semantic(text, history_prompt, temp, silent)
 
 
@@ -368,5 +374,5 @@ def semantic_to_waveform(
     silent: bool = False,
     output_full: bool = False,
 ) -> Any:
-    """`SunoAPI.semantic_to_waveform` of the one in use."""
+    """Call `SunoAPI.semantic_to_waveform` of the one in use."""
     return _default.semantic_to_waveform(semantic_tokens, history_prompt, temp, silent, output_full)

@@ -6,9 +6,9 @@
 >>> inputs = processor("Hello, my dog is cute", voice_preset="v2/en_speaker_6")
 >>> audio = model.generate(**inputs, do_sample=True, seed=7)  # [1, T]
 
-Configuration, loading, saving and the forward of the three transformers are transformers' own:
-`BarkModel` is its `BarkModel`, whose `generate` runs on this library's engine with the same
-weights. What differs from transformers' is listed there. `AutoModel` and `AutoProcessor` are for
+Configuration, loading, saving and the forward of the three transformers are those of transformers:
+`BarkModel` is a subclass of its `BarkModel`, whose `generate` runs on this library's engine with
+the same weights. Its docstring lists the differences. `AutoModel` and `AutoProcessor` are for
 programs that import these names; they load nothing but Bark.
 """
 

@@ -1,5 +1,4 @@
-"""What `BarkModel.generate` is given to say, as the engine takes it: a row of tokens, a voice and a
-seed for each utterance."""
+"""Read the arguments of `BarkModel.generate`: a row of tokens, a voice and a seed an utterance."""
 
 from __future__ import annotations
 
@@ -15,23 +14,23 @@ from bark_fast.checkpoint.config import Config
 from bark_fast.errors import BarkFastWarning, InputError
 from bark_fast.types import IntArray, Voice
 from bark_fast.validation import SEED_LIMIT, check_integer, check_seed, check_tokens
-from bark_fast.voices import long_enough
+from bark_fast.voices import long_enough, prompt_limits
 
 
 def read_rows(input_ids: Any, attention_mask: Any, config: Config) -> list[list[int]]:
-    """The text tokens of each row, -1 for a pad.
+    """Return the text tokens of each row, -1 for a pad.
 
     Args:
         input_ids: integers [B, T], the tokenizer's.
         attention_mask: [B, T], 1 for a token and anything else for a pad; without one every id is a
-            token, that of the tokenizer's padding too, as in transformers.
+            token, as in transformers, even that of the tokenizer's padding.
 
     Returns:
         B lists. A row longer than the prompt is cut, with a warning if a token is lost; a shorter
         one is left to be padded.
 
     Raises:
-        InputError: it is not that, or an id is none of the text vocabulary.
+        InputError: an argument is not that, or an id is not in the text vocabulary.
     """
     if input_ids is None:
         raise InputError("input_ids must be given, integers [B, T], got None")
@@ -67,14 +66,14 @@ def read_rows(input_ids: Any, attention_mask: Any, config: Config) -> list[list[
 
 
 def read_voices(history_prompt: Any, n_rows: int, config: Config) -> list[Voice | None]:
-    """The voice of each row.
+    """Return the voice of each row.
 
     Args:
         history_prompt: None, the mapping of a preset's three arrays or a Voice for all rows, or a
             list of these, one a row.
 
     Raises:
-        InputError: it is not that, or its arrays do not fit the model.
+        InputError: history_prompt is not that, or its arrays do not fit the model.
     """
     if history_prompt is None or isinstance(history_prompt, (Mapping, Voice)):
         return [_read_voice("history_prompt", history_prompt, config)] * n_rows
@@ -90,13 +89,17 @@ def read_voices(history_prompt: Any, n_rows: int, config: Config) -> list[Voice 
             f"got {len(history_prompt)}"
         )
     return [
-        _read_voice(f"history_prompt[{i}]", own, config) for i, own in enumerate(history_prompt)
+        _read_voice(f"history_prompt[{i}]", history, config)
+        for i, history in enumerate(history_prompt)
     ]
 
 
 def _read_voice(name: str, history: Any, config: Config) -> Voice | None:
-    """Its arrays need not last equally long, which `voices.check_voice` asks for and transformers
-    does not."""
+    """Return one row's voice.
+
+    Its arrays need not last equally long, which `voices.check_voice` asks for and transformers does
+    not.
+    """
     if history is None:
         return None
     if not isinstance(history, (Mapping, Voice)):
@@ -106,18 +109,14 @@ def _read_voice(name: str, history: Any, config: Config) -> Voice | None:
     arrays: Mapping[str, Any] = history.arrays() if isinstance(history, Voice) else history
 
     def checked(key: str, shape: tuple[int | None, ...], limit: int) -> IntArray:
-        value, own = arrays.get(key), f"{name}[{key!r}]"
+        value, label = arrays.get(key), f"{name}[{key!r}]"
         if isinstance(value, Tensor):
-            value = _integers(own, value)
-        return check_tokens(own, value, shape, limit)
+            value = _integers(label, value)
+        return check_tokens(label, value, shape, limit)
 
-    n_coarse, n_fine = config.coarse_rules.n_coarse_codebooks, config.fine_rules.n_fine_codebooks
-    voice = Voice(
-        checked("semantic_prompt", (None,), config.semantic_rules.semantic_vocab_size),
-        checked("coarse_prompt", (n_coarse, None), config.codebook_size),
-        checked("fine_prompt", (n_fine, None), config.codebook_size),
-        name,
-    )
+    limits = prompt_limits(config)
+    semantic, coarse, fine = (checked(key, *limits[key]) for key in limits)
+    voice = Voice(semantic, coarse, fine, name)
     if not long_enough(voice.semantic_prompt, voice.coarse_prompt, config):
         raise InputError(
             f"{name} must hold at least 2 semantic tokens and the coarse tokens of one, got "
@@ -127,15 +126,15 @@ def _read_voice(name: str, history: Any, config: Config) -> Voice | None:
 
 
 def read_seeds(seed: Any, n_rows: int, *, random: bool) -> list[int]:
-    """The seed of each row.
+    """Return the seed of each row.
 
     Args:
-        seed: an integer s (row i takes s + i), a sequence of them, one a row, or None: they are
-            drawn from torch's global generator.
-        random: a row draws at all; torch's generator is left alone otherwise.
+        seed: an integer s (row i takes s + i), a sequence of integers, one a row, or None, which
+            draws them from torch's global generator.
+        random: rows draw random numbers at all; torch's generator is left alone otherwise.
 
     Raises:
-        InputError: it is not that.
+        InputError: seed is not that.
     """
     if seed is None:
         return torch.randint(2**63 - 1, (n_rows,)).tolist() if random else [0] * n_rows
@@ -150,9 +149,9 @@ def read_seeds(seed: Any, n_rows: int, *, random: bool) -> list[int]:
             f"seed must be an integer, or one for each of the {n_rows} rows of input_ids, "
             f"got {len(seed)}"
         )
-    for i, own in enumerate(seed):
-        check_seed(f"seed[{i}]", own)
-    return [int(own) for own in seed]
+    for i, row_seed in enumerate(seed):
+        check_seed(f"seed[{i}]", row_seed)
+    return [int(row_seed) for row_seed in seed]
 
 
 def _to_numpy(name: str, value: Any) -> Any:

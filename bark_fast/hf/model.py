@@ -1,4 +1,4 @@
-"""transformers' BarkModel with this library's engine under `generate`."""
+"""transformers' BarkModel, with this library's engine under `generate`."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from transformers.models.bark.generation_configuration_bark import BarkSemanticG
 from transformers.utils import is_flash_attn_2_available
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.devices import resolve_dtype, resolve_impl
+from bark_fast.checkpoint.reading import parse_config
+from bark_fast.devices import resolve_accelerator, resolve_dtype, resolve_impl
 from bark_fast.engine.options import EngineOptions
 from bark_fast.errors import BarkFastWarning, InputError
 from bark_fast.hf.inputs import read_rows, read_seeds, read_voices
-from bark_fast.hf.keywords import SAMPLING, SECTIONS, Keywords, read_sections, resolve_params
-from bark_fast.hf.serving import Serving, Setup
+from bark_fast.hf.keywords import SAMPLING, Keywords
+from bark_fast.hf.params import SECTIONS, read_sections, resolve_params
+from bark_fast.hf.serving import Serving, ServingConfig
 from bark_fast.request import Request
-from bark_fast.types import GenerationParams, Voice
-from bark_fast.validation import check_integer
+from bark_fast.types import TOKEN_STAGES, GenerationParams, TokenStage, Voice
 
 
 class BarkModel(transformers.BarkModel):
     """transformers' BarkModel; `generate` is faster and says each row as if it were alone.
 
-    The engine is built at the first `generate`, on this module's own weights, and again when they
+    The engine is built at the first `generate`, on the weights of this module, and again when they
     or the configuration have changed (load_state_dict, `.to`, edits in place; not what is written
     through `.data`: see `reset_engine`). Torch counts no edits of a module that was made under
-    inference_mode: there it is built at every `generate`. It shares the weights where it can use
-    them as they are; kernels that pack them (on CPUs) keep a copy of their own, the fine model's
-    embeddings are stacked into one tensor, and the codec is computed in float32 whatever its dtype.
+    inference_mode, so there it is built at every `generate`. It shares the weights where it can use
+    them as they are. Kernels that pack them (on CPUs) keep a copy, the fine model's embeddings are
+    stacked into one tensor, and the codec is computed in float32 whatever its dtype.
 
     What differs from transformers' `generate`:
 
@@ -42,8 +43,8 @@ class BarkModel(transformers.BarkModel):
       transformers decodes noise up to the length of the longest, and it is the same in any batch.
     - A row of ids that is shorter than the prompt is padded, where transformers fails.
     - `history_prompt` may be a list, one voice (or None) for each row.
-    - `seed` makes speech that can be made again, whatever the batch. Random numbers come from
-      another generator than torch's, so a seed of torch's gives other samples than transformers'.
+    - `seed` makes speech that can be made again, whatever the batch. Its random numbers do not come
+      from torch's generator, so a seed of torch's gives other samples than in transformers.
     - Keywords that cannot be honoured are errors, before anything is computed.
     - Dropout is never applied, not in `train()` mode either.
     - float16 on a CPU is computed in float32.
@@ -110,8 +111,8 @@ class BarkModel(transformers.BarkModel):
 
     @property
     def device(self) -> torch.device:
-        """Where `generate` computes and takes its audio from: where the weights are, but after
-        `enable_cpu_offload`."""
+        """The device on which `generate` computes and returns audio: that of the weights, unless
+        `enable_cpu_offload` named another."""
         if self._offload_device is not None:
             return self._offload_device
         device: torch.device = super().device
@@ -170,21 +171,21 @@ class BarkModel(transformers.BarkModel):
         sorted_keywords.warn_of_ignored_config(self.generation_config)
         rows = read_rows(input_ids, sorted_keywords.attention_mask, config)
         voices = read_voices(history_prompt, len(rows), config)
-        seeds = read_seeds(seed, len(rows), random=_draws(params))
+        seeds = read_seeds(seed, len(rows), random=_is_random(params))
         requests = [
-            Request.resolve("", row, voice, replace(params, seed=own), config)
-            for row, voice, own in zip(rows, voices, seeds, strict=True)
+            Request.resolve("", row, voice, replace(params, seed=row_seed), config)
+            for row, voice, row_seed in zip(rows, voices, seeds, strict=True)
         ]
         assert self._serving is not None
         driver = self._serving.driver(
             self.state_dict(),
-            Setup(
-                config,
-                self.engine_impl,
-                self.engine_options,
-                self._offload_device,
-                self._offload_device is not None,
-                self.engine_int8,
+            ServingConfig(
+                model=config,
+                impl=self.engine_impl,
+                options=self.engine_options,
+                device=self._offload_device,
+                offload=self._offload_device is not None,
+                int8=self.engine_int8,
             ),
         )
         futures = driver.finish(requests, [None] * len(requests))
@@ -196,33 +197,38 @@ class BarkModel(transformers.BarkModel):
         return audio
 
     def reset_engine(self) -> None:
-        """Have the engine built anew at the next `generate`, for weights that were changed in a way
-        that torch does not count (through `.data`)."""
+        """Drop the engine, so that the next `generate` builds a new one.
+
+        This is for weights that were changed in a way that torch does not count (through `.data`).
+        """
         if self._serving is not None:
             self._serving.drop()
 
     def enable_cpu_offload(self, accelerator_id: int = 0) -> None:
-        """Keep the weights on the host but for those of the stage that runs.
+        """Keep the weights on the host, except those of the stage that runs.
 
         `generate` then computes on the CUDA device of that number, and rows go through the stages
         together. The forward of the sub-models runs where their weights are, on the host, which
-        then holds them twice: the module's and the engine's. It stays so until the model is loaded
-        anew. Unlike transformers' it does not need accelerate.
+        then holds them twice: for the module and for the engine. It stays so until the model is
+        loaded anew. Unlike transformers' method this one does not need accelerate.
 
         Raises:
             InputError: there is no such device.
         """
-        device = _accelerator(accelerator_id)
+        device = resolve_accelerator(accelerator_id)
         self.to("cpu")
         if device.type == "cuda":
             torch.cuda.empty_cache()
         self.reset_engine()
         self._offload_device = device
 
-    def _engine_config(self, sections: Mapping[str, Mapping[str, Any]]) -> Config:
-        """What the engine is built for. How tokens are drawn is left out: that may change from call
-        to call, and the keywords settle it. The longest text is what the positions hold."""
-        # The modules' own: transformers 4's pipeline overwrites those in self.config.
+    def _engine_config(self, sections: Mapping[TokenStage, Mapping[str, Any]]) -> Config:
+        """Return the configuration that the engine is built for.
+
+        Sampling settings are left out, because they may change from call to call, and the keywords
+        settle them. The longest text is as long as the positions allow.
+        """
+        # Those of the modules, because transformers 4's pipeline overwrites those in self.config.
         shapes = {
             "semantic_config": self.semantic.config.to_dict(),
             "coarse_acoustics_config": self.coarse_acoustics.config.to_dict(),
@@ -241,34 +247,20 @@ class BarkModel(transformers.BarkModel):
             width = BarkSemanticGenerationConfig().max_input_semantic_length
         if isinstance(width, int):  # else the configuration is at fault
             semantic["max_new_tokens"] = max(1, self.semantic.config.block_size - width)
-        return Config.from_dicts(shapes, generation, where="BarkModel")
+        return parse_config(shapes, generation, where="BarkModel")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What `.to`, `.half` and `.cuda` come to: an engine on the old weights would keep them."""
+        """Apply `fn` to every tensor, which `.to`, `.half` and `.cuda` do, and drop an engine that
+        would keep the old ones."""
         result = super()._apply(fn, recurse)
         if self._serving is not None:
             self._serving.drop_if_changed(self.state_dict)
         return result
 
 
-def _accelerator(accelerator_id: int) -> torch.device:
-    """The device that weights are brought to."""
-    count = torch.cuda.device_count()
-    if not count:
-        raise InputError(
-            "enable_cpu_offload needs a CUDA device to bring weights to, which this machine does "
-            f"not have, got accelerator_id={accelerator_id!r}"
-        )
-    requirement = f"the number of one of the {count} CUDA devices"
-    check_integer("accelerator_id", accelerator_id, requirement, 0, count - 1)
-    return torch.device("cuda", accelerator_id)
-
-
-def _draws(params: GenerationParams) -> bool:
-    """Whether anything is left to chance."""
-    return any(
-        getattr(params, f"{stage}_temperature") > 0 for stage in ("semantic", "coarse", "fine")
-    )
+def _is_random(params: GenerationParams) -> bool:
+    """Return True if a stage samples; False if all take the most likely token."""
+    return any(getattr(params, f"{stage}_temperature") > 0 for stage in TOKEN_STAGES)
 
 
 class AutoModel:
@@ -278,7 +270,7 @@ class AutoModel:
     def from_pretrained(
         pretrained_model_name_or_path: str | os.PathLike[str], *arguments: Any, **options: Any
     ) -> BarkModel:
-        """As `BarkModel.from_pretrained`."""
+        """Load a model, as `BarkModel.from_pretrained` does."""
         model: BarkModel = BarkModel.from_pretrained(
             pretrained_model_name_or_path, *arguments, **options
         )

@@ -1,4 +1,4 @@
-"""transformers' BarkProcessor, that also takes a voice for each text."""
+"""transformers' BarkProcessor, which here also takes a voice for each text."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from transformers import BatchFeature
 
 from bark_fast.errors import InputError
 from bark_fast.types import Voice
+from bark_fast.voices import read_npz
 
 _ENDING = ".npz"
 _DIMENSIONS = {"semantic_prompt": 1, "coarse_prompt": 2, "fine_prompt": 2}
 
 
 class BarkProcessor(transformers.BarkProcessor):
-    """transformers' BarkProcessor; `voice_preset` may also be a Voice, or a list with one voice for
-    each text. Presets are read without unpickling anything."""
+    """transformers' BarkProcessor, with more kinds of `voice_preset`.
+
+    It may also be a Voice, or a list with one voice for each text. Presets are read without
+    unpickling anything.
+    """
 
     @classmethod
     def from_pretrained(
@@ -39,7 +43,7 @@ class BarkProcessor(transformers.BarkProcessor):
             pretrained_processor_name_or_path, speaker_embeddings_dict_path, **options
         )
         if processor.speaker_embeddings is not None:
-            # transformers looks for presets in the root folder where the list does not have this.
+            # Where the list does not have this, transformers looks for presets in the root folder.
             processor.speaker_embeddings["repo_or_path"] = str(pretrained_processor_name_or_path)
         return processor
 
@@ -61,7 +65,7 @@ class BarkProcessor(transformers.BarkProcessor):
         return_token_type_ids: bool = False,
         **options: Any,
     ) -> Any:
-        """Tokens of one or more texts, and the voices to say them in, for `BarkModel.generate`.
+        """Return tokens of one or more texts, and voices for them, for `BarkModel.generate`.
 
         Args:
             text: a string, or a list of them.
@@ -70,8 +74,8 @@ class BarkProcessor(transformers.BarkProcessor):
                 fine_prompt [n_fine, F]) or a Voice; or a list with one of these, or None, for each
                 text.
             return_tensors: "pt" or "np".
-            max_length: texts are padded to so many tokens; the model's prompt holds 256.
-            options: of the tokenizer.
+            max_length: texts are padded to this many tokens; the model's prompt holds 256.
+            options: the tokenizer's.
 
         Returns:
             A BatchEncoding: input_ids and attention_mask [B, max_length], and history_prompt, a
@@ -91,7 +95,8 @@ class BarkProcessor(transformers.BarkProcessor):
                     f"got {len(voice_preset)}"
                 )
             history = [
-                None if own is None else self._history(own, return_tensors) for own in voice_preset
+                None if voice is None else self._history(voice, return_tensors)
+                for voice in voice_preset
             ]
         elif voice_preset is not None:
             history = self._history(voice_preset, return_tensors)
@@ -109,7 +114,7 @@ class BarkProcessor(transformers.BarkProcessor):
         return encoded
 
     def _history(self, voice: Any, return_tensors: str | None) -> Any:
-        """A voice's arrays, as generate() takes them."""
+        """Return a voice's arrays, as generate() takes them."""
         arrays = self._arrays(voice)
         found = {}
         for key, n_dimensions in _DIMENSIONS.items():
@@ -141,7 +146,7 @@ class BarkProcessor(transformers.BarkProcessor):
             if not os.path.isfile(path) and not path.name.endswith(_ENDING):
                 path = Path(f"{path}{_ENDING}")
             if os.path.isfile(path):
-                return _read_npz(path)
+                return read_npz(path, "voice_preset")
         names = self.available_voice_presets
         known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise InputError(
@@ -165,16 +170,6 @@ class BarkProcessor(transformers.BarkProcessor):
         return arrays
 
 
-def _read_npz(path: Path) -> Mapping[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in _DIMENSIONS if key in stored}
-    except Exception as error:  # numpy, zipfile and zlib each have their own
-        raise InputError(
-            f"voice_preset {path} is not a whole .npz file of plain arrays: {error}"
-        ) from error
-
-
 class AutoProcessor:
     """transformers' AutoProcessor for programs that load Bark with it; it loads nothing else."""
 
@@ -182,5 +177,5 @@ class AutoProcessor:
     def from_pretrained(
         pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
     ) -> BarkProcessor:
-        """As `BarkProcessor.from_pretrained`."""
+        """Load a processor, as `BarkProcessor.from_pretrained` does."""
         return BarkProcessor.from_pretrained(pretrained_model_name_or_path, **options)

@@ -1,4 +1,4 @@
-"""The engine that serves a torch module's weights, for as long as they stay what they are."""
+"""Keep an engine for a torch module's weights, for as long as they stay what they are."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.config import NETWORKS, Config
 from bark_fast.checkpoint.stored import TensorsInMemory
 from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.driver import Driver
+from bark_fast.engine.engine import Engine
 from bark_fast.engine.options import EngineOptions
 from bark_fast.errors import InputError
 
-_TRANSFORMERS = ("semantic", "coarse_acoustics", "fine_acoustics")
-
 
 @dataclass(frozen=True)
-class Setup:
-    """What an engine is built for, beside the weights.
+class ServingConfig:
+    """Everything but the weights that an engine is built from.
 
     Attributes:
-        device: None is where the weights are.
-        offload: the weights are on the host, and `device` is where they are brought to.
-        int8: the engine has them in 8 bits, whatever the module's dtype.
+        impl: the kernels, as in `Bark.from_pretrained`.
+        options: None is what suits the device.
+        device: where the engine computes; None is where the weights are.
+        offload: the weights stay on the host, and those of a stage are brought to `device`.
+        int8: the engine has the weights in 8 bits, whatever the module's dtype.
     """
 
-    config: Config
+    model: Config
     impl: str
     options: EngineOptions | None
     device: torch.device | None = None
@@ -39,9 +40,9 @@ class Setup:
 
 
 class Snapshot:
-    """What tensors were at one moment: the same memory, the same version of it.
+    """The memory of tensors at one moment, and the version of what was in it.
 
-    The memory is kept, so that no other tensor can come to be at its address meanwhile.
+    The memory is kept alive, so that no other tensor can get its address meanwhile.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -53,8 +54,11 @@ class Snapshot:
         }
 
     def holds(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether these are surely the same, unchanged: never so with an inference tensor. What is
-        written through `.data` goes unseen, as it does for torch's own autograd."""
+        """Return True if these tensors are surely the same and unchanged.
+
+        An inference tensor never is surely. What is written through `.data` goes unseen, as it does
+        for torch's own autograd.
+        """
         return tensors.keys() == self._tensors.keys() and all(
             not tensor.is_inference()
             and _same(tensor, self._tensors[name])
@@ -74,40 +78,45 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 class Serving:
-    """The engine of one module, built when it is asked for.
+    """Builds the engine of one module when it is asked for.
 
-    A copy of it starts without an engine.
+    A copy starts without an engine.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._driver: Driver | None = None
-        self._setup: Setup | None = None
+        self._config: ServingConfig | None = None
         self._snapshot: Snapshot | None = None
 
     def __reduce__(self) -> tuple[type[Serving], tuple[()]]:
         return Serving, ()
 
-    def driver(self, tensors: Mapping[str, Tensor], setup: Setup) -> Driver:
-        """Who runs the engine for these weights, as `setup` says; a new one if either has changed.
+    @property
+    def engine(self) -> Engine | None:
+        """The engine that is built at the moment, None if there is none."""
+        return None if self._driver is None else self._driver.engine
+
+    def driver(self, tensors: Mapping[str, Tensor], config: ServingConfig) -> Driver:
+        """Return the driver of an engine for these weights; a new one if something has changed.
 
         Args:
-            tensors: a state_dict's.
+            tensors: those of a state_dict.
 
         Raises:
             InputError: the weights are not on a device or in a dtype that Bark runs in.
             CheckpointError: they are not those that the configuration asks for.
         """
         with self._lock:
-            if self._driver is None or setup != self._setup or not self._holds(tensors):
+            if self._driver is None or config != self._config or not self._holds(tensors):
                 self._forget()  # before another takes its memory
-                driver = _build(tensors, setup)
-                self._setup, self._snapshot = setup, Snapshot(tensors)
+                driver = _build(tensors, config)
+                self._config, self._snapshot = config, Snapshot(tensors)
                 self._driver = driver
             return self._driver
 
     def drop_if_changed(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Give up the engine, and what it keeps of the old weights, if these are others."""
+        """Give up the engine, and the old weights that it keeps, if these are other weights."""
         with self._lock:
             if self._driver is not None and not self._holds(tensors()):
                 self._forget()
@@ -121,38 +130,39 @@ class Serving:
         return self._snapshot is not None and self._snapshot.holds(tensors)
 
     def _forget(self) -> None:
-        self._driver = self._setup = self._snapshot = None
+        self._driver = self._config = self._snapshot = None
 
 
-def _build(tensors: Mapping[str, Tensor], setup: Setup) -> Driver:
+def _build(tensors: Mapping[str, Tensor], config: ServingConfig) -> Driver:
     device, dtype = _placement(tensors)
-    if setup.device is not None:
-        device = setup.device
-    chosen = resolve_dtype("int8" if setup.int8 else dtype, device)
+    if config.device is not None:
+        device = config.device
+    chosen = resolve_dtype("int8" if config.int8 else dtype, device)
     engine = load_engine(
         TensorsInMemory(tensors, "BarkModel"),
-        setup.config,
+        config.model,
         dtype=chosen,
         device=device,
-        impl=resolve_impl(setup.impl, device, chosen, int8=setup.int8),
-        options=setup.options or EngineOptions(),
-        offload=setup.offload,
+        impl=resolve_impl(config.impl, device, chosen, int8=config.int8),
+        options=config.options or EngineOptions(),
+        offload=config.offload,
     )
     return Driver(engine)
 
 
 def _placement(tensors: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
-    """Where the three transformers are, and in what."""
+    """Return the device and the dtype of the three transformers."""
+    networks = tuple(NETWORKS.values())
     weights = {
         name: tensor
         for name, tensor in tensors.items()
-        if name.startswith(_TRANSFORMERS) and tensor.is_floating_point()
+        if name.startswith(networks) and tensor.is_floating_point()
     }
     dtypes = {tensor.dtype for tensor in weights.values()}
     if len(dtypes) != 1:
         names = ", ".join(sorted(str(dtype) for dtype in dtypes))
         raise InputError(
-            f"{', '.join(_TRANSFORMERS)} must have weights of one dtype, got {names or 'none'}"
+            f"{', '.join(networks)} must have weights of one dtype, got {names or 'none'}"
         )
     for name, tensor in tensors.items():
         if tensor.is_meta:

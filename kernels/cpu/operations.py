@@ -106,7 +106,8 @@ def layouts() -> str:
     """Return the kinds in their order, a line each with the members of its struct in theirs."""
     lines = []
     for kind, struct in _KINDS.items():
-        members = (f";{_C_TYPES.get(kind_of, '*')} {name}" for name, kind_of in struct._fields_)
+        fields: list[tuple[str, Any]] = struct._fields_  # type: ignore[assignment]
+        members = (f";{_C_TYPES.get(type_, '*')} {name}" for name, type_ in fields)
         lines.append(kind + "".join(members))
     return "\n".join(lines) + "\n"
 

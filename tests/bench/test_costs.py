@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bark_fast import GenerationParams
-from bark_fast.checkpoint.config import Config
-from bark_fast.checkpoint.random import _settings
+from bark_fast.checkpoint.random import settings_for
+from bark_fast.checkpoint.reading import parse_config
 from bark_fast.checkpoint.weights import build_codec_decoder
 from bench import costs
 from bench.machine import Limits
@@ -109,7 +109,7 @@ def test_codec(checkpoint: Checkpoint, frames: int, batch: int) -> None:
 
 @pytest.mark.parametrize(("size", "megabytes"), [("small", 170), ("large", 604)])
 def test_a_decode_step_reads_what_the_design_says(size: str, megabytes: float) -> None:
-    config = Config.from_dicts(*_settings(size))
+    config = parse_config(*settings_for(size))
     assert costs.block_weights(config.semantic) * 2 / 1e6 == pytest.approx(megabytes, rel=0.002)
     columns = costs.head_columns(config, "semantic")
     assert columns == 10_001
@@ -134,7 +134,7 @@ def test_coarse_windows_are_those_that_the_engine_runs(
 
 
 def test_a_request_costs_what_its_stages_do() -> None:
-    config = Config.from_dicts(*_settings("small"))
+    config = parse_config(*settings_for("small"))
     short, long = (request_costs(n, None, config, size=2) for n in (50, 100))
     assert set(short) == {"semantic", "coarse", "fine", "codec"}
     # A window is a window, however little of it is heard; only its logits are fewer.
@@ -145,7 +145,7 @@ def test_a_request_costs_what_its_stages_do() -> None:
 
 
 def test_floor_of_requests_together() -> None:
-    config = Config.from_dicts(*_settings("small"))
+    config = parse_config(*settings_for("small"))
     limits = Limits(1e9, 2e9, 1e12, 1e11)
     one = floor_s([(100, None)], config, limits, size=2)
     four = floor_s([(100, None)] * 4, config, limits, size=2)

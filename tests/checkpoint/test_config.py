@@ -1,5 +1,5 @@
-"""What a checkpoint leaves out comes from transformers, and its sampling settings mean what they
-mean there."""
+"""A configuration takes what it leaves out from transformers, and its sampling settings mean what
+they mean there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
-from bark_fast.checkpoint.config import Config, Sampling
+from bark_fast.checkpoint.config import Config, SamplingDefaults
+from bark_fast.checkpoint.reading import parse_config, read_config
 from bark_fast.checkpoint.source import Source
 from helpers.checkpoints import bark_windows, small_windows
 
@@ -29,7 +30,7 @@ def read(**sections: dict[str, Any]) -> Config:
     config, generation = copy.deepcopy(small_windows())
     for name, values in sections.items():
         generation[name] |= values
-    return Config.from_dicts(config, generation)
+    return parse_config(config, generation)
 
 
 def test_values_are_read() -> None:
@@ -58,7 +59,7 @@ def test_defaults_are_transformers() -> None:
     config[COARSE] = {"input_vocab_size": 12_096, "output_vocab_size": 12_096}
     config[FINE] = {"input_vocab_size": 1056, "output_vocab_size": 1056}
     del generation["codebook_size"], generation["sample_rate"]
-    read = Config.from_dicts(config, generation)
+    read = parse_config(config, generation)
 
     for ours, theirs in (
         (read.semantic, transformers.BarkSemanticConfig()),
@@ -86,23 +87,26 @@ def test_defaults_are_transformers() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, Sampling(0.7, 0, 1.0)),
-        ({"do_sample": None, "temperature": None, "top_k": None, "top_p": None}, Sampling(0.7)),
-        ({"do_sample": True}, Sampling(0.7)),
-        ({"do_sample": True, "temperature": 1.0}, Sampling(1.0)),
-        ({"temperature": 1}, Sampling(1.0)),
-        ({"temperature": 0}, Sampling(0.0)),
-        ({"do_sample": False}, Sampling(0.0)),
-        ({"do_sample": False, "temperature": 0.9}, Sampling(0.0)),
-        ({"temperature": 0.9, "top_k": 50, "top_p": 0.95}, Sampling(0.9, 50, 0.95)),
+        ({}, SamplingDefaults(0.7, 0, 1.0)),
+        (
+            {"do_sample": None, "temperature": None, "top_k": None, "top_p": None},
+            SamplingDefaults(0.7),
+        ),
+        ({"do_sample": True}, SamplingDefaults(0.7)),
+        ({"do_sample": True, "temperature": 1.0}, SamplingDefaults(1.0)),
+        ({"temperature": 1}, SamplingDefaults(1.0)),
+        ({"temperature": 0}, SamplingDefaults(0.0)),
+        ({"do_sample": False}, SamplingDefaults(0.0)),
+        ({"do_sample": False, "temperature": 0.9}, SamplingDefaults(0.0)),
+        ({"temperature": 0.9, "top_k": 50, "top_p": 0.95}, SamplingDefaults(0.9, 50, 0.95)),
     ],
 )
 @pytest.mark.parametrize("stage", [SEMANTIC, COARSE])
-def test_sampling(stage: str, settings: dict[str, Any], expected: Sampling) -> None:
+def test_sampling(stage: str, settings: dict[str, Any], expected: SamplingDefaults) -> None:
     config = read(**{stage: settings})
     sampling = {SEMANTIC: config.semantic_rules.sampling, COARSE: config.coarse_rules.sampling}
     assert sampling.pop(stage) == expected
-    assert list(sampling.values()) == [Sampling(0.7)]  # the other stage's is its own
+    assert list(sampling.values()) == [SamplingDefaults(0.7)]  # the other stage's is its own
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_sampling(stage: str, settings: dict[str, Any], expected: Sampling) -> N
     ],
 )
 def test_fine_sampling(settings: dict[str, Any], temperature: float) -> None:
-    assert read(**{FINE: settings}).fine_rules.sampling == Sampling(temperature, 0, 1.0)
+    assert read(**{FINE: settings}).fine_rules.sampling == SamplingDefaults(temperature, 0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_unknown_keys_and_neutral_settings_are_ignored() -> None:
     }
     generation[SEMANTIC] |= neutral | {"invented": {}}
     generation[COARSE] |= neutral
-    changed, plain = Config.from_dicts(config, generation), read()
+    changed, plain = parse_config(config, generation), read()
     assert changed.semantic == plain.semantic
     assert changed.semantic_rules == plain.semantic_rules
     assert changed.coarse_rules == plain.coarse_rules
@@ -163,7 +167,7 @@ def test_null_is_not_said() -> None:
     config[FINE] |= {"input_vocab_size": 1030, "output_vocab_size": 1030}
     config[COARSE] |= {"input_vocab_size": 2200, "output_vocab_size": 2150}
     config["codec_config"] |= {"codebook_size": 1024}
-    read = Config.from_dicts(config, generation)
+    read = parse_config(config, generation)
     assert read.coarse_rules.coarse_rate_hz == BarkCoarseGenerationConfig().coarse_rate_hz
     assert read.sample_rate_hz == 24_000
 
@@ -172,7 +176,7 @@ def test_files(tmp_path: Path) -> None:
     config, generation = small_windows()
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert Config.read(Source.open(tmp_path)) == Config.from_dicts(config, generation)
+    assert read_config(Source.open(tmp_path)) == parse_config(config, generation)
 
 
 def test_as_transformers_writes_it(tmp_path: Path) -> None:
@@ -183,7 +187,7 @@ def test_as_transformers_writes_it(tmp_path: Path) -> None:
         if values is not None:
             generation[name] = values(**generation[name]).to_dict()
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    written, plain = Config.read(Source.open(tmp_path)), read()
+    written, plain = read_config(Source.open(tmp_path)), read()
     assert written.semantic == plain.semantic
     assert written.coarse == plain.coarse
     assert written.fine == plain.fine

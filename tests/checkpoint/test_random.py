@@ -12,14 +12,14 @@ import transformers
 from safetensors.torch import load_file
 
 from bark_fast import Bark, CheckpointError
-from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.random import (
     PRESET_NAMES,
     SIZES,
-    _settings,
-    _stored_shapes,
     create_checkpoint,
+    settings_for,
+    stored_shapes,
 )
+from bark_fast.checkpoint.reading import parse_config, read_config
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import load_weights
@@ -63,13 +63,13 @@ def test_dtype(tiny: Path, tmp_path: Path, dtype: str) -> None:
 )
 def test_sizes(size: str, n_parameters: float) -> None:
     """The config of every size is consistent; its tensors are as many as suno's."""
-    config, generation = _settings(size)
-    read = Config.from_dicts(config, generation)
+    config, generation = settings_for(size)
+    read = parse_config(config, generation)
     assert read.sample_rate_hz == 24_000
     # Masks and the codec's encoder are not what makes a size.
     total = sum(
         torch.Size(shape).numel()
-        for name, shape in _stored_shapes(config).items()
+        for name, shape in stored_shapes(config).items()
         if not name.startswith("codec_model") and not name.endswith("attn.bias")
     )
     assert total == pytest.approx(n_parameters, rel=0.1)
@@ -77,7 +77,7 @@ def test_sizes(size: str, n_parameters: float) -> None:
 
 
 def test_ids_of_the_large_sizes_are_sunos() -> None:
-    small, large = (Config.from_dicts(*_settings(size)) for size in ("small", "large"))
+    small, large = (parse_config(*settings_for(size)) for size in ("small", "large"))
     assert small.semantic_rules == large.semantic_rules
     assert small.coarse_rules == large.coarse_rules
     rules = small.semantic_rules
@@ -97,7 +97,7 @@ def test_transformers_loads_it(tiny: Path) -> None:
     assert all(key.startswith("fine_acoustics.lm_heads.") for key in info["missing_keys"])
     source = Source.open(tiny)
     ours = load_weights(
-        TensorsInFiles(source), Config.read(source), dtype=torch.float32, device=torch.device("cpu")
+        TensorsInFiles(source), read_config(source), dtype=torch.float32, device=torch.device("cpu")
     )
     theirs = model.state_dict()
     same = [name for name in ours if name in theirs]
@@ -134,4 +134,4 @@ def test_every_character_is_known(tiny: Path) -> None:
 
 def test_messages_name_the_folder(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
-        Config.read(Source.open(tmp_path))
+        read_config(Source.open(tmp_path))

@@ -18,9 +18,9 @@ from huggingface_hub.errors import (
 )
 
 from bark_fast import Bark, CheckpointError, GenerationParams, InputError
-from bark_fast.bark import open_voices
 from bark_fast.checkpoint.random import PRESET_NAMES, create_checkpoint
 from bark_fast.checkpoint.source import Source
+from bark_fast.voices import open_voices
 
 
 class Hub:

@@ -1,4 +1,4 @@
-"""suno's own files hold the same model as transformers' layout, and say what is wrong with them."""
+"""suno's own files hold the same model as transformers' layout, and errors name what is wrong."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from bark_fast import Bark, CheckpointError, GenerationParams, InputError, Speech
-from bark_fast.bark import open_voices
 from bark_fast.checkpoint.config import Config
-from bark_fast.checkpoint.random import _write_tokenizer
+from bark_fast.checkpoint.random import write_tokenizer
+from bark_fast.checkpoint.reading import parse_config
 from bark_fast.checkpoint.stored import StoredTensors, TensorsInMemory
 from bark_fast.checkpoint.suno import SunoFiles
 from bark_fast.checkpoint.weights import load_weights
+from bark_fast.voices import open_voices
 from helpers.checkpoints import Checkpoint, bark_windows, build_model
 from helpers.suno_files import (
     LARGE,
@@ -134,9 +135,9 @@ def test_biases_masks_and_older_arguments(tmp_path: Path, compiled: bool) -> Non
 
     write_suno_files(tmp_path, model, change=change, compiled=compiled)
     model.codec_model.save_pretrained(tmp_path / "encodec_24khz")
-    _write_tokenizer(tmp_path)
+    write_tokenizer(tmp_path)
     opened = SunoFiles(tmp_path).open()
-    expected = Config.from_dicts(config, generation)
+    expected = parse_config(config, generation)
     assert opened.config.semantic == expected.semantic
     assert opened.config.coarse == expected.coarse
     assert opened.config.fine == expected.fine
@@ -375,7 +376,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 def bert_repository(folder: Path) -> Path:
     """As the hub has it: the class of the tokenizer follows from the kind of model."""
     folder.mkdir()
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     return folder

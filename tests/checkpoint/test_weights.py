@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bark_fast import CheckpointError
-from bark_fast.checkpoint.config import Config
-from bark_fast.checkpoint.random import _settings, save_model
+from bark_fast.checkpoint.random import save_model, settings_for
+from bark_fast.checkpoint.reading import read_config
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import load_weights
@@ -27,7 +27,7 @@ from helpers.checkpoints import Checkpoint
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     source = Source.open(folder)
     return load_weights(
-        TensorsInFiles(source), Config.read(source), dtype=dtype, device=torch.device("cpu")
+        TensorsInFiles(source), read_config(source), dtype=dtype, device=torch.device("cpu")
     )
 
 
@@ -57,7 +57,7 @@ def folder(small: Checkpoint, tmp_path: Path) -> Path:
 
 
 def test_the_tensors_are_transformers(small: Checkpoint, expected: dict[str, Tensor]) -> None:
-    """Those of the four networks, and no others."""
+    """They are the tensors of the four networks, and no others."""
     theirs = small.model.state_dict()
     same = set(expected) & set(theirs)
     for name in same:
@@ -183,10 +183,10 @@ def test_weight_norm(
             tensors[name] = tensor
             continue
         stem, part = match[1], {"0": 0, "g": 0, "1": 1, "v": 1}[match[2]]
-        own = ("new", "old")[changed // 4 % 2] if form == "mixed" else form
-        if own == "folded" and not stem.startswith("codec_model.encoder"):
+        written = ("new", "old")[changed // 4 % 2] if form == "mixed" else form
+        if written == "folded" and not stem.startswith("codec_model.encoder"):
             tensors[f"{stem}.weight"] = expected[f"{stem}.weight"]
-        elif own == "old":
+        elif written == "old":
             tensors[f"{stem}.weight_{'gv'[part]}"] = tensor
         else:
             tensors[f"{stem}.parametrizations.weight.original{part}"] = tensor
@@ -254,7 +254,7 @@ def test_precisions(
 _MEMORY = """
 import re, sys, torch, transformers
 from pathlib import Path
-from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.reading import read_config
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import build_codec_decoder, load_weights
@@ -263,7 +263,7 @@ def peak_kib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 source = Source.open(sys.argv[1])
-config = Config.read(source)
+config = read_config(source)
 with torch.device("meta"):
     build_codec_decoder(config.codec)
 import safetensors.torch  # a part of the baseline too
@@ -281,7 +281,7 @@ print((after - before) * 1024, kept)
 def bulky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 400 MB of weights, nearly all of them in the tables of the semantic model."""
     folder = tmp_path_factory.mktemp("bulky")
-    config, generation = _settings("tiny")
+    config, generation = settings_for("tiny")
     config["semantic_config"] |= {"num_layers": 6, "hidden_size": 1152, "num_heads": 18}
     save_model(folder, config, generation, seed=0)
     return folder

@@ -98,8 +98,8 @@ def test_signatures(name: str) -> None:
     parameters = inspect.signature(getattr(suno, name)).parameters
     assert {key: each.default for key, each in parameters.items()} == SIGNATURES[name]
     if hasattr(SunoAPI, name):  # as a method too
-        own = list(inspect.signature(getattr(SunoAPI, name)).parameters.values())
-        assert own[1:] == list(parameters.values())
+        of_method = list(inspect.signature(getattr(SunoAPI, name)).parameters.values())
+        assert of_method[1:] == list(parameters.values())
     assert suno.SAMPLE_RATE == 24_000
 
 
@@ -230,7 +230,7 @@ class FakeBark:
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
-    """What is loaded, in place of loading it."""
+    """Record what is to be loaded, instead of loading it."""
     models: list[Any] = []
 
     def load(model: Any, **options: Any) -> FakeBark:

@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from bark_fast import Bark
-from bark_fast.checkpoint.config import Config
-from bark_fast.checkpoint.random import _write_tokenizer
+from bark_fast.checkpoint.random import write_tokenizer
+from bark_fast.checkpoint.reading import parse_config
 from helpers.oracle import random_voice
 
 transformers.logging.set_verbosity_error()
@@ -27,7 +27,7 @@ except ImportError:  # transformers 4
 
 
 def small_windows() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Nothing has Bark's own value: vocabularies, rates, windows, biases, widths."""
+    """Return settings of which none is Bark's own: vocabularies, rates, windows, biases, widths."""
     common = {"num_layers": 2, "num_heads": 3, "hidden_size": 48, "bias": True}
     config = {
         "model_type": "bark",
@@ -94,7 +94,7 @@ def small_windows() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def bark_windows() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Bark's own token ids and windows on very narrow networks."""
+    """Return settings of Bark's own token ids and windows on very narrow networks."""
     common = {
         "num_layers": 2,
         "num_heads": 2,
@@ -130,7 +130,7 @@ def bark_windows() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def build_model(config: Mapping[str, Any], *, seed: int, std: float) -> transformers.BarkModel:
-    """A BarkModel whose logits differ enough that the most likely token is never a near tie."""
+    """Build a BarkModel with logits so different that the most likely token is never a near tie."""
     with no_init_weights():  # transformers 4.57 cannot initialise layer norms without bias
         model = transformers.BarkModel(transformers.BarkConfig(**copy.deepcopy(dict(config))))
     generator = torch.Generator().manual_seed(seed)
@@ -151,11 +151,13 @@ def build_model(config: Mapping[str, Any], *, seed: int, std: float) -> transfor
 def write_checkpoint(
     folder: Path, model: transformers.BarkModel, generation: Mapping[str, Any], **save: Any
 ) -> Path:
-    """save_pretrained, then generation_config.json by hand: transformers 5 fails on objects in it
-    where generate() wants dicts."""
+    """Write a checkpoint with save_pretrained, and its generation_config.json by hand.
+
+    transformers 5 fails on objects in that file where generate() wants dicts.
+    """
     model.save_pretrained(folder, **save)
     (folder / "generation_config.json").write_text(json.dumps(generation))
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return folder
 
@@ -167,7 +169,7 @@ class Checkpoint:
         config, generation = settings
         self.model = build_model(config, seed=1, std=std)
         self.folder = write_checkpoint(folder, self.model, generation)
-        self.config = Config.from_dicts(config, generation)
+        self.config = parse_config(config, generation)
         self.bark = Bark.from_pretrained(folder, device="cpu")
 
     def voice(self, n_semantic: int, seed: int = 0) -> dict[str, np.ndarray]:

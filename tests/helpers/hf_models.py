@@ -1,4 +1,4 @@
-"""What the tests of the transformers-compatible face share."""
+"""Keywords and a record that the tests of the transformers-compatible face share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GREEDY: dict[str, Any] = {"do_sample": False, "fine_temperature": None}
 
 @dataclass
 class Seen:
-    """What our engine was asked for, and what it made."""
+    """The requests that our engine was given, and the speech that it made."""
 
     requests: list[Request] = field(default_factory=list)
     speeches: list[Speech] = field(default_factory=list)

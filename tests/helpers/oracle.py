@@ -1,4 +1,4 @@
-"""transformers' BarkModel, one utterance at a time, stage by stage: what our tokens must equal."""
+"""Run transformers' BarkModel, one utterance at a time, stage by stage: ours must equal it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def greedy(
     max_new_tokens: int,
     min_eos_p: float | None = None,
 ) -> OracleSpeech:
-    """What BarkModel.generate does for a batch of one, with every stage's result kept."""
+    """Do what BarkModel.generate does for a batch of one, and keep every stage's result."""
     g = model.generation_config
     semantic_config = BarkSemanticGenerationConfig(**g.semantic_config)
     coarse_config = BarkCoarseGenerationConfig(**g.coarse_acoustics_config)
@@ -87,7 +87,7 @@ def greedy(
 
 
 def random_voice(config: Config, n_semantic: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays of a voice that fits `config`."""
+    """Return the arrays of a random voice that fits `config`."""
     rng = np.random.default_rng(seed)
     n_coarse = config.coarse_rules.n_coarse_codebooks
     frames = int(n_semantic * config.semantic_to_coarse_ratio / n_coarse)

@@ -1,5 +1,5 @@
-"""suno's own checkpoint files, written from a transformers model, the other way round than the
-library reads them. Names: suno-ai/bark, model.py and model_fine.py; encodec, modules/."""
+"""Write suno's own checkpoint files from a transformers model: the reverse of how the library reads
+them. Names: suno-ai/bark, model.py and model_fine.py; encodec, modules/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from bark_fast.checkpoint.random import _write_tokenizer
+from bark_fast.checkpoint.random import write_tokenizer
 
 LARGE = {"text": "text_2.pt", "coarse": "coarse_2.pt", "fine": "fine_2.pt"}
 SMALL = {"text": "text.pt", "coarse": "coarse.pt", "fine": "fine.pt"}
@@ -44,7 +44,7 @@ def _suno_name(name: str) -> str:
 def suno_content(
     model: transformers.BarkModel, stage: str, *, compiled: bool = True
 ) -> dict[str, Any]:
-    """What suno's file of a stage holds; `compiled` when torch.compile was on."""
+    """Return what suno's file of a stage holds; `compiled` means that torch.compile was on."""
     network: Any = getattr(model, _NETWORKS[stage])
     config = network.config
     prefix = "_orig_mod." if compiled else ""
@@ -80,7 +80,7 @@ def write_suno_files(
     change: Callable[[str, dict[str, Any]], Any] = lambda stage, content: content,
     **how: Any,
 ) -> Path:
-    """The three files; `change` gives what is written in place of a content."""
+    """Write the three files; `change` returns what is written in place of a content."""
     folder.mkdir(parents=True, exist_ok=True)
     for stage, file in files.items():
         torch.save(change(stage, suno_content(model, stage, **how)), folder / file)
@@ -88,16 +88,16 @@ def write_suno_files(
 
 
 def write_suno_folder(folder: Path, model: transformers.BarkModel) -> Path:
-    """The three large files with a codec and a tokenizer beside them."""
+    """Write the three large files, with a codec and a tokenizer beside them."""
     write_suno_files(folder, model)
     model.codec_model.save_pretrained(folder / "encodec_24khz")
     (folder / "bert-base-multilingual-cased").mkdir()
-    _write_tokenizer(folder / "bert-base-multilingual-cased")
+    write_tokenizer(folder / "bert-base-multilingual-cased")
     return folder
 
 
 def encodec_tensors(codec: transformers.EncodecModel) -> dict[str, Tensor]:
-    """What the encodec package's file holds of a model."""
+    """Return what the encodec package's file holds of a model."""
     transposed = {
         name
         for name, module in codec.named_modules()

@@ -44,7 +44,7 @@ def inputs(processor: Any) -> Any:
 
 
 def engine_of(model: Any) -> Any:
-    return model._serving._driver.engine
+    return model._serving.engine
 
 
 def networks(engine: Any) -> list[Any]:
@@ -73,10 +73,10 @@ def test_weights_are_shared(fresh: Any, inputs: Any, dtype: torch.dtype) -> None
     fresh.to(dtype)
     fresh.generate(**inputs, **SHORT)
     theirs = {t.data_ptr() for t in fresh.state_dict().values()}
-    for network, n_own in zip(networks(engine_of(fresh))[:3], (1, 1, 1 + 4), strict=True):
+    for network, n_copied in zip(networks(engine_of(fresh))[:3], (1, 1, 1 + 4), strict=True):
         weights = weights_of(network)
-        own = [weight for weight in weights if weight.data_ptr() not in theirs]
-        assert len(own) == n_own
+        copied = [weight for weight in weights if weight.data_ptr() not in theirs]
+        assert len(copied) == n_copied
         assert len(weights) > 20
         assert {weight.dtype for weight in weights} == {dtype}
     codec = [w for w in weights_of(networks(engine_of(fresh))[3]) if w.is_floating_point()]
@@ -431,7 +431,7 @@ def test_the_same_is_built_as_by_bark(
 
 
 class _BuiltError(Exception):
-    """What the engine is built from is known."""
+    """Raised in place of building an engine, when what it is built from is known."""
 
 
 def test_offloading_needs_a_device(
@@ -462,7 +462,7 @@ def offloaded(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[st
         bring(self, name)
 
     monkeypatch.setattr(OffloadedWeights, "bring", watch)
-    monkeypatch.setattr("bark_fast.hf.model._accelerator", lambda accelerator_id: CPU)
+    monkeypatch.setattr("bark_fast.hf.model.resolve_accelerator", lambda accelerator_id: CPU)
     monkeypatch.setitem(sys.modules, "accelerate", None)  # importing it fails
     fresh.engine_impl = "torch"
     fresh.enable_cpu_offload(accelerator_id=0)
@@ -492,9 +492,9 @@ def test_offloading(
 
 
 def test_the_device_of_an_offloaded_model(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where inputs may go and audio comes from; its weights stay on the host."""
+    """It is the device that inputs may be on and audio is on; its weights stay on the host."""
     device = torch.device("cuda", 1)
-    monkeypatch.setattr("bark_fast.hf.model._accelerator", lambda accelerator_id: device)
+    monkeypatch.setattr("bark_fast.hf.model.resolve_accelerator", lambda accelerator_id: device)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     fresh.enable_cpu_offload(1)
     assert fresh.device == device

@@ -142,7 +142,7 @@ def test_a_mask_of_zeros_inside(
 
 
 def test_a_prompt_of_another_length(ours: Any, processor: Any) -> None:
-    """What is cut is nothing but padding; what is missing is padding too."""
+    """Nothing but padding is cut, and padding is added where tokens are missing."""
     expected = ours.generate(**processor(TEXTS[0], max_length=32), **GREEDY, max_new_tokens=12)
     for length in (20, 256):
         inputs = processor(TEXTS[0], max_length=length)

@@ -12,21 +12,20 @@ import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-import bark_fast
 from bark_fast import BarkFastWarning, InputError
-from bark_fast.hf.keywords import SECTIONS
+from bark_fast.hf.params import GENERATION_CONFIGS, SECTIONS
 from helpers.hf_models import GREEDY, Seen
 
 
 class _EnoughError(Exception):
-    """The fine stage has been reached: what it was given is known."""
+    """Raised when the fine stage has been reached, and what it was given is known."""
 
 
 @pytest.fixture
 def received(
     theirs: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """What each of transformers' sub-models draws by, for the keywords of generate()."""
+    """Return the settings by which transformers' sub-models sample, for generate()'s keywords."""
     found: dict[str, dict[str, Any]] = {}
     sample = transformers.BarkCausalModel._sample
 
@@ -165,7 +164,7 @@ def test_the_sub_models_own_configuration(
     ours: Any, theirs: Any, processor: Any, received: Any, seen: Seen
 ) -> None:
     """It comes after the section, before transformers' defaults."""
-    models = [m for own in (ours, theirs) for m in (own.semantic, own.coarse_acoustics)]
+    models = [m for bark in (ours, theirs) for m in (bark.semantic, bark.coarse_acoustics)]
     before = [copy.deepcopy(model.generation_config) for model in models]
     try:
         for model in models:
@@ -184,8 +183,8 @@ def test_the_sub_models_own_configuration(
         with pytest.raises(InputError, match="num_beams of the semantic model must be left out"):
             ours.generate(**processor("Hello", max_length=32))
     finally:
-        for model, own in zip(models, before, strict=True):
-            model.generation_config = own
+        for model, config in zip(models, before, strict=True):
+            model.generation_config = config
 
 
 def test_configured_length(ours: Any, processor: Any, received: Any, seen: Seen) -> None:
@@ -371,8 +370,8 @@ def test_a_generation_config_is_not_looked_at(
     with pytest.warns(BarkFastWarning, match=f"^{name} is not looked at"):
         ours.generate(**inputs, **SHORT, **{name: other})
     assert_same(seen.requests[0], received({**SHORT, name: other}))
-    own = ours.generation_config
-    for same in (own, copy.deepcopy(own)):
+    config = ours.generation_config
+    for same in (config, copy.deepcopy(config)):
         ours.generate(**inputs, **SHORT, **{name: same})  # warnings are errors here
 
 
@@ -423,8 +422,8 @@ def test_sections_made_in_python(ours: Any, processor: Any) -> None:
     """Objects, which transformers cannot generate with."""
     inputs = processor("Hello", max_length=32)
     expected = ours.generate(**inputs, **GREEDY, **SHORT)
-    own = ours.generation_config
-    for section, kind in bark_fast.hf.keywords._CLASSES.items():
+    config = ours.generation_config
+    for section, kind in GENERATION_CONFIGS.items():
         name = SECTIONS[section]
-        setattr(own, name, kind(**getattr(own, name)))
+        setattr(config, name, kind(**getattr(config, name)))
     assert torch.equal(ours.generate(**inputs, **GREEDY, **SHORT), expected)

@@ -114,7 +114,7 @@ def test_masked_positions_change_nothing(models: Any, cls: Any, part: str) -> No
     mask[0, 2] = 0
     other = ids.clone()
     other[0, 2] = (ids[0, 2] + 1) % model.config.input_vocab_size
-    logits = [model(own, attention_mask=mask).logits[:, 3:] for own in (ids, other)]
+    logits = [model(row, attention_mask=mask).logits[:, 3:] for row in (ids, other)]
     torch.testing.assert_close(*logits)
     assert not torch.equal(model(ids).logits[:, 3:], model(other).logits[:, 3:])
 
@@ -184,8 +184,8 @@ def test_save_and_load(
         assert torch.equal(tensor, found[name]), name
     for config in ("semantic_config", "coarse_acoustics_config", "fine_acoustics_config"):
         assert getattr(loaded.config, config).to_dict() == getattr(model.config, config).to_dict()
-        own = getattr(loaded.generation_config, config)
-        assert own == getattr(model.generation_config, config)
+        section = getattr(loaded.generation_config, config)
+        assert section == getattr(model.generation_config, config)
     assert loaded.generation_config.sample_rate == model.generation_config.sample_rate == 8_000
     inputs = processor("Hello", max_length=32)
     keywords = {**GREEDY, "semantic_max_new_tokens": 10}

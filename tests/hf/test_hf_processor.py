@@ -31,9 +31,9 @@ def folder(small: Checkpoint, arrays: Any, tmp_path_factory: pytest.TempPathFact
     transformers.AutoTokenizer.from_pretrained(small.folder).save_pretrained(folder)
     listed: dict[str, Any] = {"repo_or_path": "suno/bark"}
     (folder / "speaker_embeddings" / "v2").mkdir(parents=True)
-    for name, own in arrays.items():
-        listed[name] = {key: f"speaker_embeddings/{name}_{key}.npy" for key in own}
-        for key, array in own.items():
+    for name, prompts in arrays.items():
+        listed[name] = {key: f"speaker_embeddings/{name}_{key}.npy" for key in prompts}
+        for key, array in prompts.items():
             np.save(folder / listed[name][key], array)
     (folder / "speaker_embeddings_path.json").write_text(json.dumps(listed))
     return folder
@@ -121,8 +121,8 @@ def test_arrays_that_transformers_takes(pair: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("return_tensors", ["pt", "np"])
 def test_a_voice_for_each_text(pair: Any, arrays: Any, return_tensors: str) -> None:
     _, processor = pair
-    own = Voice(**arrays["announcer"])
-    voices = ["v2/en_speaker_2", None, own, arrays["v2/en_speaker_1"]]
+    announcer = Voice(**arrays["announcer"])
+    voices = ["v2/en_speaker_2", None, announcer, arrays["v2/en_speaker_1"]]
     encoded = processor(["a", "b", "c", "d"], voices, return_tensors=return_tensors)
     assert len(encoded["input_ids"]) == 4
     first, none, third, fourth = encoded["history_prompt"]

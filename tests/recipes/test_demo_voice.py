@@ -12,7 +12,8 @@ import torch
 from transformers import AutoTokenizer
 
 from bark_fast import Bark, GenerationParams
-from bark_fast.checkpoint.config import Config, SemanticRules
+from bark_fast.checkpoint.config import SemanticRules
+from bark_fast.checkpoint.reading import parse_config
 from bark_fast.stages.coarse import codes_to_ids, trim_voice, window_prompt, window_start
 from bark_fast.stages.fine import build_codes
 from bark_fast.stages.semantic import build_prompt
@@ -35,7 +36,7 @@ from recipes.demo_voice.quantize import k_means, nearest, residual_codes, residu
 from recipes.demo_voice.texts import spell
 from recipes.demo_voice.words import word_errors, words_of
 
-CONFIG = Config.from_dicts(config_json(), generation_config_json())
+CONFIG = parse_config(config_json(), generation_config_json())
 RULES: SemanticRules = CONFIG.semantic_rules
 
 
