@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import compare, end_to_end, everything, kernels, plot, precision, serve, stages
+from bench.commands import compare, end_to_end, kernels, plot, precision, serve, stages, suite
 
 _COMMANDS = {
     "kernels": kernels,
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.all is not None and arguments.command is not None:
         parser.error("--quick and --gpu-all take no command")
     if arguments.all is not None:
-        return everything.run_all(arguments.all, arguments.out, arguments.budget_s)
+        return suite.run_all(arguments.all, arguments.out, arguments.budget_s)
     if arguments.command is None:
         parser.error(f"name a command ({', '.join(_COMMANDS)}), --quick or --gpu-all")
     return _COMMANDS[arguments.command].run(arguments)

@@ -1,4 +1,4 @@
-"""The cases of bench.kernels under pytest-benchmark: `pytest bench/test_kernels.py`."""
+"""The cases of bench.commands.kernels under pytest-benchmark: `pytest bench/test_kernels.py`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 
 from bark_fast.devices import resolve_impl
 from bark_fast.kernels.aot import SHAPES
-from bench.kernel_cases import Case, CaseMaker
-from bench.timing import synchronize
+from bench.cases.kernels import Case, CaseMaker
+from bench.harness.timing import synchronize
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16
@@ -23,7 +23,7 @@ def cases() -> list[Case]:
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name.replace(" ", "-"))
 def test_kernel(benchmark, case: Case) -> None:
     def run() -> None:
-        case.ours()
+        case.run()
         synchronize(DEVICE)
 
     with torch.inference_mode():

@@ -98,3 +98,16 @@ def test_transformers_bark_imports_from_the_repository_root() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "BarkModel"
+
+
+def test_bench_imports_point_down() -> None:
+    """Commands measure cases with the harness; the harness knows neither."""
+    rooms = ["__main__", "commands", "cases", "harness"]
+    for path in sorted((ROOT / "bench").rglob("*.py")):
+        room = path.relative_to(ROOT / "bench").with_suffix("").parts[0]
+        if room not in rooms:
+            continue
+        for imported in imports(path):
+            parts = imported.split(".")
+            if parts[0] == "bench" and len(parts) > 1:
+                assert rooms.index(parts[1]) >= rooms.index(room), f"{path} imports {imported}"

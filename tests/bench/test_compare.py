@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare import main
-from bench.results import Case, Results, Spread
+from bench.__main__ import main
+from bench.harness.results import Case, Results, Spread
 from helpers.made_up_results import results
 
 
@@ -20,7 +20,7 @@ def run(tmp_path: Path):
         paths = [tmp_path / "before.json", tmp_path / "after.json"]
         for path, made in zip(paths, (before, after), strict=True):
             made.write(path)
-        return main([*map(str, paths), *flags])
+        return main(["compare", *map(str, paths), *flags])
 
     return run
 
@@ -64,7 +64,7 @@ def test_different_runs_are_refused(run, key: str, capsys: pytest.CaptureFixture
 
 def test_no_common_case_and_no_results(run, tmp_path: Path) -> None:
     assert run(stages(), results("stages", [Case("c", Spread.of([1.0]))])) == 2
-    assert main([str(tmp_path / "none.json"), str(tmp_path / "after.json")]) == 2
+    assert main(["compare", str(tmp_path / "none.json"), str(tmp_path / "after.json")]) == 2
 
 
 def test_missing_cases_are_told(run, capsys: pytest.CaptureFixture[str]) -> None:

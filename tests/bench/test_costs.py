@@ -12,9 +12,9 @@ from bark_fast import GenerationParams
 from bark_fast.checkpoint.random import settings_for
 from bark_fast.checkpoint.reading import parse_config
 from bark_fast.checkpoint.weights import build_codec_decoder
-from bench import costs
-from bench.machine import Limits
-from bench.request_costs import floor_s, plan_coarse, request_costs
+from bench.cases import costs
+from bench.cases.requests import floor_s, plan_coarse, request_costs
+from bench.harness.machine import Limits
 from helpers.checkpoints import Checkpoint
 
 # torch's switch for oneDNN warns of a device that nobody has.

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from bark_fast import Bark, GenerationParams
-from bench import arguments, end_to_end, serve, stages
-from bench.checkpoint import checkpoint_for, make_checkpoint
-from bench.end_to_end import compare_outputs
-from bench.machine import Limits
-from bench.results import Results
-from bench.search import find_best
-from bench.sides import Made, Ours, Output, SideOptions
-from bench.worker import Worker, WorkerError
-from bench.workload import mixed_utterances, one_utterance
+from bench.__main__ import main
+from bench.commands.end_to_end import compare_outputs
+from bench.harness import arguments
+from bench.harness.checkpoint import checkpoint_for, make_checkpoint
+from bench.harness.engines import BarkFastEngine, EngineSettings, Made, Output
+from bench.harness.machine import Limits
+from bench.harness.results import Results
+from bench.harness.search import find_best
+from bench.harness.worker import Worker, WorkerError
+from bench.harness.workload import mixed_utterances, one_utterance
 
 COMMON = ["--size", "tiny", "--dtype", "float32", "--device", "cpu", "--threads", "1"]
 
@@ -68,7 +69,7 @@ def test_end_to_end(flags: list[str], tmp_path: Path) -> None:
         "--requests", "1", "3", "--semantic-tokens", "8", "--shortest", "5", "--longest", "9",
         "--runs", "1", "--batch-sizes", "1", "2", "--impl", "torch",
     ]  # fmt: skip
-    assert end_to_end.main([*flags, *own]) == 0
+    assert main(["end_to_end", *flags, *own]) == 0
     results = Results.read(tmp_path / "results.json")
     assert results.settings["outputs_equal_float32"] is True
     assert [case.name for case in results.cases] == ["1 request", "3 mixed requests"]
@@ -87,7 +88,7 @@ def test_end_to_end(flags: list[str], tmp_path: Path) -> None:
 
 def test_stages(flags: list[str], tmp_path: Path) -> None:
     own = ["--batches", "1", "2", "--contexts", "20", "--semantic-tokens", "20", "--runs", "1"]
-    assert stages.main([*flags, *own, "--impl", "torch"]) == 0
+    assert main(["stages", *flags, *own, "--impl", "torch"]) == 0
     results = Results.read(tmp_path / "results.json")
     names = [case.name for case in results.cases]
     for part in ("semantic decode", "coarse decode", "prefill", "fine window", "codec"):
@@ -99,7 +100,7 @@ def test_stages(flags: list[str], tmp_path: Path) -> None:
 
 def test_serve(flags: list[str], tmp_path: Path) -> None:
     own = ["--count", "3", "--rates", "50", "20", "--shortest", "3", "--longest", "5"]
-    assert serve.main([*flags, *own, "--impl", "torch"]) == 0
+    assert main(["serve", *flags, *own, "--impl", "torch"]) == 0
     results = Results.read(tmp_path / "results.json")
     assert [case.values["rate_per_s"] for case in results.cases] == [50, 20]
     for case in results.cases:
@@ -108,7 +109,7 @@ def test_serve(flags: list[str], tmp_path: Path) -> None:
 
 
 def test_ours_says_when_each_was_done(folder: Path) -> None:
-    side = Ours(SideOptions(folder, dtype="float32", device="cpu", impl="torch"))
+    side = BarkFastEngine(EngineSettings(folder, dtype="float32", device="cpu", impl="torch"))
     requests = mixed_utterances(3, shortest=4, longest=12)
     made = side.run(requests, keep=True)
     assert made.outputs is not None

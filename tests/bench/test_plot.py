@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import plot
-from bench.report import render, write_report
+from bench.__main__ import main
+from bench.harness.report import render, write_report
 from helpers.made_up_results import all_kinds
 
 
@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_kind_gets_its_pictures(folder: Path) -> None:
     pytest.importorskip("matplotlib")
-    assert plot.main([str(folder)]) == 0
+    assert main(["plot", str(folder)]) == 0
     made = sorted(path.name for path in folder.glob("*.png"))
     assert made == [
         "end_to_end-throughput.png",
@@ -34,7 +34,7 @@ def test_every_kind_gets_its_pictures(folder: Path) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plot.main([str(tmp_path)]) == 1
+    assert main(["plot", str(tmp_path)]) == 1
     assert "no results" in capsys.readouterr().err
 
 

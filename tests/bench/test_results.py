@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.results import Case, Results, ResultsError, Spread, percentile, read_folder
+from bench.harness.results import Case, Results, ResultsError, Spread, percentile, read_folder
 from helpers.made_up_results import all_kinds, results
 
 

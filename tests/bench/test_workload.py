@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.serve import poisson_arrivals
-from bench.workload import Utterance, batch_sizes_to_try, mixed_utterances, plan_batches
+from bench.commands.serve import poisson_arrivals
+from bench.harness.workload import Utterance, batch_sizes_to_try, mixed_utterances, plan_batches
 
 
 def utterances(*lengths: int, voices: str = "") -> list[Utterance]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.results import Case, Results, Spread
+from bench.harness.results import Case, Results, Spread
 
 
 def results(kind: str, cases: list[Case], **settings: Any) -> Results:

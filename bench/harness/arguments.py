@@ -9,8 +9,14 @@ from typing import Any
 import torch
 
 from bark_fast.checkpoint.random import SIZES
-from bench.machine import Limits, describe_machine, describe_versions, measure_limits, print_header
-from bench.results import Results
+from bench.harness.machine import (
+    Limits,
+    describe_machine,
+    describe_versions,
+    measure_limits,
+    print_header,
+)
+from bench.harness.results import Results
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.sides import Made
-from bench.worker import Worker, WorkerError
-from bench.workload import Utterance, batch_sizes_to_try
+from bench.harness.engines import Made
+from bench.harness.worker import Worker, WorkerError
+from bench.harness.workload import Utterance, batch_sizes_to_try
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Trial:
 
 
 def find_best(
-    theirs: dict[str, Worker],
+    rivals: dict[str, Worker],
     utterances: Sequence[Utterance],
     sizes: Sequence[int],
     search_s: float,
@@ -34,7 +34,7 @@ def find_best(
 
     def attempt(attention: str, batch_size: int) -> None:
         try:
-            made: Made = theirs[attention].call("run", utterances, batch_size=batch_size)
+            made: Made = rivals[attention].call("run", utterances, batch_size=batch_size)
         except WorkerError as error:
             if "out of memory" not in str(error).lower():
                 raise
@@ -46,7 +46,7 @@ def find_best(
     def best() -> Trial:
         return min(trials, key=lambda trial: trial.seconds)
 
-    first, *others = theirs
+    first, *others = rivals
     slower = 0
     for size in batch_sizes_to_try(utterances, sizes):
         if slower == 2 or (trials and time.monotonic() > deadline):

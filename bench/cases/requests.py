@@ -1,4 +1,4 @@
-"""What whole requests cost at least: the stages' own windows, by the formulas of `bench.costs`."""
+"""Return the least cost of whole requests: the stages' windows, by the formulas of `costs`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bark_fast.stages.coarse import CoarseTask, count_frames
 from bark_fast.stages.fine import plan_windows
 from bark_fast.stages.sampling import SamplingParams
 from bark_fast.types import STAGES, Voice
-from bench import costs
-from bench.costs import Cost
-from bench.machine import Limits
+from bench.cases import costs
+from bench.cases.costs import Cost
+from bench.harness.machine import Limits
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from bench.machine import describe_machine, describe_versions, device_name
-from bench.results import Case, Results, Spread
+from bench.harness.machine import describe_machine, describe_versions, device_name
+from bench.harness.results import Case, Results, Spread
 
-RESULTS = Path(__file__).parent / "results"
-_ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parents[1] / "results"
+_ROOT = Path(__file__).parents[2]
 _TAIL = 12  # lines of a part's output that are shown; the rest is in its log
 
 

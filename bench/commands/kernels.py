@@ -14,20 +14,18 @@ and its FLOPs over the measured matrix rate.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from bark_fast.devices import resolve_impl
 from bark_fast.kernels.aot import SHAPES
-from bench import kernel_cases
-from bench.arguments import add_common, begin, device_of, dtype_of
-from bench.kernel_cases import CaseMaker
-from bench.machine import Limits, cache_bytes
-from bench.results import Case
-from bench.timing import time_kernel
+from bench.cases import kernels as kernel_cases
+from bench.cases.kernels import CaseMaker
+from bench.harness.arguments import add_common, begin, device_of, dtype_of
+from bench.harness.machine import Limits, cache_bytes
+from bench.harness.results import Case
+from bench.harness.timing import time_kernel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 def measure(
     case: kernel_cases.Case, limits: Limits, device: torch.device, arguments: argparse.Namespace
 ) -> Case:
-    ours = time_kernel(case.ours, device, runs=arguments.runs)
+    seconds = time_kernel(case.run, device, runs=arguments.runs)
     plain = time_kernel(case.torch_way, device, runs=arguments.runs)
     values: dict[str, Any] = {"torch": plain.as_dict()}
     best = plain.median
@@ -75,28 +73,18 @@ def measure(
     floor_s = limits.floor_s(case.n_bytes, case.flops)
     values |= {
         "floor_s": floor_s,
-        "of_floor": floor_s / ours.median,
-        "ratio": best / ours.median,
+        "of_floor": floor_s / seconds.median,
+        "ratio": best / seconds.median,
         "bytes": case.n_bytes,
         "flops": case.flops,
     }
-    return Case(case.name, ours, values)
+    return Case(case.name, seconds, values)
 
 
 def print_case(case: Case) -> None:
-    values, ours = case.values, case.seconds.median
+    values, seconds = case.values, case.seconds.median
     print(
-        f"{case.name:<34}{values['floor_s'] * 1e6:10.1f}{ours * 1e6:11.1f}"
-        f"{values['of_floor']:9.0%}{values['ratio'] * ours * 1e6:10.1f}{values['ratio']:7.2f}",
+        f"{case.name:<34}{values['floor_s'] * 1e6:10.1f}{seconds * 1e6:11.1f}"
+        f"{values['of_floor']:9.0%}{values['ratio'] * seconds * 1e6:10.1f}{values['ratio']:7.2f}",
         flush=True,
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@
 
 What is timed is what the engine runs: its own decoders (on CUDA with their graphs), fine stage and
 codec, called as the engine calls them, look at the host included. A batch is never larger than the
-engine would make it on this device. The floor is that of `bench.costs` on the measured limits; the
+engine would make it on this device. The floor is that of `cases.costs` on the measured limits; the
 bandwidth is measured anew before and after each case, and the better one counts, because on a
 machine that is shared it drifts by a factor of two within minutes.
 """
@@ -12,20 +12,18 @@ machine that is shared it drifts by a factor of two within minutes.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from bark_fast import Bark, EngineOptions
-from bench.arguments import add_checkpoint, add_common, begin, device_of, dtype_of
-from bench.checkpoint import checkpoint_for
-from bench.machine import Limits, Reader
-from bench.results import Case
-from bench.stage_cases import KINDS, StageCase, stage_cases
-from bench.timing import time_calls
+from bench.cases.stages import KINDS, StageCase, stage_cases
+from bench.harness.arguments import add_checkpoint, add_common, begin, device_of, dtype_of
+from bench.harness.checkpoint import checkpoint_for
+from bench.harness.machine import Limits, Reader
+from bench.harness.results import Case
+from bench.harness.timing import time_calls
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,13 +113,3 @@ def print_case(case: Case) -> None:
         f"{values['of_floor']:10.0%}{values['per_s']:10.1f} {values['unit']}/s",
         flush=True,
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

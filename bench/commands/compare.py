@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.results import Results, ResultsError
+from bench.harness.results import Results, ResultsError
 
 _MUST_AGREE = ("size", "dtype")
 
@@ -106,13 +105,3 @@ def run(arguments: argparse.Namespace) -> int:
         + (f", {missing} missing in the second" if missing else "")
     )
     return 1 if slower else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.report import write_report
-from bench.results import Case, Results, read_folder
+from bench.harness.report import write_report
+from bench.harness.results import Case, Results, read_folder
 
 _OURS, _THEIRS, _GREY = "#1f6fb4", "#d98032", "#8a8a8a"
 _STAGES = {"semantic": "#1f6fb4", "coarse": "#6aaed6", "fine": "#d98032", "codec": "#8a8a8a"}
@@ -140,13 +140,3 @@ _PICTURES: dict[str, dict[str, Callable[[Any, Results], None]]] = {
     "kernels": {"floor": draw_floors},
     "serve": {"latency": draw_latency},
 }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

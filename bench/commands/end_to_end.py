@@ -15,7 +15,6 @@ The figures are written after each workload, so that an end halfway loses nothin
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,15 +25,15 @@ from typing import Any
 import numpy as np
 
 from bark_fast.voices import open_voices
-from bench.arguments import add_checkpoint, add_common, begin, dtype_of
-from bench.checkpoint import checkpoint_for, read_config
-from bench.machine import Limits
-from bench.request_costs import floor_s
-from bench.results import Case, Spread, percentile
-from bench.search import find_best
-from bench.sides import Made, Ours, SideOptions, Theirs
-from bench.worker import Worker, WorkerError
-from bench.workload import Utterance, mixed_utterances, one_utterance
+from bench.cases.requests import floor_s
+from bench.harness.arguments import add_checkpoint, add_common, begin, dtype_of
+from bench.harness.checkpoint import checkpoint_for, read_config
+from bench.harness.engines import BarkFastEngine, EngineSettings, Made, TransformersEngine
+from bench.harness.machine import Limits
+from bench.harness.results import Case, Spread, percentile
+from bench.harness.search import find_best
+from bench.harness.worker import Worker, WorkerError
+from bench.harness.workload import Utterance, mixed_utterances, one_utterance
 
 _CHECK_TOKENS = 12  # enough for a coarse window, a fine window and the codec
 _AUDIO_TOLERANCE = 1e-4
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         ) as checkpoint,
         ExitStack() as stack,
     ):
-        options = SideOptions(
+        options = EngineSettings(
             checkpoint,
             dtype=arguments.dtype,
             device=arguments.device,
@@ -79,23 +78,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
         exact = replace(options, dtype="float32", exact=True)
         if exact.dtype == options.dtype and arguments.device == "cpu":
-            ours, eager = open_pair(stack, exact)
-            equal = check_equal(ours, eager, arguments.voices)
+            bark_fast, eager = open_pair(stack, exact)
+            equal = check_equal(bark_fast, eager, arguments.voices)
         else:
             with ExitStack() as briefly:
                 equal = check_equal(*open_pair(briefly, exact), arguments.voices)
-            ours, eager = open_pair(stack, options)
+            bark_fast, eager = open_pair(stack, options)
         results.settings["outputs_equal_float32"] = equal
         if not equal and not arguments.keep_going:
             return 1
-        theirs = {"eager": eager, **open_others(stack, eager, options)}
-        results.settings["attention_tried"] = list(theirs)
+        rivals = {"eager": eager, **open_others(stack, eager, options)}
+        results.settings["attention_tried"] = list(rivals)
         for n in sorted(arguments.requests):
             if time.monotonic() > deadline:
                 print(f"{n} requests: not run, the budget is spent")
                 continue
             utterances = workload(n, arguments)
-            case = compare(ours, theirs, utterances, arguments, deadline)
+            case = compare(bark_fast, rivals, utterances, arguments, deadline)
             case.values["floor_s"] = floor_of(utterances, checkpoint, limits, arguments)
             results.cases.append(case)
             print_case(case)
@@ -115,15 +114,18 @@ def workload(n: int, arguments: argparse.Namespace) -> list[Utterance]:
     )
 
 
-def open_pair(stack: ExitStack, options: SideOptions) -> tuple[Worker, Worker]:
-    """bark-fast and transformers, which load at the same time."""
-    ours, theirs = (stack.enter_context(Worker(side, options=options)) for side in (Ours, Theirs))
-    ours.wait()
-    theirs.wait()
-    return ours, theirs
+def open_pair(stack: ExitStack, options: EngineSettings) -> tuple[Worker, Worker]:
+    """Start bark-fast and transformers, which load at the same time."""
+    bark_fast, transformers = (
+        stack.enter_context(Worker(engine, options=options))
+        for engine in (BarkFastEngine, TransformersEngine)
+    )
+    bark_fast.wait()
+    transformers.wait()
+    return bark_fast, transformers
 
 
-def open_others(stack: ExitStack, eager: Worker, options: SideOptions) -> dict[str, Worker]:
+def open_others(stack: ExitStack, eager: Worker, options: EngineSettings) -> dict[str, Worker]:
     """transformers with each further attention implementation that it takes."""
     workers = {}
     for attention in _OTHER_ATTENTIONS:
@@ -131,7 +133,8 @@ def open_others(stack: ExitStack, eager: Worker, options: SideOptions) -> dict[s
         if reason is not None:
             print(f"transformers refuses {attention}: {reason[:100]}", flush=True)
             continue
-        worker = stack.enter_context(Worker(Theirs, options=replace(options, attention=attention)))
+        settings = replace(options, attention=attention)
+        worker = stack.enter_context(Worker(TransformersEngine, options=settings))
         try:
             worker.wait()
         except WorkerError as error:
@@ -141,14 +144,15 @@ def open_others(stack: ExitStack, eager: Worker, options: SideOptions) -> dict[s
     return workers
 
 
-def check_equal(ours: Worker, theirs: Worker, n_voices: int) -> bool:
+def check_equal(bark_fast: Worker, transformers: Worker, n_voices: int) -> bool:
     """Whether both sides make the same of a short request, without and with a voice."""
     equal = True
     for utterance in mixed_utterances(
         min(2, n_voices), n_voices=n_voices, shortest=_CHECK_TOKENS, longest=_CHECK_TOKENS
     ):
         shares = compare_outputs(
-            ours.call("run", [utterance], keep=True), theirs.call("run", [utterance], keep=True)
+            bark_fast.call("run", [utterance], keep=True),
+            transformers.call("run", [utterance], keep=True),
         )
         error = shares.pop("audio_error")
         same = min(shares.values()) == 1.0 and error < _AUDIO_TOLERANCE
@@ -175,23 +179,23 @@ def compare_outputs(first: Made, second: Made) -> dict[str, float]:
 
 
 def compare(
-    ours: Worker,
-    theirs: dict[str, Worker],
+    bark_fast: Worker,
+    rivals: dict[str, Worker],
     utterances: Sequence[Utterance],
     arguments: argparse.Namespace,
     deadline: float,
 ) -> Case:
     """One workload on both sides, in pairs of runs."""
-    first: Made = ours.call("run", utterances, keep=True)  # the warm-up
-    tried = find_best(theirs, utterances, arguments.batch_sizes, arguments.search_s)
+    first: Made = bark_fast.call("run", utterances, keep=True)  # the warm-up
+    tried = find_best(rivals, utterances, arguments.batch_sizes, arguments.search_s)
     best = tried[0]
-    rival = theirs[best.attention]
+    rival = rivals[best.attention]
     pairs: list[tuple[Made, Made]] = []
     single = len(utterances) == 1
     took = 0.0
     while len(pairs) < arguments.runs and (not pairs or time.monotonic() + took < deadline):
         start = time.monotonic()
-        mine = ours.call("run", utterances)
+        mine = bark_fast.call("run", utterances)
         other = rival.call("run", utterances, batch_size=best.batch_size, keep=single)
         pairs.append((mine, other))
         took = time.monotonic() - start
@@ -209,7 +213,7 @@ def compare(
     }
     if single:
         values["equal_tokens"] = compare_outputs(first, pairs[-1][1])
-        times = [ours.call("first_audio_s", utterances[0]) for _ in range(arguments.runs + 1)]
+        times = [bark_fast.call("first_audio_s", utterances[0]) for _ in range(arguments.runs + 1)]
         values["bark_fast"]["first_audio_s"] = Spread.of(times[1:]).as_dict()
         # transformers gives a sentence out when it is whole.
         values["transformers"]["first_audio_s"] = values["transformers"]["seconds"]
@@ -266,13 +270,3 @@ def print_case(case: Case) -> None:
         f"batches of {rival['batch_size']})",
         flush=True,
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

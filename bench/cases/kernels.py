@@ -29,13 +29,13 @@ class Case:
     """One operation at one size.
 
     Attributes:
-        ours: runs it with the implementation that the case was made for.
+        run: runs it with the implementation that the case was made for.
         torch_way: as a torch user would, or the plain reference where torch has no call for it.
         n_bytes: what must be read and written once. flops: multiplications and additions.
     """
 
     name: str
-    ours: Callable[[], object]
+    run: Callable[[], object]
     torch_way: Callable[[], object]
     n_bytes: int
     flops: int = 0
@@ -210,7 +210,7 @@ class CaseMaker:
         lengths = torch.full((batch,), length, device=self._device)
         workspace = kernels.decode_workspace(batch, h, device=self._device, impl=self._impl)
 
-        def ours() -> object:
+        def run() -> object:
             k, v = pages()
             return kernels.paged_attention(
                 q, k, v, block_tables=tables, cu_seqlens_q=starts, seq_lens=lengths,
@@ -224,7 +224,7 @@ class CaseMaker:
 
         seen = length if decode else (length + 1) / 2
         n_bytes, flops = attention_cost(queries, length, c, self._bytes, seen=seen)
-        return Case(f"attention {tail}", ours, torch_way, batch * n_bytes, batch * flops)
+        return Case(f"attention {tail}", run, torch_way, batch * n_bytes, batch * flops)
 
     def _bidirectional(self, windows: int) -> Case:
         c, h = self._shape.width, self._shape.heads

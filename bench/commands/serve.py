@@ -13,16 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bark_fast import AsyncBark, Bark, EngineOptions, GenerationParams
-from bench.arguments import add_checkpoint, add_common, begin, device_of, dtype_of
-from bench.checkpoint import checkpoint_for
-from bench.results import Case, Results, Spread, percentile
-from bench.workload import Utterance, mixed_utterances
+from bench.harness.arguments import add_checkpoint, add_common, begin, device_of, dtype_of
+from bench.harness.checkpoint import checkpoint_for
+from bench.harness.results import Case, Results, Spread, percentile
+from bench.harness.workload import Utterance, mixed_utterances
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,13 +172,3 @@ def print_case(case: Case) -> None:
         f"{v['audio_s_per_s']:.2f} s of audio a second",
         flush=True,
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.results import Case, Results, read_folder
+from bench.harness.results import Case, Results, read_folder
 
 
 def write_report(folder: Path) -> Path | None:

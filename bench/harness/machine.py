@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 
 from bark_fast import kernels
-from bench.timing import time_calls
+from bench.harness.timing import time_calls
 
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 _PACKAGES = ("torch", "triton", "transformers", "numpy", "bark-fast")
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from bark_fast.stages.causal import CausalTask
 from bark_fast.stages.coarse import count_frames
 from bark_fast.stages.fine import FineTask
 from bark_fast.stages.sampling import SamplingParams
-from bench import costs
-from bench.costs import Cost
+from bench.cases import costs
+from bench.cases.costs import Cost
 
 KINDS = ("decode", "prefill", "fine", "codec")
 _GREEDY = SamplingParams(0.0, seed=0)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import everything
-from bench.everything import Outcome, Part, gpu_parts, quick_parts, run_parts
-from bench.results import Results
+from bench.commands import suite
+from bench.commands.suite import Outcome, Part, gpu_parts, quick_parts, run_parts
+from bench.harness.results import Results
 
 OK = ("-c", "print('done')")
 FAILS = ("-c", "print('about to fail'); raise SystemExit(3)")
@@ -40,8 +40,8 @@ def test_the_exit_status_tells_whether_all_went_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], status: int
 ) -> None:
     parts = [Part("one", command, 20), Part("two", OK, 20)]
-    monkeypatch.setattr(everything, "quick_parts", lambda *_: parts)
-    assert everything.run_all("quick", tmp_path, None) == status
+    monkeypatch.setattr(suite, "quick_parts", lambda *_: parts)
+    assert suite.run_all("quick", tmp_path, None) == status
     summary = Results.read(tmp_path / "summary.json")
     assert [case.values["status"] for case in summary.cases][1] == "ok"
 
@@ -54,5 +54,5 @@ def test_parts_and_their_files_have_names_of_their_own(tmp_path: Path) -> None:
 
 
 def test_summary_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    everything.print_summary([Outcome("one", "ok", 1.0, 2.0)], tmp_path)
+    suite.print_summary([Outcome("one", "ok", 1.0, 2.0)], tmp_path)
     assert "one" in capsys.readouterr().out

@@ -19,10 +19,10 @@ import torch
 from bark_fast import Bark, EngineOptions, GenerationParams
 from bark_fast.stages.coarse import count_frames
 from bark_fast.voices import open_voices
-from bench.checkpoint import read_config
-from bench.memory import PeakMemory
-from bench.timing import synchronize
-from bench.workload import Utterance, plan_batches
+from bench.harness.checkpoint import read_config
+from bench.harness.memory import PeakMemory
+from bench.harness.timing import synchronize
+from bench.harness.workload import Utterance, plan_batches
 
 
 class LengthError(RuntimeError):
@@ -59,7 +59,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class SideOptions:
+class EngineSettings:
     """How either side is set up.
 
     Attributes:
@@ -90,10 +90,10 @@ class SideOptions:
         return device
 
 
-class Ours:
+class BarkFastEngine:
     """bark-fast."""
 
-    def __init__(self, options: SideOptions) -> None:
+    def __init__(self, options: EngineSettings) -> None:
         device = options.begin()
         self._memory = PeakMemory(device)
         self._bark = Bark.from_pretrained(
@@ -155,10 +155,10 @@ class Ours:
         return seconds
 
 
-class Theirs:
+class TransformersEngine:
     """transformers, in static batches."""
 
-    def __init__(self, options: SideOptions) -> None:
+    def __init__(self, options: EngineSettings) -> None:
         import transformers
 
         self._device = options.begin()

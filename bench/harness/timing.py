@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.results import Spread
+from bench.harness.results import Spread
 
 _MAX_RUNS = 100
 

@@ -13,9 +13,8 @@ comparing precisions, not for predicting what is heard. The demo voice is traine
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,10 @@ from bark_fast.stages.coarse import CoarseTask
 from bark_fast.stages.fine import build_codes
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
 from bark_fast.stages.semantic import SILENT, build_prompt
-from bench.arguments import add_checkpoint, add_common, begin
-from bench.checkpoint import DEMO, checkpoint_for
-from bench.results import Case, Spread
-from bench.workload import SENTENCE
+from bench.harness.arguments import add_checkpoint, add_common, begin
+from bench.harness.checkpoint import DEMO, checkpoint_for
+from bench.harness.results import Case, Spread
+from bench.harness.workload import SENTENCE
 
 _PRECISIONS = ("float32", "bfloat16", "int8")
 
@@ -170,13 +169,3 @@ def print_case(case: Case) -> None:
             f"{values['logit_error']:13.4f}{seconds}",
             flush=True,
         )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
