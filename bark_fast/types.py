@@ -31,7 +31,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """How one utterance is generated.
+    """Parameters of generating one utterance.
 
     None means what the checkpoint says, and where it says nothing Bark's default. `temperature`,
     `top_k` and `top_p` hold for all stages that draw tokens; the same name with a stage in front

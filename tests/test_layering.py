@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,39 @@ def test_every_module_has_a_place() -> None:
     for name, _ in modules():
         if name not in ("bark_fast", "bark_fast.__main__"):
             assert layer(name) is not None, f"{name} is not in the list"
+
+
+def test_no_import_circle() -> None:
+    """Imports inside functions count too: a circle that they hide is still one."""
+    known = {name for name, _ in modules()} - {"bark_fast"}
+
+    def needed(path: Path) -> set[str]:
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    submodule = f"{node.module}.{alias.name}"
+                    found.add(submodule if submodule in known else node.module)
+            elif isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+        return found & known
+
+    graph = {name: needed(path) for name, path in modules() if name in known}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_kernels_keep_to_their_rooms() -> None:
+    """Contracts know no backend, backends not one another; the dispatch knows all."""
+    order = ["", "dispatch", "triton", "cpu", "reference", "ops", "state"]
+    for name, path in modules():
+        parts = name.split(".")
+        if name.startswith("bark_fast.kernels") and not parts[-1].startswith("aot"):
+            own = order.index(parts[2] if len(parts) > 2 else "")
+            for imported in imports(path):
+                if imported.startswith("bark_fast.kernels."):
+                    other = order.index(imported.split(".")[2])
+                    assert other >= own, f"{name} imports {imported}"
+                    assert {own, other} != {2, 3}, "triton and cpu do not know each other"
 
 
 def test_kernels_import_torch_and_triton_only() -> None:

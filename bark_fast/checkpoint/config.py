@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json and generation_config.json say, as frozen data.
+"""Frozen data of a checkpoint's config.json and generation_config.json.
 
 `checkpoint.reading` makes these from the files and checks them (`checkpoint.consistency`).
 """
@@ -78,7 +78,7 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """How tokens of one stage are sampled where a request does not say.
+    """Sampling of one stage where a request leaves it open.
 
     Attributes:
         temperature: divides the logits; 0 is greedy.

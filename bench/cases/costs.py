@@ -22,7 +22,7 @@ CODEC_SIZE = 4  # bytes of a number in the codec, which is float32 whatever the 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call must do at least.
+    """The least work of a call.
 
     Attributes:
         weight_bytes: read once, however many utterances share the call.
@@ -60,12 +60,12 @@ def block_weights(config: GPTConfig) -> int:
 
 
 def block_flops(config: GPTConfig, tokens: int) -> int:
-    """Of the four products, 24 C^2 a token and block."""
+    """Return the FLOPs of the four products, 24 C^2 a token and block."""
     return config.num_layers * 24 * config.hidden_size**2 * tokens
 
 
 def attention_flops(config: GPTConfig, pairs: float) -> float:
-    """Of all blocks' scores and their sums, 4 C for each query and key that it sees."""
+    """Return the FLOPs of attention in all blocks, 4 C for each query and key that it sees."""
     return config.num_layers * 4 * config.hidden_size * pairs
 
 

@@ -43,7 +43,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything, by device: enough to fill it, not so much that a CPU takes minutes.
+    """Sizes of the cases by device: enough to fill it, not so much that a CPU takes minutes.
 
     Attributes:
         rows: of decode steps. prompts: of 257 tokens, run together. windows: of the fine model.
@@ -239,7 +239,7 @@ class CaseMaker:
         )
 
     def _small(self, rows: int) -> Iterator[Case]:
-        """What is bound by the reading and writing of its rows."""
+        """Yield the cases that are bound by reading and writing their rows."""
         c, norm, impl = self._shape.width, self._norm, self._impl
         x = self._randn(rows, c)
         yield Case(

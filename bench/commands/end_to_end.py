@@ -145,7 +145,7 @@ def open_others(stack: ExitStack, eager: Worker, options: EngineSettings) -> dic
 
 
 def check_equal(bark_fast: Worker, transformers: Worker, n_voices: int) -> bool:
-    """Whether both sides make the same of a short request, without and with a voice."""
+    """Return True if both engines make the same of a short request, without and with a voice."""
     equal = True
     for utterance in mixed_utterances(
         min(2, n_voices), n_voices=n_voices, shortest=_CHECK_TOKENS, longest=_CHECK_TOKENS
@@ -221,7 +221,7 @@ def compare(
 
 
 def summarize(runs: Sequence[Made]) -> dict[str, Any]:
-    """What several runs of one side came to; details are those of the median run."""
+    """Summarise several runs of one engine; details are those of the median run."""
     middle = sorted(runs, key=lambda made: made.seconds)[(len(runs) - 1) // 2]
     return {
         "seconds": Spread.of([made.seconds for made in runs]).as_dict(),

@@ -86,7 +86,7 @@ def draw_throughput(axes: Any, results: Results) -> None:
 
 
 def draw_stage_times(axes: Any, results: Results) -> None:
-    """Where the time of the least workload goes, on both sides and at the floor."""
+    """Draw where the time of the least workload goes, in both engines and at the floor."""
     case = min(results.cases, key=lambda case: case.values["requests"])
     sides = {"bark-fast": case.values["bark_fast"], "transformers": case.values["transformers"]}
     for row, side in enumerate(sides.values()):

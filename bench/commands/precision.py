@@ -1,4 +1,4 @@
-"""What lower precision costs and brings: agreement with float32, and time.
+"""Measure lower precision: agreement with float32, and time.
 
     python -m bench precision --size small
     python -m bench precision --size demo
@@ -113,7 +113,7 @@ def teacher_forced(bark: Bark, speech: Speech) -> Iterator[tuple[str, tuple[Tens
 
 
 def score(stage: CausalStage, streams: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
-    """Of the last `count` tokens of a sequence: the logits that each was drawn from."""
+    """Return the logits that each of the last `count` tokens of a sequence was drawn from."""
     model = stage.model
     length = len(streams[0])
     dtype = model.ops.kv_dtype(model.embedding.dtype)

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """What became of one rate's requests.
+    """The outcome of one rate's requests.
 
     Attributes:
         latencies_s: of each request. pending: how many were under way when each arrived.

@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a part: "ok", "failed", "killed" or "not run"."""
+    """The outcome of a part: "ok", "failed", "killed" or "not run"."""
 
     name: str
     status: str
@@ -77,7 +77,7 @@ def quick_parts(folder: Path, work: Path) -> list[Part]:
 
 
 def gpu_parts(folder: Path, work: Path) -> list[Part]:
-    """What is worth doing on a GPU, in the order of its worth."""
+    """Return the parts worth running on a GPU, the most worthwhile first."""
     small, large = (("--size", s, "--checkpoint", str(work / s)) for s in ("small", "large"))
     parts = [
         Part("gpu tests", ("-m", "pytest", "-q", "-m", "gpu"), 60),

@@ -65,7 +65,7 @@ def checkpoint_for(folder: Path | None, *, size: str, seed: int, dtype: str) -> 
 
 
 def read_config(folder: Path) -> Config:
-    """What a checkpoint says of itself."""
+    """Read the config of a checkpoint."""
     return reading.read_config(Source.open(folder, revision=None, local_files_only=True))
 
 

@@ -31,7 +31,7 @@ class LengthError(RuntimeError):
 
 @dataclass(frozen=True)
 class Output:
-    """What one request became: semantic tokens [S], fine codes [n_fine, F], samples [T]."""
+    """The output of one request: semantic tokens [S], fine codes [n_fine, F], samples [T]."""
 
     semantic: np.ndarray
     fine: np.ndarray
@@ -60,7 +60,7 @@ class Made:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How either side is set up.
+    """The settings of either engine.
 
     Attributes:
         exact: no float32 product in lower precision, where outputs are to be compared.

@@ -1,4 +1,4 @@
-"""What the figures were measured on, and what this machine can do at most.
+"""Describe the machine that figures are measured on, and measure its limits.
 
 The limits are measured at the start of every run and printed before any timing: a figure without
 the limit beside it says nothing. They are the best of several repeats, because a limit is what can
@@ -67,7 +67,7 @@ def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
 
 
 def _bandwidths(device: torch.device) -> tuple[float, float]:
-    """Of a copy and of reading, in bytes a second."""
+    """Measure a copy and reading, in bytes a second."""
     reader = Reader(device)
     target = torch.empty_like(reader.source)
     copy_s = _fastest(lambda: target.copy_(reader.source), device)
@@ -94,7 +94,7 @@ class Reader:
 
 
 def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Of a large product, in FLOPs a second: torch's, or on a CPU ours if it is faster (torch's
+    """Measure a large product, in FLOPs a second: torch's, or on a CPU ours if faster (torch's
     BLAS reaches half of what some CPUs can do in float32)."""
     best = 0.0
     impl = kernels.choose_impl(device, dtype)
@@ -135,7 +135,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, Any]:
-    """Of everything that a figure may depend on."""
+    """Return the versions of everything that a figure may depend on."""
     found: dict[str, Any] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -10,7 +10,10 @@ import torch
 
 
 class PeakMemory:
-    """Of a stretch of work: on CUDA what torch had allocated, on a CPU the resident set."""
+    """Peak memory of a stretch of work.
+
+    On CUDA it is what torch had allocated, on a CPU the resident set.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

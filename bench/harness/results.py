@@ -1,4 +1,4 @@
-"""What a benchmark measured, in one form for all: a JSON file that others can compare and draw."""
+"""Results of benchmarks in one form: a JSON file that others can compare and draw."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Spread:
 
     @classmethod
     def of(cls, runs: Sequence[float]) -> Spread:
-        """Of at least one run."""
+        """Return the spread of at least one run."""
         kept = tuple(runs) if len(runs) <= _MOST_RUNS else ()
         return cls(statistics.median(runs), min(runs), max(runs), kept)
 
@@ -51,7 +51,7 @@ class Spread:
         return {**asdict(self), "runs": list(self.runs)}
 
     def divided(self, n: int) -> Spread:
-        """Of one part where a run was `n` alike."""
+        """Return the spread of one part where a run was `n` alike."""
         runs = tuple(run / n for run in self.runs)
         return Spread(self.median / n, self.min / n, self.max / n, runs)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class WorkerError(RuntimeError):
-    """What was called failed in the other process; the message holds its traceback."""
+    """A call failed in the other process; the message holds its traceback."""
 
 
 class Worker:
@@ -39,7 +39,7 @@ class Worker:
         self.close()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """What the object's method returns.
+        """Return what the object's method returns.
 
         Raises:
             WorkerError: it raised, or its process died.

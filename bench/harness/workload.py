@@ -1,4 +1,4 @@
-"""What is said in a benchmark, and how a static batcher would arrange it."""
+"""Texts of the benchmarks, and how a static batcher would arrange them."""
 
 from __future__ import annotations
 

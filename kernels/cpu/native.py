@@ -256,7 +256,7 @@ class NativeBackend(TorchBackend):
 
 
 class Int8Backend(NativeBackend):
-    """The same with the weights of products in 8 bits."""
+    """The native operations with the weights of products in 8 bits."""
 
     int8 = True
 
