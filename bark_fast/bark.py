@@ -147,11 +147,7 @@ class Bark:
             self.engine.warm_up(report)
 
     def load_voice(self, voice: VoiceLike, *, name: str = "voice") -> Voice:
-        """Return a preset, file or mapping as a checked Voice; `generate` takes the same things.
-
-        Args:
-            name: what errors call it.
-        """
+        """Return what `generate` takes for a voice as a checked Voice; `name` is for errors."""
         loaded = self.requests.voices.get(voice, name=name)
         if loaded is None:
             raise InputError(f"{name} must not be None")

@@ -32,7 +32,9 @@ def test_bark_small(tmp_path) -> None:
     assert bark.config.semantic.num_layers == 12
     voice = bark.load_voice("v2/en_speaker_6")
     text = "Hello, my dog is cute"
-    expected = greedy(model, bark._tokenizer.ids(text), dict(voice.arrays()), max_new_tokens=25)
+    expected = greedy(
+        model, bark.requests.tokenizer.ids(text), dict(voice.arrays()), max_new_tokens=25
+    )
     params = GenerationParams(temperature=0, min_eos_p=0, max_semantic_tokens=25)
     speech = bark.generate(text, voice=voice, params=params)
     np.testing.assert_array_equal(speech.semantic_tokens, expected.semantic)

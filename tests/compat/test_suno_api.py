@@ -15,6 +15,7 @@ import pytest
 from bark_fast import Bark, BarkFastWarning, CheckpointError, GenerationParams, InputError
 from bark_fast.compat import suno
 from bark_fast.compat.suno import SunoAPI
+from bark_fast.request import RequestBuilder
 from helpers.checkpoints import Checkpoint, bark_windows, build_model
 from helpers.suno_files import SMALL, write_suno_files, write_suno_folder
 
@@ -45,12 +46,14 @@ def default_is_put_back(api: SunoAPI, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights do not know where a text ends."""
-    begin = Bark.request
+    make = RequestBuilder.from_text
 
-    def request(self: Bark, text: str, voice: Any = None, params: Any = None, **more: Any) -> Any:
-        return begin(self, text, voice, replace(params, max_semantic_tokens=40), **more)
+    def from_text(
+        self: RequestBuilder, text: str, voice: Any = None, params: Any = None, **more: Any
+    ) -> Any:
+        return make(self, text, voice, replace(params, max_semantic_tokens=40), **more)
 
-    monkeypatch.setattr(Bark, "request", request)
+    monkeypatch.setattr(RequestBuilder, "from_text", from_text)
 
 
 # suno-ai/bark: bark/api.py, bark/generation.py

@@ -205,4 +205,4 @@ def test_the_card_says_what_was_measured(evaluation: dict[str, Any]) -> None:
 def test_the_tokenizer_is_the_recipes(bark: Bark) -> None:
     vocabulary = (FOLDER / "vocab.txt").read_text().split("\n")[:-1]
     assert tuple(vocabulary) == tokens.VOCABULARY
-    assert bark._tokenizer.encode("It's 42!") == tokens.text_ids("It's 42!")
+    assert bark.requests.tokenizer.encode("It's 42!") == tokens.text_ids("It's 42!")
