@@ -29,7 +29,7 @@ from bark_fast.checkpoint.weights import load_weights
 from bark_fast.devices import resolve_dtype
 from bark_fast.engine.offload import OffloadedWeights
 from bark_fast.hf.serving import Snapshot
-from bark_fast.kernels import why_not_native
+from bark_fast.kernels import backend, why_not_native
 from bark_fast.kernels.cpu import native
 from helpers.checkpoints import Checkpoint, build_model, small_windows
 from helpers.hf_models import GREEDY, Seen
@@ -261,8 +261,8 @@ def test_options_are_the_engines(fresh: Any, inputs: Any) -> None:
     fresh.engine_options = EngineOptions(max_batch_size=3)
     fresh.engine_impl = "torch"
     torch.testing.assert_close(fresh.generate(**inputs, **SHORT), before, rtol=0, atol=1e-5)
-    assert engine_of(fresh)._setup.max_running == 3
-    assert networks(engine_of(fresh))[0].impl == "torch"
+    assert engine_of(fresh).runner.config.max_running == 3
+    assert networks(engine_of(fresh))[0].ops is backend("torch")
     fresh.engine_impl = "abacus"
     with pytest.raises(InputError, match="impl must be"):
         fresh.generate(**inputs, **SHORT)

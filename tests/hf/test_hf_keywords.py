@@ -91,8 +91,8 @@ def assert_same(request: Any, theirs: dict[str, dict[str, Any]]) -> None:
         assert ours.top_p == (1.0 if expected["top_p"] is None else expected["top_p"]), stage
     semantic, fine = theirs["semantic"], theirs["fine_acoustics"]
     assert request.max_semantic_tokens == semantic["max_new_tokens"]
-    assert request.min_semantic_tokens == (semantic["min_new_tokens"] or 0)
-    assert request.min_eos_p == (semantic["min_eos_p"] or 0)
+    assert request.semantic.min_new_tokens == (semantic["min_new_tokens"] or 0)
+    assert request.semantic.min_eos_p == (semantic["min_eos_p"] or 0)
     greedy = fine["temperature"] in (None, 1.0)
     assert request.fine.temperature == (0 if greedy else fine["temperature"])
     assert (request.fine.top_k, request.fine.top_p) == (0, 1.0)
