@@ -1,4 +1,4 @@
-"""The benchmarks, run from the repository's root; `python -m bench COMMAND --help` tells more.
+"""Run the benchmarks, from the repository's root; `python -m bench COMMAND --help` tells more.
 
 python -m bench --quick      everything once, at small sizes, in two minutes on two cores
 python -m bench --gpu-all    everything worth doing on a GPU, in eight minutes
@@ -25,7 +25,7 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark, or all; the exit status is not 0 if something went wrong."""
+    """Run one benchmark, or all; return an exit status, which is not 0 if something went wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,

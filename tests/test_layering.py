@@ -135,13 +135,18 @@ def test_transformers_bark_imports_from_the_repository_root() -> None:
 
 
 def test_bench_imports_point_down() -> None:
-    """Commands measure cases with the harness; the harness knows neither."""
-    rooms = ["__main__", "commands", "cases", "harness"]
+    """Commands measure cases with the harness; the harness knows neither.
+
+    No command imports another: what two of them need belongs below them.
+    """
+    rooms = ["__init__", "__main__", "test_kernels", "commands", "cases", "harness"]
     for path in sorted((ROOT / "bench").rglob("*.py")):
         room = path.relative_to(ROOT / "bench").with_suffix("").parts[0]
-        if room not in rooms:
-            continue
+        assert room in rooms, f"{path} is not in the list"
         for imported in imports(path):
             parts = imported.split(".")
-            if parts[0] == "bench" and len(parts) > 1:
+            if parts[0] == "bench":
+                assert len(parts) > 1, f"{path} imports from bench itself"
+                assert parts[1] in rooms, f"{path} imports {imported}"
                 assert rooms.index(parts[1]) >= rooms.index(room), f"{path} imports {imported}"
+                assert not room == parts[1] == "commands", f"{path} imports {imported}"

@@ -1,9 +1,9 @@
-"""The least that each network must move and compute, by formula from the checkpoint's config.
+"""Count the least that each network must move and compute, by formula from the config.
 
 Bytes are those of weights, which must come from memory once for each call, and of state: keys,
 values, embedding rows, samples. What passes from layer to layer is left out, because it may stay in
 caches. A multiplication with its addition is two FLOPs; norms, activations and softmax are left
-out. So a floor made of these is below what any implementation needs, ours included.
+out. So a floor made of these is below what any implementation needs, bark-fast included.
 
 B batch, T tokens, C width, F frames, V columns of the head that a step can draw from.
 """
@@ -49,7 +49,7 @@ class Cost:
 
 
 def block_weights(config: GPTConfig) -> int:
-    """Numbers in all blocks: 12 C^2 a block, and its two norms and four biases.
+    """Count the numbers in all blocks: 12 C^2 a block, and its two norms and four biases.
 
     The fine model's norms always have a bias, those of the causal models if the products have.
     """
@@ -70,8 +70,11 @@ def attention_flops(config: GPTConfig, pairs: float) -> float:
 
 
 def head_columns(config: Config, stage: str) -> int:
-    """The most ids that a step of a causal stage can draw from: of the coarse stage's alternating
-    codebooks, the last, with what transformers leaves possible behind it."""
+    """Return the most ids that a step of a causal stage can draw from.
+
+    Of the coarse stage's alternating codebooks the last has most, because transformers leaves the
+    ids behind it possible.
+    """
     rules = config.semantic_rules
     if stage == "semantic":
         return rules.semantic_vocab_size + 1
@@ -80,10 +83,10 @@ def head_columns(config: Config, stage: str) -> int:
 
 
 def decode_step(config: GPTConfig, *, batch: int, context: float, columns: int, size: int) -> Cost:
-    """One token of each of B sequences.
+    """Return the cost of one token of each of B sequences.
 
     Args:
-        context: keys that each token sees, its own among them; an average will do.
+        context: keys that each token sees, including itself; an average will do.
         size: bytes of a number.
     """
     return prefill(
@@ -101,10 +104,10 @@ def prefill(
     sequences: int = 1,
     streams: int = 1,
 ) -> Cost:
-    """T tokens of each of some sequences, and the logits after the last of each.
+    """Return the cost of T tokens of each sequence, and of the logits after the last of each.
 
     Args:
-        cached: positions of each that have been run before.
+        cached: positions of each sequence that have been run before.
         streams: embeddings that are summed at each token.
     """
     c = config.hidden_size
@@ -129,11 +132,11 @@ def fine_pass(
     frames: int,
     filled: int | None = None,
 ) -> Cost:
-    """One pass over B windows of F frames, each of which sees all.
+    """Return the cost of one pass over B windows of F frames, each frame seeing all others.
 
     Args:
-        codebook: which is predicted; those up to it are read, itself included.
-        columns: ids that it can be.
+        codebook: index of the predicted one; the codebooks up to it are read, itself included.
+        columns: number of ids to choose from.
         filled: frames whose logits are needed; None is all.
     """
     c = config.hidden_size
@@ -149,7 +152,10 @@ def fine_pass(
 
 
 def codec(config: CodecConfig, *, frames: int, codebooks: int, batch: int = 1) -> Cost:
-    """EnCodec's decoder on B times F frames: codebook vectors, convolutions and the LSTM."""
+    """Return the cost of EnCodec's decoder on B times F frames.
+
+    Counted are codebook vectors, convolutions and the LSTM.
+    """
     layers = list(_codec_layers(_encodec_settings(config)))
     rate = sum(layer.weights * layer.positions_per_frame for layer in layers)
     vectors = codebooks * config.codebook_dim * frames
@@ -163,7 +169,7 @@ def codec(config: CodecConfig, *, frames: int, codebooks: int, batch: int = 1) -
 
 @dataclass(frozen=True)
 class _Layer:
-    """Its weights are each used once at so many positions a frame."""
+    """A layer that uses each weight once at each of so many positions a frame."""
 
     weights: int
     biases: int
@@ -175,7 +181,7 @@ def _convolution(inputs: int, outputs: int, kernel: int, positions: int) -> _Lay
 
 
 def _codec_layers(settings: Any) -> Iterator[_Layer]:
-    """The decoder's layers in order (transformers' EncodecDecoder)."""
+    """Yield the decoder's layers in order, as transformers' EncodecDecoder has them."""
     width = settings.num_filters * 2 ** len(settings.upsampling_ratios)
     yield _convolution(settings.hidden_size, width, settings.kernel_size, 1)
     # Four gates, each of the input and of the state, and each with two biases.
@@ -195,7 +201,7 @@ def _codec_layers(settings: Any) -> Iterator[_Layer]:
 
 
 def _encodec_settings(config: CodecConfig) -> Any:
-    """With transformers' defaults for what the checkpoint leaves open."""
+    """Return the settings, with transformers' defaults for those the checkpoint leaves open."""
     return _encodec_class()(**config.settings)
 
 

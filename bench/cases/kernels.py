@@ -1,4 +1,4 @@
-"""One case an operation: as the models call it, the same in torch, and what it must cost at least.
+"""Make a case of each operation: as the models call it, the same in torch, and its least cost.
 
 Weights, keys and values take turns among as many copies as overflow the cache: a model's next
 layer never finds its weights there either.
@@ -25,18 +25,19 @@ DECODE_CONTEXT = 700
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One operation at one size.
 
     Attributes:
         run: runs it with the implementation that the case was made for.
-        torch_way: as a torch user would, or the plain reference where torch has no call for it.
-        n_bytes: what must be read and written once. flops: multiplications and additions.
+        run_torch: runs it as a torch user would, or the plain reference where torch has no call.
+        n_bytes: bytes that must be read or written, each once.
+        flops: multiplications and additions.
     """
 
     name: str
     run: Callable[[], object]
-    torch_way: Callable[[], object]
+    run_torch: Callable[[], object]
     n_bytes: int
     flops: int = 0
 
@@ -46,8 +47,10 @@ class Sizes:
     """Sizes of the cases by device: enough to fill it, not so much that a CPU takes minutes.
 
     Attributes:
-        rows: of decode steps. prompts: of 257 tokens, run together. windows: of the fine model.
-        page_size: of keys and values, as the engine has it.
+        rows: batch sizes of decode steps.
+        prompts: number of prompts of 257 tokens that run together.
+        windows: number of the fine model's windows that run together.
+        page_size: positions in a page of keys and values, as in the engine.
     """
 
     rows: tuple[int, ...]
@@ -57,21 +60,24 @@ class Sizes:
 
     @classmethod
     def of(cls, device: torch.device) -> Sizes:
+        """Return the sizes for `device`."""
         if device.type == "cuda":
             return cls((1, 8, 32, 128), 8, 8, 64)
         return cls((1, 4, 16), 1, 1, 1024)
 
 
 def linear_cost(m: int, n: int, k: int, size: int, *, residual: bool = False) -> tuple[int, int]:
-    """(bytes, FLOPs) of an [m, k] x [k, n] product, with the reading of a residual if asked."""
+    """Return (bytes, FLOPs) of an [m, k] x [k, n] product, which may also read a residual."""
     return (n * k + m * k + m * n * (1 + residual)) * size, 2 * m * n * k
 
 
 def attention_cost(
     queries: int, keys: int, width: int, size: int, *, seen: float | None = None
 ) -> tuple[int, int]:
-    """(bytes, FLOPs) of `queries` queries of which each sees `seen` keys on average (None: all);
-    every key and value is read once."""
+    """Return (bytes, FLOPs) of the attention of `queries` queries to `keys` keys.
+
+    Each query sees `seen` keys on average, None for all; every key and value is read once.
+    """
     seen = keys if seen is None else seen
     return (2 * queries + 2 * keys) * width * size, int(4 * queries * seen * width)
 
@@ -80,7 +86,7 @@ class CaseMaker:
     """Makes the cases of one model size, dtype, device and implementation.
 
     Args:
-        cache_bytes: what the copies of an operand have to overflow.
+        cache_bytes: size of the cache that the copies of an operand have to overflow.
     """
 
     def __init__(
@@ -99,8 +105,8 @@ class CaseMaker:
         self._norm = (self._randn(shape.width), None)
         self._sizes = Sizes.of(device)
 
-    def all(self) -> Iterator[Case]:
-        """Decode at several batch sizes, prompts, the fine model's windows, and the rest."""
+    def all(self) -> Iterator[KernelCase]:
+        """Yield decode at several batch sizes, prompts, the fine model's windows, and the rest."""
         sizes = self._sizes
         for rows in sizes.rows:
             yield from self._products(rows, decode=True, tail=f"M={rows}")
@@ -131,23 +137,23 @@ class CaseMaker:
         return min(MOST_COPIES, 2 * self._cache_bytes // n_bytes + 1)
 
     def _weights(self, outputs: int, inputs: int) -> tuple[_Turns, _Turns]:
-        """A weight as our kernels take it, and as torch does."""
+        """Return a weight as bark-fast's kernels take it, and as torch does."""
         plain = [self._randn(outputs, inputs, scale=inputs**-0.5)]
         n_bytes = outputs * inputs * self._bytes
         plain += [plain[0].clone() for _ in range(self._copies(n_bytes) - 1)]
         packed = [kernels.pack_weight(weight.clone(), impl=self._impl) for weight in plain]
         return _Turns(packed), _Turns(plain)
 
-    def _products(self, rows: int, *, decode: bool, tail: str) -> Iterator[Case]:
+    def _products(self, rows: int, *, decode: bool, tail: str) -> Iterator[KernelCase]:
         c, h, norm = self._shape.width, self._shape.heads, self._norm
         size = self._bytes
         how: Any = {"decode": decode, "impl": self._impl}
         x, wide = self._randn(rows, c), self._randn(rows, 4 * c)
-        slots = torch.arange(rows, device=self._device)
+        slot_mapping = torch.arange(rows, device=self._device)
         page_size = self._sizes.page_size
         n_pages = -(-rows // page_size)
         kv_dtype = kernels.kv_dtype(self._dtype, impl=self._impl)
-        ours_kv = self._randn(2, n_pages, h, page_size, c // h, dtype=kv_dtype)
+        paged_kv = self._randn(2, n_pages, h, page_size, c // h, dtype=kv_dtype)
         torch_kv = self._randn(2, rows, h, c // h)
 
         qkv, qkv_plain = self._weights(3 * c, c)
@@ -159,40 +165,42 @@ class CaseMaker:
             torch_kv[1] = v
             return q
 
-        yield Case(
+        yield KernelCase(
             f"qkv to pages {tail}",
             lambda: kernels.qkv_to_pages(
-                x, qkv(), None, norm=norm, k_pages=ours_kv[0], v_pages=ours_kv[1],
-                slot_mapping=slots,
-                **how,
+                x, qkv(), None, norm=norm, k_pages=paged_kv[0], v_pages=paged_kv[1],
+                slot_mapping=slot_mapping, **how,
             ),
             qkv_torch,
             *linear_cost(rows, 3 * c, c, size),
         )  # fmt: skip
         out, out_plain = self._weights(c, c)
-        yield Case(
+        yield KernelCase(
             f"out + residual {tail}",
             lambda: kernels.fused_linear(x, out(), residual=x, **how),
             lambda: F.linear(x, out_plain()) + x,
             *linear_cost(rows, c, c, size, residual=True),
         )
         fc1, fc1_plain = self._weights(4 * c, c)
-        yield Case(
+        yield KernelCase(
             f"norm + fc1 + gelu {tail}",
             lambda: kernels.fused_linear(x, fc1(), norm=norm, gelu=True, **how),
             lambda: F.gelu(F.linear(F.layer_norm(x, (c,), norm[0]), fc1_plain())),
             *linear_cost(rows, 4 * c, c, size),
         )
         fc2, fc2_plain = self._weights(c, 4 * c)
-        yield Case(
+        yield KernelCase(
             f"fc2 + residual {tail}",
             lambda: kernels.fused_linear(wide, fc2(), residual=x, **how),
             lambda: F.linear(wide, fc2_plain()) + x,
             *linear_cost(rows, c, 4 * c, size, residual=True),
         )
 
-    def _paged(self, batch: int, queries: int, length: int, *, tail: str) -> Case:
-        """Causal attention to pages; torch has none, and gets the keys and values side by side."""
+    def _paged(self, batch: int, queries: int, length: int, *, tail: str) -> KernelCase:
+        """Return the case of causal attention to pages.
+
+        torch has no such call, and gets the keys and values side by side.
+        """
         c, h, decode = self._shape.width, self._shape.heads, queries == 1
         page_size = self._sizes.page_size
         per_sequence = -(-length // page_size)
@@ -218,19 +226,19 @@ class CaseMaker:
                 impl=self._impl,
             )  # fmt: skip
 
-        def torch_way() -> object:
+        def run_torch() -> object:
             k, v = dense()
             return F.scaled_dot_product_attention(q_torch, k, v, is_causal=not decode)
 
         seen = length if decode else (length + 1) / 2
         n_bytes, flops = attention_cost(queries, length, c, self._bytes, seen=seen)
-        return Case(f"attention {tail}", run, torch_way, batch * n_bytes, batch * flops)
+        return KernelCase(f"attention {tail}", run, run_torch, batch * n_bytes, batch * flops)
 
-    def _bidirectional(self, windows: int) -> Case:
+    def _bidirectional(self, windows: int) -> KernelCase:
         c, h = self._shape.width, self._shape.heads
         q, k, v = self._randn(windows, 1024, 3, h, c // h).unbind(2)
         n_bytes, flops = attention_cost(1024, 1024, c, self._bytes)
-        return Case(
+        return KernelCase(
             f"attention fine B={windows} T=1024",
             lambda: kernels.bidirectional_attention(q, k, v, impl=self._impl),
             lambda: F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))),
@@ -238,11 +246,11 @@ class CaseMaker:
             windows * flops,
         )
 
-    def _small(self, rows: int) -> Iterator[Case]:
+    def _small(self, rows: int) -> Iterator[KernelCase]:
         """Yield the cases that are bound by reading and writing their rows."""
         c, norm, impl = self._shape.width, self._norm, self._impl
         x = self._randn(rows, c)
-        yield Case(
+        yield KernelCase(
             f"layer norm M={rows}",
             lambda: kernels.layer_norm(x, norm[0], None, impl=impl),
             lambda: F.layer_norm(x, (c,), norm[0]),
@@ -257,7 +265,7 @@ class CaseMaker:
                 ids, tables, positions=positions, position_table=position_table, impl=impl
             )
 
-        yield Case(
+        yield KernelCase(
             f"embedding sum K=8 M={rows}",
             lambda: embed(impl),
             lambda: embed("torch"),
@@ -267,19 +275,19 @@ class CaseMaker:
         n = self._shape.codebooks
         codes = self._integers(1024, rows // 1024, n, 1024)
         books = self._randn(n, 1024, self._shape.codec_channels, dtype=torch.float32)
-        yield Case(
+        yield KernelCase(
             f"codebook sum F={rows}",
             lambda: kernels.codebook_sum(codes, books, impl=impl),
             lambda: kernels.codebook_sum(codes, books, impl="torch"),
             (books.numel() + rows * self._shape.codec_channels) * 4 + codes.numel() * 8,
         )
 
-    def _sample(self, what: str, batch: int, columns: int) -> Case:
+    def _sample(self, what: str, batch: int, columns: int) -> KernelCase:
         logits = self._randn(batch, columns)
         params = [SamplingParams(0.7, seed) for seed in range(batch)]
         sampling, space = batch_sampling(params, self._device), TokenSpace(stage=0)
         positions = torch.arange(batch, device=self._device)
-        return Case(
+        return KernelCase(
             f"sample {what} B={batch}",
             lambda: kernels.sample(logits, sampling, space, positions=positions, impl=self._impl),
             lambda: torch.multinomial((logits.float() / 0.7).softmax(-1), 1),
@@ -288,7 +296,7 @@ class CaseMaker:
 
 
 class _Turns:
-    """Gives its items by turns, one a call."""
+    """Returns its items in turn, one a call, and begins again after the last."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = cycle(items)

@@ -1,4 +1,4 @@
-"""Return the least cost of whole requests: the stages' windows, by the formulas of `costs`."""
+"""Count the least cost of whole requests: the stages' windows, by the formulas of `costs`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class CoarsePlan:
     """The coarse windows of one request.
 
     Attributes:
-        prompts: lengths of the prompts that have to be run; a window whose prompt is what the cache
-            holds already is not among them.
-        contexts: of each decode step, the keys that it sees.
+        prompts: lengths of the prompts that have to be run, without those that the cache already
+            holds.
+        contexts: the number of keys that each decode step sees.
     """
 
     prompts: tuple[int, ...]
@@ -30,8 +30,10 @@ class CoarsePlan:
 
 
 def plan_coarse(n_semantic: int, voice: Voice | None, config: Config) -> CoarsePlan:
-    """Play the stage's own rules through, with tokens that are all different, so that no two
-    prompts are alike by chance."""
+    """Plan the windows by the rules of the coarse stage.
+
+    The tokens are all different, so that no two prompts are alike by chance.
+    """
     task = CoarseTask.start(voice, SamplingParams(0.0, seed=0), config)
     task.extend(range(n_semantic), complete=True)
     prompts, contexts = [], []
@@ -47,10 +49,10 @@ def plan_coarse(n_semantic: int, voice: Voice | None, config: Config) -> CoarseP
 def request_costs(
     n_semantic: int, voice: Voice | None, config: Config, *, size: int
 ) -> dict[str, Cost]:
-    """Cost of each stage for one request alone.
+    """Return the cost of each stage for a single request.
 
     Args:
-        n_semantic: tokens that it makes.
+        n_semantic: semantic tokens that the request makes.
         size: bytes of a number.
     """
     return {
@@ -68,10 +70,11 @@ def request_costs(
 def floor_s(
     requests: Sequence[tuple[int, Voice | None]], config: Config, limits: Limits, *, size: int
 ) -> float:
-    """The least time for requests that are made together.
+    """Return the least time for requests that are made together.
 
     Weights are counted as if every step ran all requests at once, so only the longest request's
-    steps read them; operations and state are everybody's. Stages come one after another.
+    steps read them; operations and state are counted for every request. Stages come one after
+    another.
 
     Args:
         requests: (semantic tokens, voice) of each.
@@ -79,9 +82,10 @@ def floor_s(
     each = [request_costs(n, voice, config, size=size) for n, voice in requests]
     total = 0.0
     for stage in STAGES:
-        own = [cost[stage] for cost in each]
-        n_bytes = max(c.weight_bytes for c in own) + sum(c.state_bytes for c in own)
-        flops = sum(c.flops for c in own)
+        stage_costs = [cost[stage] for cost in each]
+        n_bytes = max(c.weight_bytes for c in stage_costs)
+        n_bytes += sum(c.state_bytes for c in stage_costs)
+        flops = sum(c.flops for c in stage_costs)
         total += limits.floor_s(n_bytes, flops, float32=stage == "codec")
     return total
 
@@ -119,7 +123,7 @@ def _fine(n_frames: int, voice: Voice | None, config: Config, size: int) -> Cost
         return total
     end = n_history + n_frames
     for window in plan_windows(n_frames, n_history, config):
-        # Padding behind the last frame is seen by the others, but its logits are nobody's.
+        # Padding behind the last frame is seen by the other frames, but nobody needs its logits.
         stop = min(rules.max_fine_input_length, end - window.start)
         for codebook in range(config.coarse_rules.n_coarse_codebooks, rules.n_fine_codebooks):
             total += costs.fine_pass(

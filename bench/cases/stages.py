@@ -1,4 +1,4 @@
-"""Each stage at a batch size, as the engine runs it, and what it must cost at least."""
+"""Make cases of each stage at a batch size, as the engine runs it, with the least cost of each."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class StageCase:
     """One stage at one batch size.
 
     Attributes:
-        run: takes what `prepare` makes, and waits for its end only as far as the engine does.
-        steps: that one run makes; the time of a case is that of one step. `half`: makes half of
-            them, which tells what a step takes without its share of the look at the host.
-        units: of `unit` that a step makes.
+        run: takes the result of `prepare`, and waits for the end only as far as the engine does.
+        steps: number of steps that one run makes; the time of a case is that of one step.
+        half: makes half as many steps, which tells what a step takes without its share of handing
+            tokens to the host.
+        units: how many of `unit` a step makes.
     """
 
     name: str
@@ -53,10 +54,11 @@ def stage_cases(
     semantic_tokens: int,
     size: int,
 ) -> Iterator[StageCase]:
-    """The cases of `kinds`, the cheap ones first.
+    """Yield the cases of `kinds`, the cheap ones first.
 
     Args:
-        contexts: positions before a decode step. semantic_tokens: of what the codec decodes.
+        contexts: positions before a decode step.
+        semantic_tokens: length of the speech that the codec decodes.
         size: bytes of a number.
     """
     parts = Parts(bark, size)
@@ -79,10 +81,10 @@ def stage_cases(
 
 
 class Parts:
-    """The runners inside a Bark, and cases made of them.
+    """Makes cases of the runners inside a Bark.
 
-    They are taken from within the engine on purpose: with the batch limits, pages and graphs that
-    it has set up for itself. It must have nothing else to do.
+    They are taken from within the engine on purpose, with the batch limits, pages and graphs that
+    it has set up for itself. The engine must have nothing else to do.
     """
 
     def __init__(self, bark: Bark, size: int) -> None:
@@ -102,22 +104,26 @@ class Parts:
 
     @property
     def semantic_prompt(self) -> int:
+        """Length of a semantic prompt."""
         return self._config.semantic_rules.max_input_semantic_length + 1
 
     def coarse_prompt(self, history: float) -> int:
-        """Length of a coarse window's prompt with so much of the longest history."""
+        """Return the length of a coarse prompt with the share `history` of the longest history."""
         rules = self._config.coarse_rules
         return rules.max_coarse_input_length + 1 + int(history * rules.max_coarse_history)
 
-    def allowed(self, batches: Sequence[int], work: Phase, *, each: int = 1) -> list[int]:
-        """`batches`, none larger than the engine would run at once."""
-        most = max(1, self._limits[work] // each)
+    def allowed(self, batches: Sequence[int], phase: Phase, *, each: int = 1) -> list[int]:
+        """Return `batches`, none larger than the engine would run at once."""
+        most = max(1, self._limits[phase] // each)
         return sorted({min(batch, most) for batch in batches})
 
     def decode(
         self, stage: str, batches: Sequence[int], contexts: Sequence[int]
     ) -> Iterator[StageCase]:
-        """As many steps as the engine enqueues between two looks, after so many positions."""
+        """Yield cases of decode after each number of positions in `contexts`.
+
+        Each makes as many steps as the engine enqueues between two looks at the tokens.
+        """
         decoder, steps = self._causal[stage], self._steps[stage]
         contexts = [c for c in contexts if c + steps <= self._networks[stage].block_size]
         if not contexts:
@@ -131,9 +137,9 @@ class Parts:
             return
         tasks = self._tasks(stage, max(fitting), max(contexts))
         pages = _pages(len(tasks), each)
-        for task, own in zip(tasks, pages, strict=True):
+        for task, task_pages in zip(tasks, pages, strict=True):
             # One by one: it is their keys and values that are wanted, not their time.
-            decoder.prefill([task], [own])()
+            decoder.prefill([task], [task_pages])()
         for context in contexts:
             for batch in fitting:
                 yield self._decode(stage, tasks[:batch], pages[:batch], context)
@@ -172,7 +178,7 @@ class Parts:
         )
 
     def prefill(self, stage: str, batch: int, tokens: int) -> StageCase:
-        """Prompts of so many tokens, together."""
+        """Return the case of `batch` prompts of so many tokens, run together."""
         decoder = self._causal[stage]
         tasks = self._tasks(stage, batch, tokens)
         pages = _pages(batch, -(-tokens // decoder.cache.page_size))
@@ -195,7 +201,7 @@ class Parts:
         )
 
     def fine(self, batch: int) -> StageCase:
-        """One window of each utterance: the passes over all codebooks that are not known."""
+        """Return the case of one window of each utterance: a pass for each codebook to predict."""
         rules, first = self._config.fine_rules, self._config.coarse_rules.n_coarse_codebooks
         frames = rules.max_fine_input_length
         coarse = np.random.default_rng(0).integers(self._config.codebook_size, size=(first, frames))
@@ -226,7 +232,7 @@ class Parts:
         )  # fmt: skip
 
     def codec(self, batch: int, frames: int) -> StageCase:
-        """Codes to samples on the host."""
+        """Return the case of decoding codes to samples on the host."""
         n_codebooks = self._config.fine_rules.n_fine_codebooks
         shape = (batch, n_codebooks, frames)
         codes = list(np.random.default_rng(0).integers(self._config.codebook_size, size=shape))
@@ -242,7 +248,7 @@ class Parts:
         )
 
     def _tasks(self, stage: str, batch: int, tokens: int) -> list[CausalTask]:
-        """Prompts of random ids that the stage may have drawn, all different."""
+        """Return tasks with prompts of random ids that the stage could draw, all different."""
         rng = np.random.default_rng(0)
         first, high = 0, self._config.semantic_rules.semantic_vocab_size
         if stage == "coarse":
@@ -259,5 +265,5 @@ class Parts:
 
 
 def _pages(n_sequences: int, each: int) -> list[list[int]]:
-    """Pages of their own for some sequences."""
+    """Return pages for some sequences, none of them shared."""
     return [list(range(i * each, (i + 1) * each)) for i in range(n_sequences)]

@@ -1,4 +1,4 @@
-"""Two runs of one benchmark, case by case: what became slower.
+"""Compare two runs of one benchmark, case by case, and find what became slower.
 
     python -m bench compare before.json after.json --threshold 10
 
@@ -20,7 +20,7 @@ _MUST_AGREE = ("size", "dtype")
 
 @dataclass(frozen=True)
 class Change:
-    """One case in both runs; `ratio` is the second's median time by the first's.
+    """One case in both runs; `ratio` is the second's median time over the first's.
 
     Attributes:
         beyond_spread: every run of the second was slower than every run of the first.
@@ -37,7 +37,7 @@ class Change:
 
 
 def mismatches(before: Results, after: Results) -> list[str]:
-    """Why the two say nothing about each other; empty if they do."""
+    """Return the reasons why the two cannot be compared; empty if they can."""
     found = []
     if before.kind != after.kind:
         found.append(f"benchmark: {before.kind} and {after.kind}")
@@ -52,7 +52,7 @@ def mismatches(before: Results, after: Results) -> list[str]:
 
 
 def compare(before: Results, after: Results) -> list[Change]:
-    """The cases that both have, in the first's order."""
+    """Return the cases that both runs have, in the order of the first."""
     changes = []
     for case in before.cases:
         other = after.case(case.name)

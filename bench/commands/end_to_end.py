@@ -1,13 +1,13 @@
-"""Whole requests, text to samples, side by side with transformers' BarkModel in the same run.
+"""Time whole requests, text to samples, side by side with transformers' BarkModel.
 
     python -m bench end_to_end --size small --dtype bfloat16 --requests 1 16
 
-Random weights; the same checkpoint, dtype, device, threads and lengths on both sides, each in a
-process of its own. (bark-fast's codec is always float32.) Before anything is timed, greedy outputs
-in float32 are compared, token by token. transformers gets its best: requests are sorted into static
-batches of one voice, several batch sizes and attention implementations are tried, and the best one
-is what counts. Both sides are warm. Runs alternate, and ratios are taken pair by pair, because the
-speed of a machine drifts.
+Weights are random. Both engines run in the same run, each in a separate process, with the same
+checkpoint, dtype, device, threads and lengths (but bark-fast's codec is always float32). Before
+anything is timed, greedy outputs in float32 are compared, token by token. transformers gets its
+best: requests are sorted into static batches of one voice, several batch sizes and attention
+implementations are tried, and the best one counts. Both engines are warm. Runs alternate, and
+ratios are taken pair by pair, because the speed of a machine drifts.
 
 The figures are written after each workload, so that an end halfway loses nothing.
 """
@@ -28,7 +28,7 @@ from bark_fast.voices import open_voices
 from bench.cases.requests import floor_s
 from bench.harness.arguments import add_checkpoint, add_common, begin, dtype_of
 from bench.harness.checkpoint import checkpoint_for, read_config
-from bench.harness.engines import BarkFastEngine, EngineSettings, Made, TransformersEngine
+from bench.harness.engines import BarkFastEngine, EngineSettings, TransformersEngine, WorkloadRun
 from bench.harness.machine import Limits
 from bench.harness.results import Case, Spread, percentile
 from bench.harness.search import find_best
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print; 1 if outputs were not equal."""
+    """Measure and print; return 1 if outputs were not equal."""
     results, limits = begin("end_to_end", arguments)
     deadline = time.monotonic() + (arguments.budget_s or float("inf"))
     with (
@@ -103,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def workload(n: int, arguments: argparse.Namespace) -> list[Utterance]:
+    """Return the requests of the workload with `n` of them."""
     if n == 1:
         return one_utterance(arguments.semantic_tokens)
     return mixed_utterances(
@@ -126,7 +127,7 @@ def open_pair(stack: ExitStack, options: EngineSettings) -> tuple[Worker, Worker
 
 
 def open_others(stack: ExitStack, eager: Worker, options: EngineSettings) -> dict[str, Worker]:
-    """transformers with each further attention implementation that it takes."""
+    """Start transformers with each further attention implementation that it accepts."""
     workers = {}
     for attention in _OTHER_ATTENTIONS:
         reason = eager.call("refusal", attention)
@@ -166,8 +167,8 @@ def check_equal(bark_fast: Worker, transformers: Worker, n_voices: int) -> bool:
     return equal
 
 
-def compare_outputs(first: Made, second: Made) -> dict[str, float]:
-    """Shares of equal tokens, and the largest difference in audio."""
+def compare_outputs(first: WorkloadRun, second: WorkloadRun) -> dict[str, float]:
+    """Return the shares of equal tokens, and the largest difference in audio."""
     assert first.outputs is not None
     assert second.outputs is not None
     pairs = list(zip(first.outputs, second.outputs, strict=True))
@@ -185,19 +186,19 @@ def compare(
     arguments: argparse.Namespace,
     deadline: float,
 ) -> Case:
-    """One workload on both sides, in pairs of runs."""
-    first: Made = bark_fast.call("run", utterances, keep=True)  # the warm-up
+    """Time one workload on both engines, in pairs of runs."""
+    first: WorkloadRun = bark_fast.call("run", utterances, keep=True)  # the warm-up
     tried = find_best(rivals, utterances, arguments.batch_sizes, arguments.search_s)
     best = tried[0]
     rival = rivals[best.attention]
-    pairs: list[tuple[Made, Made]] = []
+    pairs: list[tuple[WorkloadRun, WorkloadRun]] = []
     single = len(utterances) == 1
     took = 0.0
     while len(pairs) < arguments.runs and (not pairs or time.monotonic() + took < deadline):
         start = time.monotonic()
-        mine = bark_fast.call("run", utterances)
-        other = rival.call("run", utterances, batch_size=best.batch_size, keep=single)
-        pairs.append((mine, other))
+        bark_fast_run = bark_fast.call("run", utterances)
+        rival_run = rival.call("run", utterances, batch_size=best.batch_size, keep=single)
+        pairs.append((bark_fast_run, rival_run))
         took = time.monotonic() - start
     values: dict[str, Any] = {
         "requests": len(utterances),
@@ -220,24 +221,24 @@ def compare(
     return Case(name_of(len(utterances)), Spread.of([a.seconds for a, _ in pairs]), values)
 
 
-def summarize(runs: Sequence[Made]) -> dict[str, Any]:
+def summarize(runs: Sequence[WorkloadRun]) -> dict[str, Any]:
     """Summarise several runs of one engine; details are those of the median run."""
-    middle = sorted(runs, key=lambda made: made.seconds)[(len(runs) - 1) // 2]
+    middle = sorted(runs, key=lambda run: run.seconds)[(len(runs) - 1) // 2]
     return {
-        "seconds": Spread.of([made.seconds for made in runs]).as_dict(),
+        "seconds": Spread.of([run.seconds for run in runs]).as_dict(),
         "audio_s_per_s": middle.audio_s / middle.seconds,
         "real_time_factor": middle.seconds / middle.audio_s,
         "latency_p50_s": percentile(middle.done_s, 0.5),
         "latency_p95_s": percentile(middle.done_s, 0.95),
         "stage_s": middle.stage_s,
-        "peak_bytes": max(made.peak_bytes for made in runs),
+        "peak_bytes": max(run.peak_bytes for run in runs),
     }
 
 
 def floor_of(
     utterances: Sequence[Utterance], checkpoint: Path, limits: Limits, arguments: argparse.Namespace
 ) -> float:
-    """The least time that the workload can take on this machine."""
+    """Return the least time that the workload can take on this machine."""
     voices = open_voices(checkpoint, local_files_only=True)
     requests = [(u.n_tokens, voices.get(u.voice)) for u in utterances]
     size = dtype_of(arguments).itemsize
@@ -253,15 +254,16 @@ def print_case(case: Case) -> None:
     ratio, rival = values["ratio"], values["transformers"]
     print(f"{case.name}, {values['audio_s']:.1f} s of audio, floor {values['floor_s']:.2f} s")
     for name in ("bark_fast", "transformers"):
-        side = values[name]
-        seconds = side["seconds"]
-        first = side.get("first_audio_s")
+        figures = values[name]
+        seconds = figures["seconds"]
+        first = figures.get("first_audio_s")
         print(
             f"  {name.replace('_', '-'):<13}{seconds['median']:8.2f} s "
             f"({seconds['min']:.2f} to {seconds['max']:.2f}), "
-            f"{side['audio_s_per_s']:.2f} s of audio a second, RTF {side['real_time_factor']:.2f}, "
-            f"p50 {side['latency_p50_s']:.2f} s, p95 {side['latency_p95_s']:.2f} s, "
-            f"{side['peak_bytes'] / 2**30:.2f} GiB"
+            f"{figures['audio_s_per_s']:.2f} s of audio a second, "
+            f"RTF {figures['real_time_factor']:.2f}, "
+            f"p50 {figures['latency_p50_s']:.2f} s, p95 {figures['latency_p95_s']:.2f} s, "
+            f"{figures['peak_bytes'] / 2**30:.2f} GiB"
             + (f", first audio {first['median']:.2f} s" if first else "")
         )
     print(

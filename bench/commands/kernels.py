@@ -1,8 +1,8 @@
-"""Each operation by itself, side by side with torch, and how far it is from its floor.
+"""Time each operation by itself, side by side with torch, and compare it with its floor.
 
     python -m bench kernels --size large --dtype bfloat16 --json bench/results/DEVICE/kernels.json
 
-On a GPU the Triton kernel is timed in a CUDA graph, against torch's own way (cuBLAS,
+On a GPU the Triton kernel is timed in a CUDA graph, against torch (cuBLAS,
 scaled_dot_product_attention, F.layer_norm; for what torch has no call for, the plain reference;
 with --compile also what torch.compile makes of it, and the better one counts). On a CPU it is the
 CPU's path that is timed. The floor of a case is the larger of its bytes over the measured bandwidth
@@ -20,8 +20,7 @@ import torch
 
 from bark_fast.devices import resolve_impl
 from bark_fast.kernels.aot import SHAPES
-from bench.cases import kernels as kernel_cases
-from bench.cases.kernels import CaseMaker
+from bench.cases.kernels import CaseMaker, KernelCase
 from bench.harness.arguments import add_common, begin, device_of, dtype_of
 from bench.harness.machine import Limits, cache_bytes
 from bench.harness.results import Case
@@ -31,7 +30,7 @@ from bench.harness.timing import time_kernel
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser, sizes=tuple(SHAPES))
     parser.add_argument("--compile", action="store_true", help="time torch.compile's version too")
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,14 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(
-    case: kernel_cases.Case, limits: Limits, device: torch.device, arguments: argparse.Namespace
+    case: KernelCase, limits: Limits, device: torch.device, arguments: argparse.Namespace
 ) -> Case:
     seconds = time_kernel(case.run, device, runs=arguments.runs)
-    plain = time_kernel(case.torch_way, device, runs=arguments.runs)
+    plain = time_kernel(case.run_torch, device, runs=arguments.runs)
     values: dict[str, Any] = {"torch": plain.as_dict()}
     best = plain.median
     if arguments.compile:
-        compiled = torch.compile(case.torch_way, dynamic=False)
+        compiled = torch.compile(case.run_torch, dynamic=False)
         values["torch_compile"] = time_kernel(compiled, device, runs=arguments.runs).as_dict()
         best = min(best, values["torch_compile"]["median"])
     floor_s = limits.floor_s(case.n_bytes, case.flops)

@@ -1,4 +1,4 @@
-"""Pictures and tables of a folder of results.
+"""Draw pictures and write tables of a folder of results.
 
     python -m bench plot bench/results/DEVICE
 
@@ -18,7 +18,7 @@ from typing import Any
 from bench.harness.report import write_report
 from bench.harness.results import Case, Results, read_folder
 
-_OURS, _THEIRS, _GREY = "#1f6fb4", "#d98032", "#8a8a8a"
+_BLUE, _ORANGE, _GREY = "#1f6fb4", "#d98032", "#8a8a8a"
 _STAGES = {"semantic": "#1f6fb4", "coarse": "#6aaed6", "fine": "#d98032", "codec": "#8a8a8a"}
 _SIZE, _DPI = (6.4, 3.6), 110
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def draw_folder(folder: Path) -> list[Path]:
-    """All pictures of the results in `folder`, written beside them."""
+    """Draw all pictures of the results in `folder` beside them; return their paths."""
     made = []
     for path, results in read_folder(folder):
         if not results.cases:
@@ -68,9 +68,9 @@ def _draw(draw: Callable[[Any, Results], None], results: Results, target: Path) 
 
 
 def draw_throughput(axes: Any, results: Results) -> None:
-    """Seconds of audio a second by the number of requests made together."""
+    """Draw seconds of audio a second by the number of requests made together."""
     counts = [str(case.values["requests"]) for case in results.cases]
-    for offset, key, colour in ((-0.2, "bark_fast", _OURS), (0.2, "transformers", _THEIRS)):
+    for offset, key, colour in ((-0.2, "bark_fast", _BLUE), (0.2, "transformers", _ORANGE)):
         heights = [case.values[key]["audio_s_per_s"] for case in results.cases]
         name = "bark-fast" if key == "bark_fast" else "transformers, best static batch"
         bars = axes.bar(
@@ -104,11 +104,11 @@ def draw_stage_times(axes: Any, results: Results) -> None:
 
 
 def draw_floors(axes: Any, results: Results) -> None:
-    """Each case's time as a multiple of the least that it can take."""
+    """Draw each case's time as a multiple of the least that it can take."""
     cases = results.cases
     multiples = [case.seconds.median / case.values["floor_s"] for case in cases]
     axes.figure.set_size_inches(_SIZE[0], 1.2 + 0.19 * len(cases))
-    bars = axes.barh([case.name for case in cases], multiples, color=_OURS, height=0.7)
+    bars = axes.barh([case.name for case in cases], multiples, color=_BLUE, height=0.7)
     axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     axes.axvline(1.0, color="black", linestyle="--", linewidth=1)
     axes.set_xscale("log")
@@ -122,10 +122,10 @@ def draw_floors(axes: Any, results: Results) -> None:
 
 
 def draw_latency(axes: Any, results: Results) -> None:
-    """Time to audio by arrival rate."""
+    """Draw the time to audio by arrival rate."""
     cases: list[Case] = sorted(results.cases, key=lambda case: case.values["rate_per_s"])
     rates = [case.values["rate_per_s"] for case in cases]
-    for which, colour in (("max", _GREY), ("p95", _THEIRS), ("p50", _OURS)):
+    for which, colour in (("max", _GREY), ("p95", _ORANGE), ("p50", _BLUE)):
         seconds = [case.values[f"latency_{which}_s"] for case in cases]
         axes.plot(rates, seconds, marker="o", label=which, color=colour)
     axes.set_ylim(bottom=0)

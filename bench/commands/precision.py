@@ -1,13 +1,13 @@
-"""Measure lower precision: agreement with float32, and time.
+"""Measure what lower precision changes and saves: agreement with float32, and time.
 
     python -m bench precision --size small
     python -m bench precision --size demo
 
-Teacher-forced: every network is given what float32 generated (greedy), and at each position its
-most likely token is compared with float32's; so one difference does not make the next. The error of
-the logits is the root mean square of their difference over that of float32's logits about their
-mean. Random weights have logits much closer together than a trained model's: their shares are for
-comparing precisions, not for predicting what is heard. The demo voice is trained.
+It is teacher-forced: every network is given what float32 generated (greedy), and at each position
+its most likely token is compared with float32's, so one difference does not cause the next. The
+error of the logits is the root mean square of their difference over that of float32's logits about
+their mean. Random weights have logits much closer together than a trained model's: their shares are
+for comparing precisions, not for predicting what is heard. The demo voice is trained.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def open_bark(checkpoint: Path, precision: str, arguments: argparse.Namespace) -
 
 
 def time_request(bark: Bark, params: GenerationParams, runs: int) -> Spread:
-    """Seconds of one request, after one that does not count."""
+    """Measure the time of one request, after one that does not count."""
     times = []
     for _ in range(runs + 1):
         start = time.perf_counter()
@@ -89,7 +89,7 @@ def time_request(bark: Bark, params: GenerationParams, runs: int) -> Spread:
 
 
 def teacher_forced(bark: Bark, speech: Speech) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Each stage with its logits [T, V] in float32 on the host, and its most likely columns [T]."""
+    """Yield each stage with its logits [T, V], float32 on the host, and most likely columns [T]."""
     config, engine = bark.config, bark.engine
     semantic, coarse = engine.runner.semantic.stage, engine.runner.coarse.stage
     request = bark.request(SENTENCE)
@@ -113,7 +113,8 @@ def teacher_forced(bark: Bark, speech: Speech) -> Iterator[tuple[str, tuple[Tens
 
 
 def score(stage: CausalStage, streams: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
-    """Return the logits that each of the last `count` tokens of a sequence was drawn from."""
+    """Return the logits that the last `count` tokens of a sequence were drawn from, and the most
+    likely column of each."""
     model = stage.model
     length = len(streams[0])
     dtype = model.ops.kv_dtype(model.embedding.dtype)
@@ -123,7 +124,7 @@ def score(stage: CausalStage, streams: list[list[int]], count: int) -> tuple[Ten
 
 
 def score_fine(bark: Bark, speech: Speech) -> tuple[Tensor, Tensor]:
-    """All passes over the first window, each given the codes before it."""
+    """Return the same of all passes over the first window, each given the codes before it."""
     config, model = bark.config, bark.engine.runner.fine.model
     codes, _ = build_codes(speech.coarse_tokens, None, config)
     codes = codes[: config.fine_rules.max_fine_input_length]
@@ -147,15 +148,15 @@ def _greedy(logits: Tensor, space: TokenSpace) -> Tensor:
 def compare(
     reference: dict[str, tuple[Tensor, Tensor]], other: dict[str, tuple[Tensor, Tensor]]
 ) -> dict[str, Any]:
-    """By stage, the share of equal columns and the error of the logits."""
+    """Return, by stage, the share of equal columns and the error of the logits."""
     found: dict[str, Any] = {}
     for stage, (logits, columns) in reference.items():
-        own_logits, own_columns = other[stage]
+        other_logits, other_columns = other[stage]
         spread = (logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt()
-        error = (own_logits - logits).square().mean().sqrt() / spread
+        error = (other_logits - logits).square().mean().sqrt() / spread
         found[stage] = {
             "tokens": len(columns),
-            "same_token": float(np.mean((columns == own_columns).numpy())),
+            "same_token": float(np.mean((columns == other_columns).numpy())),
             "logit_error": float(error),
         }
     return found

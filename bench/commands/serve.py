@@ -1,4 +1,4 @@
-"""Requests that arrive when they like: how long each waits for its audio, by arrival rate.
+"""Measure how long requests that arrive at random wait for their audio, by arrival rate.
 
     python -m bench serve --size small --dtype bfloat16 --loads 0.3 0.6 0.9
 
@@ -44,8 +44,10 @@ class Served:
     """The outcome of one rate's requests.
 
     Attributes:
-        latencies_s: of each request. pending: how many were under way when each arrived.
-        seconds: from the first arrival to the last samples.
+        latencies_s: latency of each request.
+        pending: how many others were under way when each arrived.
+        audio_s: length of all audio.
+        seconds: time from the first arrival to the last samples.
     """
 
     latencies_s: list[float]
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(bark: Bark, arguments: argparse.Namespace, results: Results) -> None:
-    """Warm up, measure the capacity if it is asked for, and then each rate."""
+    """Warm up, measure the capacity if loads are shares of it, and then each rate."""
     bark.warm_up()
     utterances = mixed_utterances(
         arguments.count,
@@ -101,7 +103,7 @@ def measure(bark: Bark, arguments: argparse.Namespace, results: Results) -> None
 
 
 def poisson_arrivals(rate_per_s: float, seconds: float, most: int, seed: int) -> list[float]:
-    """Times of arrival in order, the first at zero: at least two, at most `most` of them."""
+    """Return at least two and at most `most` times of arrival in order, the first at zero."""
     rng = random.Random(seed)
     times = [0.0]
     while len(times) < most:
@@ -113,7 +115,7 @@ def poisson_arrivals(rate_per_s: float, seconds: float, most: int, seed: int) ->
 
 
 async def serve(bark: Bark, utterances: Sequence[Utterance], arrivals: Sequence[float]) -> Served:
-    """Let each utterance arrive at its time, and wait for all."""
+    """Submit each utterance at its time of arrival, and wait for all."""
     speaker = AsyncBark(bark)
     start = time.perf_counter()
     pending: list[int] = []

@@ -1,10 +1,10 @@
-"""Each stage by itself, by batch size: latency, throughput, and how far it is from its floor.
+"""Time each stage by itself, by batch size: latency, throughput, and distance from its floor.
 
     python -m bench stages --size small --dtype bfloat16 --batches 1 4 16
 
-What is timed is what the engine runs: its own decoders (on CUDA with their graphs), fine stage and
-codec, called as the engine calls them, look at the host included. A batch is never larger than the
-engine would make it on this device. The floor is that of `cases.costs` on the measured limits; the
+The engine's decoders (on CUDA with their graphs), fine stage and codec are called as the engine
+calls them, and handing tokens to the host is included. A batch is never larger than the engine
+would make it on this device. The floor is that of `bench.cases.costs` on the measured limits; the
 bandwidth is measured anew before and after each case, and the better one counts, because on a
 machine that is shared it drifts by a factor of two within minutes.
 """

@@ -1,4 +1,4 @@
-"""All benchmarks in one command, each in a process of its own.
+"""Run all benchmarks in one command, each in a separate process.
 
 A part that fails or hangs ends alone: the others run all the same, and the summary at the end says
 which it was.
@@ -34,7 +34,7 @@ class Part:
     Attributes:
         command: arguments of the Python interpreter.
         limit_s: after so long it is killed.
-        always: run it even if the time for all is over; it sums up what there is.
+        always: run it even if the time for all is over, because it sums up the other parts.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def quick_parts(folder: Path, work: Path) -> list[Part]:
-    """Everything once, at sizes that two CPU cores get through in two minutes."""
+    """Return every part once, at sizes that two CPU cores get through in two minutes."""
     stages = str(folder / "stages.json")
     few = ("--shortest", "8", "--longest", "16")
     return [
@@ -108,11 +108,11 @@ def gpu_parts(folder: Path, work: Path) -> list[Part]:
 
 
 def run_all(kind: str, folder: Path | None, budget_s: float | None) -> int:
-    """Run "quick" or "gpu_all"; 1 if a part was not ok.
+    """Run "quick" or "gpu_all"; return 1 if a part was not ok.
 
     Args:
         folder: for the results; None picks one.
-        budget_s: time for all; None is what the kind is meant to take.
+        budget_s: time for all parts; None is the time that the kind is meant to take.
     """
     if kind == "gpu_all" and not torch.cuda.is_available():
         print("--gpu-all needs a CUDA device", file=sys.stderr)
@@ -131,7 +131,7 @@ def run_all(kind: str, folder: Path | None, budget_s: float | None) -> int:
 
 
 def run_parts(parts: Sequence[Part], folder: Path, budget_s: float) -> list[Outcome]:
-    """Run them one after another; a log of each in `folder`."""
+    """Run the parts one after another, and write a log of each into `folder`."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + budget_s
     outcomes = []
@@ -161,7 +161,7 @@ def print_summary(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 
 def write_summary(kind: str, outcomes: Sequence[Outcome], folder: Path) -> None:
-    """The outcomes as one more file of results."""
+    """Write the outcomes as one more file of results."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = [
         Case(o.name, Spread.of([o.seconds]), {"status": o.status, "limit_s": o.limit_s})
@@ -172,7 +172,7 @@ def write_summary(kind: str, outcomes: Sequence[Outcome], folder: Path) -> None:
 
 
 def device_folder(device: torch.device) -> str:
-    """A device's name as a folder's."""
+    """Return the name of the device as the name of a folder."""
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
@@ -183,7 +183,7 @@ def _bench(command: str, folder: Path, limit_s: float, *arguments: str, name: st
 
 
 def _run(command: Sequence[str], log: Path, limit_s: float) -> str:
-    # A session of its own, so that its workers die with it.
+    # In a new session, so that its workers die with it.
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *command],

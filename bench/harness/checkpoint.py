@@ -1,4 +1,7 @@
-"""Checkpoints of random weights that never end a text, so that both sides make the same length."""
+"""Make checkpoints of random weights that never end a text.
+
+So bark-fast and transformers make the same length of it.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from bark_fast.checkpoint.random import create_checkpoint
 from bark_fast.checkpoint.source import Source
 from bark_fast.demo import FOLDER
 
-DEMO = "demo"  # the size that is the voice in the package
+DEMO = "demo"  # where a size is asked for, it stands for the voice in the package
 _MADE_WITH = "made_by_bench.json"
 
 
 def make_checkpoint(folder: Path, *, size: str, seed: int, dtype: str) -> Path:
     """Write a random checkpoint whose end token is never the most likely.
 
-    Its row of the semantic head is zero, so its logit is zero at every step; the largest of ten
-    thousand others, with signs at random, is above. That suppresses it for whoever reads the
-    checkpoint, in the same way.
+    The end token's row of the semantic head is zero, so its logit is zero at every step, and the
+    largest of the ten thousand others, whose signs are random, is above zero. This suppresses the
+    token in the same way for every program that reads the checkpoint.
     """
     create_checkpoint(folder, size=size, seed=seed, dtype=dtype)
     rules = read_config(folder).semantic_rules
@@ -35,12 +38,13 @@ def make_checkpoint(folder: Path, *, size: str, seed: int, dtype: str) -> Path:
 
 @contextmanager
 def checkpoint_for(folder: Path | None, *, size: str, seed: int, dtype: str) -> Iterator[Path]:
-    """A checkpoint in `folder`, made if it is not there yet and kept; or if None, one for now.
+    """Provide the checkpoint in `folder`, making it first if it is not there yet.
 
-    Of size `DEMO` it is the package's own.
+    A checkpoint in `folder` is kept. If `folder` is None, a temporary one is made, and deleted at
+    the end. The size `DEMO` stands for the checkpoint in the package.
 
     Raises:
-        ValueError: the one in `folder` is of another size or seed, or not one of ours.
+        ValueError: the checkpoint in `folder` has another size or seed, or was not made here.
     """
     if size == DEMO:
         yield FOLDER
@@ -70,7 +74,7 @@ def read_config(folder: Path) -> Config:
 
 
 def _zero_row(path: Path, name: str, row: int) -> None:
-    """Overwrite one row of a tensor in a safetensors file, where it stands."""
+    """Overwrite one row of a tensor in a safetensors file with zeros, in place."""
     with path.open("r+b") as file:
         (header_length,) = struct.unpack("<Q", file.read(8))
         tensor = json.loads(file.read(header_length))[name]

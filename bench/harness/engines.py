@@ -1,7 +1,8 @@
-"""The two that are compared: bark-fast and transformers' BarkModel, with one face.
+"""Run bark-fast and transformers' BarkModel, the two engines that are compared, by one interface.
 
-Both are greedy. Each makes exactly as many semantic tokens as it was asked for (the checkpoints of
-`bench.checkpoint` never end a text), and says so loudly if it made another number.
+Both are greedy. Each makes exactly as many semantic tokens as it was asked for, because the
+checkpoints of `bench.harness.checkpoint` never end a text, and raises an error if it made another
+number.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bench.harness.workload import Utterance, plan_batches
 
 
 class LengthError(RuntimeError):
-    """A side did not make the length that was asked for, so its time says nothing."""
+    """Raised if an engine made another length than it was asked for, so its time says nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,16 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Made:
+class WorkloadRun:
     """One run of a workload.
 
     Attributes:
-        seconds: until the last request was done; `done_s`: until each was.
-        audio_s: of all requests, what was asked for alone.
+        seconds: until the last request was done.
+        done_s: until each request was done.
+        audio_s: length of all requests' audio, without anything that was not asked for.
         stage_s: seconds with each stage at work.
-        peak_bytes: of memory.
-        outputs: of each request, if they were wanted.
+        peak_bytes: the most memory in use.
+        outputs: the output of each request, if outputs were wanted.
     """
 
     seconds: float
@@ -63,9 +65,10 @@ class EngineSettings:
     """The settings of either engine.
 
     Attributes:
-        exact: no float32 product in lower precision, where outputs are to be compared.
-        impl: of bark-fast's kernels. max_batch: of its engine, None for the default.
-        attention: of transformers.
+        exact: compute no float32 product in lower precision, because outputs are compared.
+        impl: implementation of bark-fast's kernels.
+        max_batch: largest batch of bark-fast, None for the default.
+        attention: attention implementation of transformers.
     """
 
     checkpoint: Path
@@ -78,7 +81,7 @@ class EngineSettings:
     attention: str = "eager"
 
     def begin(self) -> torch.device:
-        """Apply what holds for the whole process."""
+        """Apply the settings that hold for the whole process; return the device."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.exact:
@@ -91,7 +94,7 @@ class EngineSettings:
 
 
 class BarkFastEngine:
-    """bark-fast."""
+    """Runs workloads on bark-fast."""
 
     def __init__(self, options: EngineSettings) -> None:
         device = options.begin()
@@ -106,8 +109,8 @@ class BarkFastEngine:
         )
         self._bark.warm_up()
 
-    def run(self, utterances: Sequence[Utterance], *, keep: bool = False) -> Made:
-        """All of them together, as `Bark.generate` does it, with a look at when each is done."""
+    def run(self, utterances: Sequence[Utterance], *, keep: bool = False) -> WorkloadRun:
+        """Run all utterances together, as `Bark.generate` does, and note when each is done."""
         engine = self._bark.engine
         self._memory.reset()
         before = engine.stats().stages
@@ -130,7 +133,7 @@ class BarkFastEngine:
         for u, speech in zip(utterances, speeches, strict=True):
             _check(len(speech.semantic_tokens), u.n_tokens, "bark-fast")
         after = engine.stats().stages
-        return Made(
+        return WorkloadRun(
             seconds=seconds,
             done_s=done_s,
             audio_s=sum(speech.duration_s for speech in speeches),
@@ -142,7 +145,7 @@ class BarkFastEngine:
         )
 
     def first_audio_s(self, utterance: Utterance) -> float:
-        """Until the first sentence of a longer text is there."""
+        """Return the seconds until the first sentence of a longer text is ready."""
         text = f"{utterance.text} {utterance.text}"
         start = time.perf_counter()
         stream = self._bark.stream(text, voice=utterance.voice, params=_params(utterance))
@@ -156,7 +159,7 @@ class BarkFastEngine:
 
 
 class TransformersEngine:
-    """transformers, in static batches."""
+    """Runs workloads on transformers, in static batches."""
 
     def __init__(self, options: EngineSettings) -> None:
         import transformers
@@ -188,21 +191,21 @@ class TransformersEngine:
     @torch.inference_mode()
     def run(
         self, utterances: Sequence[Utterance], *, batch_size: int = 1, keep: bool = False
-    ) -> Made:
-        """Batch after batch, as `plan_batches` arranges them."""
+    ) -> WorkloadRun:
+        """Run batch after batch, as `plan_batches` arranges them."""
         self._memory.reset()
         self._stage_s = dict.fromkeys(("semantic", "coarse", "fine", "codec"), 0.0)
         done_s = [0.0] * len(utterances)
         outputs: dict[int, Output] = {}
         start = time.perf_counter()
         for batch in plan_batches(utterances, batch_size):
-            made = self._generate([utterances[i] for i in batch])
+            batch_outputs = self._generate([utterances[i] for i in batch])
             now = time.perf_counter() - start
-            for i, output in zip(batch, made, strict=True):
+            for i, output in zip(batch, batch_outputs, strict=True):
                 done_s[i], outputs[i] = now, output
         seconds = time.perf_counter() - start
         samples = sum(len(output.samples) for output in outputs.values())
-        return Made(
+        return WorkloadRun(
             seconds=seconds,
             done_s=done_s,
             audio_s=samples / self._config.sample_rate_hz,
@@ -212,13 +215,12 @@ class TransformersEngine:
         )
 
     def refusal(self, attention: str) -> str | None:
-        """Why transformers does not run Bark with this attention implementation here, None if it
-        does."""
+        """Return why transformers cannot run Bark with this attention here, None if it can."""
         import transformers
 
         try:
             with torch.device("meta"):
-                transformers.BarkModel._from_config(
+                transformers.AutoModel.from_config(
                     transformers.BarkConfig(), attn_implementation=attention, dtype=torch.bfloat16
                 )
         except (ValueError, ImportError, KeyError) as error:
@@ -245,7 +247,7 @@ class TransformersEngine:
         outputs = []
         for row, u in enumerate(batch):
             _check(int(spoken[row]), longest, "transformers")
-            # What the longest request of the batch adds to the others is not theirs.
+            # Cut off what the others have only because the longest request of the batch needed it.
             frames = count_frames(u.n_tokens, self._config)
             outputs.append(
                 Output(
@@ -260,7 +262,7 @@ class TransformersEngine:
         return outputs
 
     def _watched(self, run: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        """`run`, with its time and its result kept."""
+        """Return `run`, wrapped so that its time and its result are kept."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             synchronize(self._device)

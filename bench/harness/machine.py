@@ -33,10 +33,10 @@ class Limits:
     """The measured limits of a device.
 
     Attributes:
-        copy_bytes_per_s: of a copy of a large buffer, bytes read plus bytes written.
-        read_bytes_per_s: of reading alone, as weights are read.
-        flops_per_s: of a large matrix product in the dtype of the run.
-        flops_per_s_float32: the same in float32, for the parts that are always in it.
+        copy_bytes_per_s: when a large buffer is copied, bytes read plus bytes written.
+        read_bytes_per_s: when memory is only read, as weights are.
+        flops_per_s: in a large matrix product in the dtype of the run.
+        flops_per_s_float32: the same in float32, for the parts that are always computed in it.
     """
 
     copy_bytes_per_s: float
@@ -46,28 +46,29 @@ class Limits:
 
     @property
     def bytes_per_s(self) -> float:
-        """The most bytes that can be moved, whichever way."""
+        """The higher of the two bandwidths."""
         return max(self.copy_bytes_per_s, self.read_bytes_per_s)
 
     def floor_s(self, n_bytes: float, flops: float, *, float32: bool = False) -> float:
-        """The least time for so many bytes and so many operations, the two overlapped."""
+        """Return the least time to move `n_bytes` and compute `flops`, the two overlapped."""
         rate = self.flops_per_s_float32 if float32 else self.flops_per_s
         return max(n_bytes / self.bytes_per_s, flops / rate)
 
     def as_dict(self) -> dict[str, float]:
+        """Return the limits as they stand in a result file."""
         return asdict(self)
 
 
 def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
-    """Measure them now; a few seconds."""
+    """Measure the limits of `device`, which takes a few seconds."""
     copied, read = _bandwidths(device)
-    own = _matrix_rate(dtype, device)
-    float32 = own if dtype == torch.float32 else _matrix_rate(torch.float32, device)
-    return Limits(copied, read, own, float32)
+    rate = _matrix_rate(dtype, device)
+    float32 = rate if dtype == torch.float32 else _matrix_rate(torch.float32, device)
+    return Limits(copied, read, rate, float32)
 
 
 def _bandwidths(device: torch.device) -> tuple[float, float]:
-    """Measure a copy and reading, in bytes a second."""
+    """Measure the bandwidths of copying and of reading, in bytes a second."""
     reader = Reader(device)
     target = torch.empty_like(reader.source)
     copy_s = _fastest(lambda: target.copy_(reader.source), device)
@@ -75,7 +76,7 @@ def _bandwidths(device: torch.device) -> tuple[float, float]:
 
 
 class Reader:
-    """Measures how fast memory is read at the moment."""
+    """Measures how fast memory is read at the moment it is asked."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -87,15 +88,18 @@ class Reader:
         self.n_bytes = self.source.numel() * self.source.element_size()
 
     def bytes_per_s(self, *, at_least_s: float) -> float:
-        """The best of several ways."""
+        """Measure the bandwidth of reading: the best of several ways to read."""
         ways = (self.source.sum, self.source.amax, lambda: self._matrix @ self._vector)
         best = min(_fastest(way, self._device, at_least_s=at_least_s / 3) for way in ways)
         return self.n_bytes / best
 
 
 def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Measure a large product, in FLOPs a second: torch's, or on a CPU ours if faster (torch's
-    BLAS reaches half of what some CPUs can do in float32)."""
+    """Measure the rate of a large matrix product, in FLOPs a second.
+
+    On a CPU the better of torch's product and bark-fast's counts, because torch's BLAS reaches only
+    half of what some CPUs can do in float32.
+    """
     best = 0.0
     impl = kernels.choose_impl(device, dtype)
     for side in (4096, 8192) if device.type == "cuda" else (1024, 2048):
@@ -113,7 +117,7 @@ def _fastest(run: Callable[[], object], device: torch.device, *, at_least_s: flo
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Name, cores, caches and the like."""
+    """Return the machine's name, cores, caches and the like."""
     about: dict[str, Any] = {
         "device": device_name(device),
         "platform": platform.platform(),
@@ -148,12 +152,12 @@ def describe_versions() -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """As a person would call it."""
+    """Return the name by which people know the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def cpu_name() -> str:
-    """With family and model, because clouds hide the rest of the name."""
+    """Return the CPU's name, with family and model, because clouds hide the rest of it."""
     info = _cpu_info()
     name = info.get("model name", platform.processor() or platform.machine())
     if "cpu family" not in info:
@@ -162,14 +166,14 @@ def cpu_name() -> str:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The largest cache: what is smaller than this may not come from memory at all."""
+    """Return the size of the largest cache; data that is smaller may not come from memory."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     return max((_size(size) for size in _cpu_caches().values()), default=32 * 2**20)
 
 
 def print_header(device: torch.device, dtype: torch.dtype, limits: Limits) -> None:
-    """The machine and its limits, before any timing."""
+    """Print the machine, the versions and the limits, before any timing."""
     versions = describe_versions()
     parts = [f"{name} {versions[name]}" for name in ("torch", "triton", "transformers")]
     print(f"{device_name(device)}, {_usable_cores()} cores, {torch.get_num_threads()} threads")
@@ -184,7 +188,7 @@ def print_header(device: torch.device, dtype: torch.dtype, limits: Limits) -> No
 
 
 def _cpu_info() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
+    """Return the first processor of /proc/cpuinfo; an empty dict where there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -199,7 +203,7 @@ def _cpu_flags() -> list[str]:
 
 
 def _cpu_caches() -> dict[str, str]:
-    """Sizes as Linux writes them, by level and type: {"L3 unified": "32768K"}."""
+    """Return cache sizes as Linux writes them, by level and type: {"L3 unified": "32768K"}."""
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
@@ -218,14 +222,14 @@ def _size(text: str) -> int:
 
 
 def _usable_cores() -> int:
-    """Those that this process may use, which may be fewer than the machine has."""
+    """Count the cores that this process may use, perhaps fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _git_commit() -> str | None:
-    """The commit, with a + if files differ from it."""
+    """Return the commit, with a + if files differ from it; None outside a repository."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],

@@ -1,4 +1,4 @@
-"""The most memory that this process has had."""
+"""Measure the most memory that this process has had."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PeakMemory:
         self._device = device
 
     def reset(self) -> None:
-        """Forget what was before, where the system can."""
+        """Forget earlier peaks, where the system can."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             return
@@ -27,7 +27,7 @@ class PeakMemory:
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is now
 
     def n_bytes(self) -> int:
-        """The peak since `reset`."""
+        """Return the peak since `reset`."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         with suppress(OSError):

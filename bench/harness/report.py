@@ -1,4 +1,4 @@
-"""The results of a folder as Markdown tables."""
+"""Write the results of a folder as Markdown tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.harness.results import Case, Results, read_folder
 
 
 def write_report(folder: Path) -> Path | None:
-    """Write `results.md` beside the JSON files; None if there is nothing to tell."""
+    """Write `results.md` beside the JSON files; return its path, None if there are no results."""
     found = [(path, r) for path, r in read_folder(folder) if r.kind in _TABLES]
     if not found:
         return None
@@ -20,7 +20,7 @@ def write_report(folder: Path) -> Path | None:
 
 
 def render(all_results: Sequence[Results]) -> str:
-    """One section for each."""
+    """Return a Markdown page with one section for each of the results."""
     first = all_results[0]
     versions = ", ".join(
         f"{name} {version}" for name, version in first.versions.items() if version is not None
@@ -33,7 +33,7 @@ def render(all_results: Sequence[Results]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first column is left-aligned, the others right."""
+    """Return the lines of a Markdown table, its first column left-aligned, the others right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
 

@@ -16,13 +16,13 @@ KINDS = ("kernels", "stages", "end_to_end", "serve", "precision", "summary")
 
 
 class ResultsError(ValueError):
-    """A file holds no results that this code can read; the message says which and why."""
+    """Raised for a file without readable results; the message says which file, and why."""
 
 
 def percentile(values: Sequence[float], p: float) -> float:
-    """The least of `values` that at least the share `p` (0 .. 1) of them do not exceed."""
+    """Return the least of `values` that at least the share `p` (0 .. 1) of them do not exceed."""
     ordered = sorted(values)
-    # Less a hair, because 0.07 * 100 is above 7.
+    # A little less, because in floating point 0.07 * 100 is above 7.
     return ordered[max(0, math.ceil(p * len(ordered) - 1e-9) - 1)]
 
 
@@ -31,7 +31,7 @@ class Spread:
     """Several measurements of one quantity.
 
     Attributes:
-        runs: all of them in the order they were taken, or none if they are more than a reader
+        runs: all measurements in the order they were taken; empty if there are more than a reader
             would look at.
     """
 
@@ -42,16 +42,16 @@ class Spread:
 
     @classmethod
     def of(cls, runs: Sequence[float]) -> Spread:
-        """Return the spread of at least one run."""
+        """Sum up the measurements in `runs`, at least one."""
         kept = tuple(runs) if len(runs) <= _MOST_RUNS else ()
         return cls(statistics.median(runs), min(runs), max(runs), kept)
 
     def as_dict(self) -> dict[str, Any]:
-        """As it stands in the file."""
+        """Return the spread as it stands in a result file."""
         return {**asdict(self), "runs": list(self.runs)}
 
     def divided(self, n: int) -> Spread:
-        """Return the spread of one part where a run was `n` alike."""
+        """Return the spread of one part, where each run was `n` equal parts."""
         runs = tuple(run / n for run in self.runs)
         return Spread(self.median / n, self.min / n, self.max / n, runs)
 
@@ -63,7 +63,7 @@ class Case:
     Attributes:
         name: the same in every run of the same benchmark, so that runs can be compared.
         seconds: how long it took; less is better.
-        values: whatever else is known of it, by name with unit.
+        values: everything else that is known of it; the names contain the units.
     """
 
     name: str
@@ -77,9 +77,9 @@ class Results:
 
     Attributes:
         kind: which benchmark, one of KINDS.
-        machine, versions: what it ran on and with.
-        settings: what was asked for; size, dtype and device among it.
-        limits: what the machine was measured to do, right before.
+        machine, versions: the hardware and the software it ran on.
+        settings: the options it was run with; size, dtype and device are among them.
+        limits: the limits of the machine, measured right before.
     """
 
     kind: str
@@ -90,7 +90,7 @@ class Results:
     cases: list[Case] = field(default_factory=list)
 
     def write(self, path: Path | None) -> None:
-        """Write the JSON file; nothing if `path` is None."""
+        """Write the results as a JSON file; do nothing if `path` is None."""
         if path is None:
             return
         content = {"schema": SCHEMA, **asdict(self)}
@@ -103,10 +103,10 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read what `write` wrote.
+        """Read a file that `write` wrote.
 
         Raises:
-            ResultsError: it is not such a file.
+            ResultsError: the file is not one of those.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ class Results:
             raise ResultsError(f"{path} holds results with fields missing: {error!r}") from error
 
     def case(self, name: str) -> Case | None:
-        """The case of that name, None if there is none."""
+        """Return the case of that name, None if there is none."""
         return next((case for case in self.cases if case.name == name), None)
 
 
@@ -133,7 +133,7 @@ def _read_case(content: dict[str, Any]) -> Case:
 
 
 def read_folder(folder: Path) -> list[tuple[Path, Results]]:
-    """All results in a folder, by file name; other JSON files are passed over."""
+    """Return all results in a folder, by file name; skip other JSON files."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:

@@ -1,4 +1,4 @@
-"""The best that transformers can do on a workload: which static batch size, which attention."""
+"""Find the static batch size and attention with which transformers is fastest on a workload."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.harness.engines import Made
+from bench.harness.engines import WorkloadRun
 from bench.harness.worker import Worker, WorkerError
 from bench.harness.workload import Utterance, batch_sizes_to_try
 
 
 @dataclass(frozen=True)
 class Trial:
-    """transformers with one attention and batch size, on one workload."""
+    """One run of transformers on a workload, with one attention and batch size."""
 
     attention: str
     batch_size: int
@@ -26,15 +26,17 @@ def find_best(
     sizes: Sequence[int],
     search_s: float,
 ) -> list[Trial]:
-    """Try batch sizes, the largest first, until two in a row are slower than the best before them
-    or the time is over; then the other attention implementations at the best size. The best trial
-    comes first."""
+    """Try batch sizes and attention implementations; return the trials, the best first.
+
+    Batch sizes are tried from the largest down, until two in a row are slower than the best before
+    them or `search_s` is over; then the other attention implementations, at the best size.
+    """
     deadline = time.monotonic() + search_s
     trials: list[Trial] = []
 
     def attempt(attention: str, batch_size: int) -> None:
         try:
-            made: Made = rivals[attention].call("run", utterances, batch_size=batch_size)
+            made: WorkloadRun = rivals[attention].call("run", utterances, batch_size=batch_size)
         except WorkerError as error:
             if "out of memory" not in str(error).lower():
                 raise

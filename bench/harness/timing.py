@@ -14,7 +14,7 @@ _MAX_RUNS = 100
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all that was enqueued on `device`; a CPU enqueues nothing."""
+    """Wait for everything enqueued on `device`; a CPU enqueues nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -27,12 +27,12 @@ def time_calls(
     runs: int = 3,
     at_least_s: float = 0.3,
 ) -> Spread:
-    """Wall time of `run`, by the host's clock between two synchronisations.
+    """Measure the wall time of `run`, by the host's clock between two synchronisations.
 
-    The first call is a warm-up. Then at least `runs` calls, and more of a short one.
+    The first call is a warm-up. Then there are at least `runs` calls, and more of a short one.
 
     Args:
-        prepare: makes the argument of each call; its own time does not count.
+        prepare: makes the argument of each call; its time does not count.
     """
     times: list[float] = []
     total, warm = 0.0, False
@@ -51,7 +51,7 @@ def time_calls(
 
 
 def time_kernel(run: Callable[[], object], device: torch.device, *, runs: int = 3) -> Spread:
-    """Time of one launch, on CUDA without what the host takes to issue it."""
+    """Measure the time of one launch, on CUDA without the time the host takes to issue it."""
     if device.type != "cuda":
         return time_calls(lambda _: run(), device, runs=runs)
     from triton.testing import do_bench_cudagraph

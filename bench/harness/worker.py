@@ -1,4 +1,4 @@
-"""An object that lives in a process of its own, so that its memory is its own too."""
+"""Run an object in a separate process, with separate memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 
 
 class WorkerError(RuntimeError):
-    """A call failed in the other process; the message holds its traceback."""
+    """Raised if a call failed in the other process; the message holds its traceback."""
 
 
 class Worker:
-    """Calls methods of an object that another process makes.
+    """Calls methods of an object that lives in another process.
+
+    The constructor does not wait until the object is made, so several workers can start at the same
+    time. If making it failed, `wait` or the first call raises the error.
 
     Args:
-        make: an importable function or class; `arguments` are its own. That it failed is told by
-            the first call; several workers can be made at the same time.
+        make: an importable function or class that makes the object.
+        arguments: the keyword arguments of `make`.
     """
 
     def __init__(self, make: Callable[..., Any], **arguments: Any) -> None:
@@ -39,20 +42,20 @@ class Worker:
         self.close()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Return what the object's method returns.
+        """Call a method of the object and return its result.
 
         Raises:
-            WorkerError: it raised, or its process died.
+            WorkerError: the method raised an error, or the process died.
         """
         self.wait()
         self._connection.send((method, args, kwargs))
         return self._receive()
 
     def wait(self) -> None:
-        """Until the object is made.
+        """Wait until the object is made.
 
         Raises:
-            WorkerError: it could not be made.
+            WorkerError: the object could not be made.
         """
         if not self._ready:
             self._receive()
@@ -79,6 +82,7 @@ class Worker:
 
 
 def _serve(connection: Connection, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Make the object, then answer calls until the other end is closed."""
     try:
         made = make(**arguments)
     except Exception:
@@ -88,7 +92,7 @@ def _serve(connection: Connection, make: Callable[..., Any], arguments: dict[str
     while True:
         try:
             method, args, kwargs = connection.recv()
-        except EOFError:  # the other end was closed: we are no longer needed
+        except EOFError:  # the other end was closed: this process is no longer needed
             return
         try:
             answer = (True, getattr(made, method)(*args, **kwargs))

@@ -15,7 +15,7 @@ SHORTEST, LONGEST = 30, 200  # semantic tokens of mixed requests: 0.6 to 4 secon
 
 @dataclass(frozen=True)
 class Utterance:
-    """One request: a text, a preset's name or None, and the semantic tokens that it must make."""
+    """One request: a text, the name of a preset or None, and the semantic tokens it must make."""
 
     text: str
     voice: str | None
@@ -23,7 +23,7 @@ class Utterance:
 
 
 def one_utterance(n_tokens: int, voice: str | None = None) -> list[Utterance]:
-    """A sentence that is exactly so long."""
+    """Return one request of exactly `n_tokens` semantic tokens."""
     return [Utterance(SENTENCE, voice, n_tokens)]
 
 
@@ -35,7 +35,7 @@ def mixed_utterances(
     longest: int = LONGEST,
     seed: int = 0,
 ) -> list[Utterance]:
-    """Requests of random lengths and texts; voices by turns, the first of them none."""
+    """Return requests of random lengths and texts; voices take turns, the first is no voice."""
     rng = random.Random(seed)
     voices = [None, *PRESET_NAMES][:n_voices]
     return [
@@ -49,7 +49,7 @@ def mixed_utterances(
 
 
 def plan_batches(utterances: Sequence[Utterance], batch_size: int) -> list[list[int]]:
-    """The best static batches: indexes into `utterances`, at most `batch_size` a batch.
+    """Return the best static batches: indexes into `utterances`, at most `batch_size` a batch.
 
     A batch has one voice, and runs to the end of its longest request, so requests of a voice are
     sorted by length; what is left over makes the shortest batch. Short batches go first: more
@@ -57,14 +57,14 @@ def plan_batches(utterances: Sequence[Utterance], batch_size: int) -> list[list[
     """
     batches = []
     for voice in dict.fromkeys(u.voice for u in utterances):
-        own = [i for i, u in enumerate(utterances) if u.voice == voice]
-        own.sort(key=lambda i: -utterances[i].n_tokens)
-        batches += [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+        same_voice = [i for i, u in enumerate(utterances) if u.voice == voice]
+        same_voice.sort(key=lambda i: -utterances[i].n_tokens)
+        batches += [same_voice[i : i + batch_size] for i in range(0, len(same_voice), batch_size)]
     return sorted(batches, key=lambda batch: max(utterances[i].n_tokens for i in batch))
 
 
 def batch_sizes_to_try(utterances: Sequence[Utterance], sizes: Sequence[int]) -> list[int]:
-    """Those of `sizes` that make different batches, the largest first."""
+    """Return those of `sizes` that make different batches, the largest first."""
     voices = [u.voice for u in utterances]
     largest = max(voices.count(voice) for voice in set(voices))
     return sorted({min(size, largest) for size in sizes}, reverse=True)

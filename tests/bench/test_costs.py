@@ -1,4 +1,4 @@
-"""The formulas against what transformers' modules do, counted operation by operation."""
+"""Compare the formulas with transformers' modules, counted operation by operation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def numel(*modules: torch.nn.Module) -> int:
 
 @pytest.fixture(params=["small", "narrow"])
 def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
-    """With biases and without."""
+    """Return checkpoints with biases and without."""
     return request.getfixturevalue(request.param)
 
 

@@ -1,4 +1,4 @@
-"""Both sides for real, on a tiny checkpoint."""
+"""Run both engines for real, on a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.__main__ import main
 from bench.commands.end_to_end import compare_outputs
 from bench.harness import arguments
 from bench.harness.checkpoint import checkpoint_for, make_checkpoint
-from bench.harness.engines import BarkFastEngine, EngineSettings, Made, Output
+from bench.harness.engines import BarkFastEngine, EngineSettings, Output, WorkloadRun
 from bench.harness.machine import Limits
 from bench.harness.results import Results
 from bench.harness.search import find_best
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def flags(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """With limits that nobody measured, because that takes seconds."""
+    """Return common options; the limits are made up, because measuring them takes seconds."""
     limits = Limits(1e10, 1e10, 1e11, 1e11)
     monkeypatch.setattr(arguments, "measure_limits", lambda *_: limits)
     return [*COMMON, "--checkpoint", str(folder), "--json", str(tmp_path / "results.json")]
@@ -65,11 +65,11 @@ def test_a_checkpoint_is_kept_or_not(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_end_to_end(flags: list[str], tmp_path: Path) -> None:
-    own = [
+    options = [
         "--requests", "1", "3", "--semantic-tokens", "8", "--shortest", "5", "--longest", "9",
         "--runs", "1", "--batch-sizes", "1", "2", "--impl", "torch",
     ]  # fmt: skip
-    assert main(["end_to_end", *flags, *own]) == 0
+    assert main(["end_to_end", *flags, *options]) == 0
     results = Results.read(tmp_path / "results.json")
     assert results.settings["outputs_equal_float32"] is True
     assert [case.name for case in results.cases] == ["1 request", "3 mixed requests"]
@@ -87,8 +87,8 @@ def test_end_to_end(flags: list[str], tmp_path: Path) -> None:
 
 
 def test_stages(flags: list[str], tmp_path: Path) -> None:
-    own = ["--batches", "1", "2", "--contexts", "20", "--semantic-tokens", "20", "--runs", "1"]
-    assert main(["stages", *flags, *own, "--impl", "torch"]) == 0
+    options = ["--batches", "1", "2", "--contexts", "20", "--semantic-tokens", "20", "--runs", "1"]
+    assert main(["stages", *flags, *options, "--impl", "torch"]) == 0
     results = Results.read(tmp_path / "results.json")
     names = [case.name for case in results.cases]
     for part in ("semantic decode", "coarse decode", "prefill", "fine window", "codec"):
@@ -99,8 +99,8 @@ def test_stages(flags: list[str], tmp_path: Path) -> None:
 
 
 def test_serve(flags: list[str], tmp_path: Path) -> None:
-    own = ["--count", "3", "--rates", "50", "20", "--shortest", "3", "--longest", "5"]
-    assert main(["serve", *flags, *own, "--impl", "torch"]) == 0
+    options = ["--count", "3", "--rates", "50", "20", "--shortest", "3", "--longest", "5"]
+    assert main(["serve", *flags, *options, "--impl", "torch"]) == 0
     results = Results.read(tmp_path / "results.json")
     assert [case.values["rate_per_s"] for case in results.cases] == [50, 20]
     for case in results.cases:
@@ -120,26 +120,26 @@ def test_ours_says_when_each_was_done(folder: Path) -> None:
 
 
 def test_shares_of_equal_tokens() -> None:
-    def made(last: int) -> Made:
+    def made(last: int) -> WorkloadRun:
         output = Output(np.array([1, 2, 3, last]), np.array([[1, last]]), np.array([0.0, last]))
-        return Made(1.0, [1.0], 1.0, {}, 0, [output])
+        return WorkloadRun(1.0, [1.0], 1.0, {}, 0, [output])
 
     assert compare_outputs(made(4), made(4)) == {"semantic": 1.0, "fine": 1.0, "audio_error": 0.0}
     assert compare_outputs(made(4), made(5)) == {"semantic": 0.75, "fine": 0.5, "audio_error": 1.0}
 
 
 class FakeWorker:
-    """Takes so many seconds for a batch size; None is out of memory."""
+    """Takes the given seconds for each batch size; None means out of memory."""
 
     def __init__(self, seconds: dict[int, float | None]) -> None:
         self.seconds, self.tried = seconds, []
 
-    def call(self, method: str, utterances: object, *, batch_size: int) -> Made:
+    def call(self, method: str, utterances: object, *, batch_size: int) -> WorkloadRun:
         self.tried.append(batch_size)
         seconds = self.seconds[batch_size]
         if seconds is None:
             raise WorkerError("CUDA out of memory")
-        return Made(seconds, [seconds], 1.0, {}, 0)
+        return WorkloadRun(seconds, [seconds], 1.0, {}, 0)
 
 
 @pytest.mark.parametrize(

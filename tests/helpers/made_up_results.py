@@ -24,7 +24,7 @@ def results(kind: str, cases: list[Case], **settings: Any) -> Results:
 
 
 def all_kinds() -> list[Results]:
-    """One of each, as the benchmarks fill them."""
+    """Return results of each kind, with the fields that the benchmarks fill."""
     spread = Spread.of([1.0, 2.0, 4.0])
 
     def side(seconds: float) -> dict[str, Any]:
