@@ -19,10 +19,10 @@ NETWORKS: Mapping[TokenStage, str] = {
     "coarse": "coarse_acoustics",
     "fine": "fine_acoustics",
 }
-"""transformers' names of the stages' networks: tensors have them in front, and sections of both
-files are called so with "_config" behind."""
+"""transformers' names of the stages' networks: the names of their tensors begin with them, and a
+section of either file is one with "_config" behind it."""
 CODEC = "codec_model"
-"""What the codec's tensors have in front."""
+"""The first part of the names of the codec's tensors."""
 
 
 @dataclass(frozen=True)

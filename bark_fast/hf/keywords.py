@@ -19,7 +19,7 @@ from bark_fast.errors import BarkFastWarning, InputError
 from bark_fast.types import TOKEN_STAGES, TokenStage
 
 Given = Mapping[str, tuple[str, Any]]
-"""What is given for one stage: key -> (the keyword as written, its value)."""
+"""The keywords that are given for one stage: key -> (the keyword as written, its value)."""
 
 SAMPLING = (
     "do_sample", "temperature", "top_k", "top_p", "min_new_tokens", "max_new_tokens", "min_eos_p",

@@ -1,4 +1,4 @@
-"""What is wrong on the command line is one line on standard error, and nothing is written."""
+"""A mistake on the command line is one line on standard error, and nothing is written."""
 
 from __future__ import annotations
 

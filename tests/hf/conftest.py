@@ -36,7 +36,7 @@ def ours(_ours: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def fresh(small: Checkpoint) -> Any:
-    """A model of the test's own, which may be changed."""
+    """A new model, which the test may change."""
     return bark_fast.BarkModel.from_pretrained(small.folder)
 
 
@@ -48,7 +48,7 @@ def processor(small: Checkpoint) -> Any:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """What passes between generate() and the engine."""
+    """Record the requests and the speech that pass between generate() and the engine."""
     record = Seen()
     finish = Driver.finish
 
