@@ -19,9 +19,9 @@ from bark_fast.checkpoint.config import Config
 from bark_fast.engine.decoder import StepOutput
 from bark_fast.engine.kv_cache import PagePool
 from bark_fast.engine.runner import Runner, Wait, is_out_of_memory
-from bark_fast.engine.scheduler import Batch, Policy, Ready, ScheduledTask, Scheduler
+from bark_fast.engine.scheduler import Batch, Policy, ScheduledTask, Scheduler
 from bark_fast.engine.stats import Counters, EngineStats
-from bark_fast.engine.utterance import Progress, Result, Utterance
+from bark_fast.engine.utterance import Outcome, Progress, Result, Utterance
 from bark_fast.request import Request
 from bark_fast.types import STAGES, Speech, Stage
 
@@ -256,7 +256,7 @@ class Engine:
         utterance.report(stage)
         self._follow(utterance, outcome)
 
-    def _follow(self, utterance: Utterance, outcome: tuple[Ready, ...] | Speech) -> None:
+    def _follow(self, utterance: Utterance, outcome: Outcome) -> None:
         """Queue what the utterance is ready for, or hand out what it has become."""
         if isinstance(outcome, Speech):
             self._finish(utterance, outcome)

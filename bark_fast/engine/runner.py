@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -134,7 +135,7 @@ class Runner:
 
         stages: tuple[Stage, ...] = ("semantic", "coarse")
         return [
-            lambda stage=stage, size=size: warm_up(stage, size)  # type: ignore[misc]
+            partial(warm_up, stage, size)
             for stage in stages
             for size in self.causal(stage).warm_up_sizes()
         ]

@@ -83,17 +83,11 @@ KIND = {kind: number for number, kind in enumerate(_KINDS)}
 _C_TYPES = {c_int64: "i64", c_double: "double"}
 
 
-class Program(ctypes.Union):
-    """Room for one operation of any kind among others that run together."""
-
-    _fields_: ClassVar = [("words", c_int64 * WORDS)]
-
-
 def as_program(operations: Sequence[Operation]) -> Any:
-    """Return the operations one after another, as an array that `run` of native.c takes."""
-    program = (Program * len(operations))()
+    """Return the operations WORDS apart, as an array that `run` of native.c takes."""
+    program = (c_int64 * WORDS * len(operations))()
     for place, operation in zip(program, operations, strict=True):
-        ctypes.memmove(ctypes.addressof(place), ctypes.addressof(operation), _size(operation))
+        ctypes.memmove(place, ctypes.byref(operation), ctypes.sizeof(operation))
     return program
 
 
@@ -135,7 +129,3 @@ def difference(compiled: str) -> str | None:
 def _simplified(member: str) -> str:
     kind, _, name = member.rpartition(" ")
     return f"* {name}" if "*" in kind else member
-
-
-def _size(operation: Operation) -> int:
-    return ctypes.sizeof(operation)
