@@ -1,4 +1,4 @@
-"""What only a GPU can show: `pytest -m gpu`."""
+"""Tests of what only a GPU can show: `pytest -m gpu`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How the demo voice that ships with bark-fast was made: `python -m recipes.demo_voice --help`."""
+"""The recipe of the demo voice that ships with bark-fast: `python -m recipes.demo_voice --help`."""

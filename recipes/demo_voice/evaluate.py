@@ -116,7 +116,7 @@ def _median_pitch_of(speaker: int, material: Material, waves: Sequence[features.
 
 
 def describe() -> dict[str, Any]:
-    """Where the speed was measured."""
+    """Describe the machine on which speed is measured."""
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -131,7 +131,7 @@ def describe() -> dict[str, Any]:
 def round_trip(
     data: Path, checkpoint: Path, waves: Sequence[features.Array]
 ) -> list[features.Array]:
-    """What the decoder makes of the originals' own codes."""
+    """Decode the originals' own codes."""
     codec = BarkModel.from_pretrained(checkpoint)
     with torch.no_grad():
         return [
@@ -143,8 +143,7 @@ def round_trip(
 
 
 def voices_agree(bark: Bark, material: Material) -> dict[str, float]:
-    """How far the semantic tokens of one sentence agree between two voices, and those of two
-    sentences."""
+    """Measure how far semantic tokens agree: of one sentence in two voices, and of two sentences."""
     texts = material.sentences[:20]
     both = [
         bark.generate(

@@ -1,4 +1,4 @@
-"""What the tokens are made of: the envelope of the spectrum, the pitch and its phase."""
+"""Features that the tokens are made of: the envelope of the spectrum, the pitch and its phase."""
 
 from __future__ import annotations
 
@@ -127,8 +127,11 @@ def pitch_codes(hz: Array, phase: Array) -> NDArray[np.int64]:
 
 
 def pitch_vectors() -> torch.Tensor:
-    """What each pitch code says, float32 [1024, 4]: voiced, pitch (-1 .. 1), cosine and sine of the
-    phase; codes that do not occur are silent."""
+    """Return the meaning of each pitch code, float32 [1024, 4].
+
+    Columns are voiced, pitch (-1 .. 1), cosine and sine of the phase; codes that do not occur are
+    silent.
+    """
     vectors = torch.zeros(1024, 4)
     code = torch.arange(NO_PITCH)
     angle = 2 * torch.pi * (code % N_PHASES) / N_PHASES

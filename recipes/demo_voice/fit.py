@@ -21,7 +21,7 @@ _SAVE_EVERY_S = 120.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train.
+    """The length and the learning rate of a training.
 
     Attributes:
         minutes: if not None, the end comes after so many at the latest, and the learning rate falls

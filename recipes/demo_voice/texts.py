@@ -1,4 +1,4 @@
-"""What the demo voice is trained to say: WordNet's example phrases, numbers, and single words.
+"""Texts that the demo voice is trained to say: WordNet's phrases, numbers, and single words.
 
 WordNet's licence lets anyone use, copy and modify it (Debian's package wordnet-base).
 """

@@ -1,4 +1,4 @@
-"""How well words are understood: pocketsphinx, with a language model of the demo's kind of text.
+"""Measure how well words are understood, by pocketsphinx with a language model of such texts.
 
 The recogniser's own language model expects whole sentences of newspapers and mishears most of
 espeak-ng's short phrases; with one made from the training sentences its errors tell more of the
@@ -56,7 +56,7 @@ class Recogniser:
             self._decoder: Any = Decoder(samprate=16_000, loglevel="FATAL", lm=str(path))
 
     def knows(self, text: str) -> bool:
-        """Whether every word of it can be recognised at all."""
+        """Return True if every word of the text can be recognised at all."""
         return all(word in self.vocabulary for word in words_of(text))
 
     def hear(self, samples: Array) -> list[str]:

@@ -59,7 +59,7 @@ def same(a: Speech, b: Speech) -> bool:
 
 
 def linked(folder: Path, tmp_path: Path, *without: str) -> Path:
-    """The same files elsewhere, but for some."""
+    """Copy the files to another folder, without some of them."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""What `load_engine` settles: limits, pages, and what cannot be served."""
+"""The settings that `load_engine` fills in: limits, pages, and models that it refuses."""
 
 from __future__ import annotations
 

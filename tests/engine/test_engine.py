@@ -212,7 +212,7 @@ def test_pages_that_cannot_be_moved(
 
 
 def given_request(small: Checkpoint, seed: int) -> Request:
-    """The same utterance from its semantic tokens on."""
+    """Return the request of the same utterance from its semantic tokens on."""
     whole = make_request(small, seed)
     tokens = alone(small, whole).semantic_tokens
     return small.bark.token_request(tokens, None, GenerationParams(seed=seed))

@@ -472,7 +472,7 @@ def offloaded(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[st
 def test_offloading(
     small: Checkpoint, offloaded: Any, ours: Any, processor: Any, inputs: Any
 ) -> None:
-    """The same audio; each stage's weights come once for all rows, and the model keeps its own."""
+    """Audio is the same, each stage's weights come once, and the model keeps its own."""
     model, brought = offloaded
     before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
     rows = processor(["Hello", "Hi", "Good day"], voice_preset=small.voice(17), max_length=32)

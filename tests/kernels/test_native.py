@@ -46,7 +46,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 def test_ci_runs_these() -> None:
-    """Where everything is there that they need, nothing below is skipped."""
+    """Nothing below is skipped on a machine that has everything that the kernels need."""
     flags = build.cpu_flags()
     if "avx512bw" in flags and "amx_bf16" not in flags and not torch.cuda.is_available():
         assert IS_REAL

@@ -1,4 +1,4 @@
-"""What the tests of the stages share."""
+"""Fixtures that the tests of the stages share."""
 
 from __future__ import annotations
 
