@@ -143,7 +143,7 @@ def round_trip(
 
 
 def voices_agree(bark: Bark, material: Material) -> dict[str, float]:
-    """Measure how far semantic tokens agree: of one sentence in two voices, and of two sentences."""
+    """Measure how far semantic tokens agree, of one sentence in two voices and of two sentences."""
     texts = material.sentences[:20]
     both = [
         bark.generate(
