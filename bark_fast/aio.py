@@ -14,6 +14,7 @@ from bark_fast.engine.stats import EngineStats
 from bark_fast.errors import ClosedError, InputError, QueueFullError
 from bark_fast.request import Request
 from bark_fast.streaming import StreamPlan
+from bark_fast.text import warn_of_silence
 from bark_fast.types import GenerationParams, Speech
 from bark_fast.validation import check_integer
 from bark_fast.voices import VoiceLike
@@ -89,7 +90,9 @@ class AsyncBark:
         self._check_open()
         # Voices are read from files, and tokenising takes its time: not in the event loop.
         request = await asyncio.to_thread(self.bark.request, text, voice, params)
-        return await self._finish(await self._begin(request))
+        speech = await self._finish(await self._begin(request))
+        warn_of_silence(speech.text, len(speech.samples))
+        return speech
 
     async def stream(
         self,

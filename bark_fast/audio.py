@@ -51,6 +51,11 @@ def save_audio(
     import soundfile  # only those who save files need it
 
     target = check_audio_path(path, subtype)
+    if not len(samples) and target.suffix.lower() == ".flac":
+        raise InputError(
+            "path must end in .wav for a speech without samples, which no .flac file can hold, got "
+            f"{str(path)!r}"
+        )
     with replacing(target) as partial:
         try:
             soundfile.write(

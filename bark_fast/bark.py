@@ -25,6 +25,7 @@ from bark_fast.errors import GenerationError, InputError
 from bark_fast.progress import ProgressBar, counting_bar
 from bark_fast.request import Request, RequestBuilder
 from bark_fast.streaming import StreamPlan, speak
+from bark_fast.text import warn_of_silence
 from bark_fast.types import GenerationParams, IntArray, Speech, Stage, Voice
 from bark_fast.voices import VoiceLike
 
@@ -193,7 +194,8 @@ class Bark:
 
         Returns:
             A Speech, or a list in the order of the texts. Each is exactly what its own text, voice,
-            parameters and seed give, whatever else is in the list.
+            parameters and seed give, whatever else is in the list. Punctuation that the model says
+            nothing for ("...") gives a Speech without samples, and a BarkFastWarning.
 
         Raises:
             InputError: an argument is wrong; nothing has been generated then.
@@ -281,7 +283,8 @@ class Bark:
         Args:
             semantic_tokens: integers [S] as an array or a list, from `semantic`, `Speech` or suno's
                 `text_to_semantic`; or a list of such, which [] is too. They may be more than the
-                model writes for one text.
+                model writes for one text, and none at all (an empty array), which gives an empty
+                Speech as `generate` does for a text that the model says nothing for.
             voice, params, progress: as in `generate`.
 
         Returns:
@@ -303,6 +306,9 @@ class Bark:
         errors = [result for result in results if isinstance(result, Exception)]
         if errors:
             raise errors[0] if single else GenerationError(results)
+        for request, speech in zip(requests, results, strict=True):
+            made = speech.semantic_tokens if request.last_stage == "semantic" else speech.samples
+            warn_of_silence(speech.text, len(made), stacklevel=4)
         return results
 
     def split(self, text: str, *, language: str = "en", max_tokens: int | None = None) -> list[str]:

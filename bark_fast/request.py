@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Real
 from typing import Any
 
 from bark_fast.checkpoint.config import Config, SamplingDefaults
@@ -20,7 +20,7 @@ from bark_fast.stages.coarse import count_frames
 from bark_fast.stages.sampling import SamplingParams
 from bark_fast.text import Tokenizer, normalise, split_text
 from bark_fast.types import STAGES, GenerationParams, Stage, Voice
-from bark_fast.validation import check_integer, check_tokens
+from bark_fast.validation import check_integer, check_tokens, is_finite
 from bark_fast.voices import VoiceLibrary, VoiceLike
 
 _LEAST_TEMPERATURE = 1e-5
@@ -169,7 +169,8 @@ class RequestBuilder:
         """
         checked = checked_params(params)
         limit = self.config.semantic_rules.semantic_vocab_size
-        given = check_tokens(name, semantic_tokens, (None,), limit).tolist()
+        # None at all is what `semantic` gives for a text that the model says nothing for.
+        given = check_tokens(name, semantic_tokens, (None,), limit, may_be_empty=True).tolist()
         loaded = self.voices.get(voice)
         return Request.resolve("", [], loaded, checked, self.config, given=given, given_name=name)
 
@@ -192,7 +193,7 @@ class RequestBuilder:
         """Return the requests of semantic tokens or of a list of them, and whether it was one."""
         # A list of numbers is one utterance, like an array of them.
         single = not isinstance(semantic_tokens, (list, tuple)) or (
-            bool(semantic_tokens) and all(isinstance(each, Integral) for each in semantic_tokens)
+            bool(semantic_tokens) and all(_is_whole(each) for each in semantic_tokens)
         )
         tokens = [semantic_tokens] if single else list(semantic_tokens)
         arguments = _arguments_of_each(
@@ -242,6 +243,12 @@ def checked_params(params: Any) -> GenerationParams:
     if not isinstance(params, GenerationParams):
         raise InputError(f"params must be GenerationParams, got {type(params).__name__}")
     return params
+
+
+def _is_whole(value: Any) -> bool:
+    """Return True for a whole number of Python, numpy or torch."""
+    is_number = isinstance(value, Real) or getattr(value, "ndim", None) == 0
+    return is_number and is_finite(value) and value == int(value)
 
 
 def _as_list(name: str, values: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from bark_fast.progress import ProgressBar
 from bark_fast.request import Request, RequestBuilder, checked_params
-from bark_fast.text import normalise
+from bark_fast.text import normalise, warn_of_silence
 from bark_fast.types import GenerationParams, Speech, Voice
 from bark_fast.validation import SEED_LIMIT
 from bark_fast.voices import VoiceLike, long_enough
@@ -65,6 +65,7 @@ class StreamPlan:
 
     def heard(self, speech: Speech) -> None:
         """Take the oldest sentence under way, which is there now."""
+        warn_of_silence(speech.text, len(speech.samples))
         if self._voice is None and long_enough(
             speech.semantic_tokens, speech.coarse_tokens, self._requests.config
         ):

@@ -119,6 +119,26 @@ class Tokenizer:
         return ids
 
 
+def warn_of_silence(text: str, n_made: int, *, stacklevel: int = 3) -> None:
+    """Warn if a text of punctuation only gave nothing, which is no error.
+
+    Args:
+        text: normalised; "" for semantic tokens that were given.
+        n_made: the samples, or the semantic tokens, that it gave.
+    """
+    if text and not n_made and not _is_sayable(text):
+        warnings.warn(
+            f"text {text!r} holds punctuation only, and the model says nothing for it: its "
+            "speech has no samples",
+            BarkFastWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _is_sayable(text: str) -> bool:
+    return any(unicodedata.category(character)[0] in "LNS" for character in text)
+
+
 def estimate_duration_s(text: str) -> float:
     """Estimate how long `text` takes to say, in seconds; rather too long than too short."""
     wide = sum(
@@ -152,7 +172,7 @@ def split_text(
     whole = normalise(text)  # says what is wrong with it before any work
     sentences = [" ".join(s.split()) for s in _join_titles(segment(language, text))]
     # "..." alone is a sentence to the splitter, but nothing to say.
-    speakable = [s for s in sentences if any(unicodedata.category(c)[0] in "LNS" for c in s)]
+    speakable = [s for s in sentences if _is_sayable(s)]
     return [piece for s in speakable or [whole] for piece in _split_to_fit(s, fits)]
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bark_fast.audio import save_audio
 from bark_fast.errors import InputError
 from bark_fast.files import check_path, replacing
-from bark_fast.validation import check_integer, check_number, check_seed
+from bark_fast.validation import check_integer, check_number, check_seed, check_temperature
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -76,7 +76,7 @@ class GenerationParams:
             if value is None:
                 continue
             if f.name.endswith("temperature"):
-                check_number(f.name, value, "a finite number >= 0", 0, math.inf)
+                check_temperature(f.name, value)
             elif f.name.endswith("top_k"):
                 check_integer(f.name, value, "an integer >= 0 (0: no limit)", 0, math.inf)
             elif f.name.endswith("top_p"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -50,14 +50,27 @@ def check_seed(name: str, value: object) -> None:
     check_integer(name, value, "an integer from 0 to 2**64 - 1", 0, SEED_LIMIT - 1)
 
 
+def check_temperature(name: str, value: object) -> None:
+    """Check that `value` is a temperature: finite, and 0 for the most likely token."""
+    check_number(name, value, "a finite number >= 0", 0, math.inf)
+
+
 def check_tokens(
-    name: str, value: object, shape: tuple[int | None, ...], limit: int
+    name: str,
+    value: object,
+    shape: tuple[int | None, ...],
+    limit: int,
+    *,
+    may_be_empty: bool = False,
 ) -> npt.NDArray[np.int64]:
     """Return tokens as a new int64 array.
 
     Args:
-        shape: what the array's shape must be; None stands for any length but zero.
+        value: integers, or floats that are whole numbers, as a list, a numpy array or a torch
+            tensor on any device.
+        shape: what the array's shape must be; None stands for any length.
         limit: tokens must be from 0 to `limit` - 1.
+        may_be_empty: a length of zero is one too.
 
     Raises:
         InputError: `value` is no such array.
@@ -65,19 +78,45 @@ def check_tokens(
     wanted = "[" + ", ".join("*" if n is None else str(n) for n in shape) + "]"
     if value is None:
         raise InputError(f"{name} {wanted} is missing")
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{name} must be an array of integers: {error}") from error
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"{name} must hold integers, got {array.dtype}")
+    array = as_array(name, value)
+    if array.size:
+        _check_whole(name, array)
     if array.ndim != len(shape) or any(
         n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
     ):
         raise InputError(f"{name} must have shape {wanted}, got {list(array.shape)}")
     if array.size == 0:
+        if may_be_empty:
+            return np.empty(array.shape, dtype=np.int64)
         raise InputError(f"{name} must not be empty")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= limit:
         raise InputError(f"{name} must hold values from 0 to {limit - 1}, got {low} to {high}")
     return np.array(array, dtype=np.int64)
+
+
+def as_array(name: str, value: Any) -> npt.NDArray[Any]:
+    """Return numbers as a numpy array: those of a list, of an array or of a torch tensor.
+
+    Raises:
+        InputError: numpy makes no array of `value`.
+    """
+    try:
+        if hasattr(value, "detach"):  # a tensor; this module does without torch
+            value = value.detach().cpu()
+            # numpy has no bfloat16, and every number of it is one of float32's.
+            value = value.float() if value.is_floating_point() else value
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{name} must be an array of integers: {error}") from error
+
+
+def _check_whole(name: str, array: npt.NDArray[Any]) -> None:
+    """Check that an array holds integers, or floats that are whole numbers as in some voices."""
+    if np.issubdtype(array.dtype, np.integer):
+        return
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{name} must hold integers, got {array.dtype}")
+    other = array[~(np.isfinite(array) & (array == np.floor(array)))]
+    if other.size:
+        raise InputError(f"{name} must hold integers, got {array.dtype} with {other[0]:g}")

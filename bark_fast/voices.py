@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.opening import open_checkpoint
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.suno import SunoFiles
-from bark_fast.errors import CheckpointError, InputError
+from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
 from bark_fast.types import IntArray, Voice
 from bark_fast.validation import check_tokens
 
@@ -81,6 +82,7 @@ class VoiceLibrary:
                 f"of an .npz file, a mapping of arrays or a Voice, got {voice!r}"
             )
         checked = check_voice(arrays, self._config, name=voice_name, argument=name)
+        _warn_of_mismatch(checked, self._config, name)
         if isinstance(voice, str) and voice in self._presets:
             self._loaded[voice] = checked
         return checked
@@ -147,42 +149,60 @@ def prompt_limits(config: Config) -> dict[str, tuple[tuple[int | None, ...], int
 
 
 def check_voice(
-    arrays: Mapping[str, Any], config: Config, *, name: str = "voice", argument: str = "voice"
+    arrays: Mapping[str, Any],
+    config: Config,
+    *,
+    name: str | None = "voice",
+    argument: str = "voice",
 ) -> Voice:
     """Return the arrays as a Voice, if the checkpoint can use them as history.
 
+    This is the check of every face. What transformers' BarkModel takes, it takes: each stage reads
+    its own array, and only from its end, so fine_prompt may have more frames than coarse_prompt or
+    fewer.
+
     Args:
-        name: the voice's name.
+        arrays: as `check_tokens` takes them.
+        name: the voice's name; None if it has none.
         argument: the argument in error messages.
 
     Raises:
-        InputError: an array is missing, of the wrong kind, shape or range; or the frames do not
-            last as long as the semantic tokens.
+        InputError: an array is missing, of the wrong kind, shape or range, or too short.
     """
+    voice = argument if name is None else f"{argument} {name!r}"
+
+    def checked(key: str, shape: tuple[int | None, ...], limit: int) -> IntArray:
+        label = f"{argument}[{key!r}]" if name is None else f"{voice}: {key}"
+        return check_tokens(label, arrays.get(key), shape, limit)
+
     semantic, coarse, fine = (
-        check_tokens(f"{argument} {name!r}: {key}", arrays.get(key), shape, limit)
-        for key, (shape, limit) in prompt_limits(config).items()
+        checked(key, shape, limit) for key, (shape, limit) in prompt_limits(config).items()
     )
-    if coarse.shape[1] != fine.shape[1]:
-        raise InputError(
-            f"{argument} {name!r}: fine_prompt must have as many frames as coarse_prompt "
-            f"({coarse.shape[1]}), got {fine.shape[1]}"
-        )
-    # Both must span the same time, or the coarse stage pairs the wrong tokens. Suno's code allows
-    # a ratio that rounds to the same tenth, about 3 %; short voices need a few frames more.
-    frames = len(semantic) * config.semantic_to_coarse_ratio / len(coarse)
-    if abs(coarse.shape[1] - frames) > max(4.0, 0.05 * frames):
-        raise InputError(
-            f"{argument} {name!r}: coarse_prompt must have about {frames:.0f} frames for "
-            f"{len(semantic)} semantic tokens, got {coarse.shape[1]}"
-        )
     if not long_enough(semantic, coarse, config):
         raise InputError(
-            f"{argument} {name!r}: must hold at least 2 semantic tokens and "
+            f"{voice}: must hold at least 2 semantic tokens and "
             f"{math.ceil(config.semantic_to_coarse_ratio)} coarse tokens, "
             f"got {len(semantic)} and {coarse.size}"
         )
-    return Voice(semantic, coarse, fine, name)
+    return Voice(semantic, coarse, fine, argument if name is None else name)
+
+
+def _warn_of_mismatch(voice: Voice, config: Config, argument: str) -> None:
+    """Warn if a voice's semantic and coarse tokens do not span the same time.
+
+    The coarse stage pairs the wrong tokens then, which transformers does without a word.
+    """
+    semantic, coarse = voice.semantic_prompt, voice.coarse_prompt
+    frames = len(semantic) * config.semantic_to_coarse_ratio / len(coarse)
+    # Suno's code allows a ratio that rounds to the same tenth, about 3 %; short voices need a few
+    # frames more.
+    if abs(coarse.shape[1] - frames) > max(4.0, 0.05 * frames):
+        warnings.warn(
+            f"{argument} {voice.name!r}: coarse_prompt should have about {frames:.0f} frames for "
+            f"{len(semantic)} semantic tokens, got {coarse.shape[1]}: the voice may not be met",
+            BarkFastWarning,
+            stacklevel=3,
+        )
 
 
 def long_enough(semantic: IntArray, coarse: IntArray, config: Config) -> bool:

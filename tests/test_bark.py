@@ -6,12 +6,14 @@ import inspect
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from bark_fast import (
@@ -197,15 +199,16 @@ def test_more_tokens_than_the_model_writes(small: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (np.array([]), "semantic_tokens must not be empty"),
         (None, "semantic_tokens [*] is missing"),
         (7, "semantic_tokens must have shape [*], got []"),
         ("One", "semantic_tokens must hold integers, got <U3"),
-        (np.array([1.0]), "semantic_tokens must hold integers, got float64"),
+        (np.array([1.0, 2.25]), "semantic_tokens must hold integers, got float64 with 2.25"),
+        (np.array([np.nan]), "semantic_tokens must hold integers, got float64 with nan"),
+        (torch.tensor([0.5], dtype=torch.bfloat16), "must hold integers, got float32 with 0.5"),
+        (np.array([True]), "semantic_tokens must hold integers, got bool"),
         (np.array([[1, 2]]), "semantic_tokens must have shape [*], got [1, 2]"),
         ([3, 100], "semantic_tokens must hold values from 0 to 99, got 3 to 100"),
         ([-1], "semantic_tokens must hold values from 0 to 99, got -1 to -1"),
-        ([[1], []], "semantic_tokens[1] must not be empty"),
         ([[1], [2.5]], "semantic_tokens[1] must hold integers, got float64"),
         ([[1], "One"], "semantic_tokens[1] must hold integers"),
         ([1.5], "semantic_tokens[0] must hold integers, got float64"),
@@ -221,6 +224,72 @@ def test_tokens_that_cannot_be_said(
         small.bark.speak_tokens(tokens, params=GREEDY)
     assert message in str(caught.value)
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [np.array([]), np.zeros(0, np.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0), ()],
+    ids=repr,
+)
+def test_no_tokens_are_an_empty_speech(small: Checkpoint, nothing: Any, tmp_path: Path) -> None:
+    """What `semantic` gives for a text that the model says nothing for, `speak_tokens` takes."""
+    params = GenerationParams(min_eos_p=1e-9, seed=1)  # ends as soon as it may
+    whole = small.bark.generate("Hello", params=params)
+    assert small.bark.semantic("Hello", params=params).shape == (0,)
+    voice = small.voice(20)
+    one, two, three = small.bark.speak_tokens([nothing, [3, 4], nothing], voice=voice, params=params)
+    for speech in (small.bark.speak_tokens(np.asarray(nothing), params=params), one, three):
+        assert speech.samples.shape == (0,)
+        assert speech.samples.dtype == np.float32
+        for name in ("semantic_tokens", "coarse_tokens", "fine_tokens"):
+            assert getattr(speech, name).shape == getattr(whole, name).shape
+            assert getattr(speech, name).dtype == np.int64
+        assert (speech.finish_reason, speech.duration_s, speech.seed) == ("given", 0.0, 1)
+    assert len(two.samples)
+    assert small.bark.speak_tokens([]) == small.bark.generate([]) == small.bark.semantic([]) == []
+    one.save(tmp_path / "empty.wav")
+    assert soundfile.info(tmp_path / "empty.wav").frames == 0
+    with pytest.raises(InputError, match="path must end in .wav for a speech without samples"):
+        one.save(tmp_path / "empty.flac")  # libsndfile would write a file of no bytes
+    assert not (tmp_path / "empty.flac").exists()
+    with pytest.raises(InputError, match="at least one frame, got an empty one"):
+        one.to_voice()
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.float32, np.uint16, "tensor", "tensors"])
+def test_kinds_of_whole_numbers(small: Checkpoint, kind: Any) -> None:
+    tokens = [3, 0, 99, 7]
+    expected = small.bark.speak_tokens(tokens, params=GREEDY)
+    given: Any
+    if kind in (list, tuple):
+        given = kind(float(t) for t in tokens)
+    elif kind == "tensor":
+        given = torch.tensor(tokens, dtype=torch.bfloat16, requires_grad=True)
+    elif kind == "tensors":
+        given = list(torch.tensor(tokens))
+    else:
+        given = np.array(tokens, dtype=kind)
+    assert same(small.bark.speak_tokens(given, params=GREEDY), expected)
+
+
+@pytest.mark.parametrize("text", ["...", "?!", "«»", "— …"])
+def test_punctuation_that_says_nothing_is_a_warning(small: Checkpoint, text: str) -> None:
+    silent = GenerationParams(min_eos_p=1e-9, seed=1)  # ends as soon as it may
+    calls: dict[str, Callable[[], Any]] = {
+        "generate": lambda: small.bark.generate(text, params=silent),
+        "list": lambda: small.bark.generate(["a", text], params=silent)[1],
+        "stream": lambda: next(small.bark.stream(text, params=silent)),
+        "semantic": lambda: small.bark.semantic(text, params=silent),
+    }
+    for name, call in calls.items():
+        with pytest.warns(BarkFastWarning, match="holds punctuation only") as caught:
+            said = call()
+        assert len(said if name == "semantic" else said.samples) == 0
+        assert len(caught) == 1
+        if name != "stream":  # the warning shows the caller's line
+            assert caught[0].filename == __file__
+    spoken = GenerationParams(min_semantic_tokens=3, max_semantic_tokens=3, seed=1)
+    assert len(small.bark.generate(text, params=spoken).samples)
 
 
 def test_tokens_that_last_too_long(small: Checkpoint) -> None:

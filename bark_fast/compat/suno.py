@@ -19,7 +19,6 @@ the first use. `use` puts another one in its place.
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import threading
 import warnings
@@ -34,7 +33,7 @@ from bark_fast.errors import BarkFastWarning, InputError
 from bark_fast.files import check_path
 from bark_fast.text import normalise
 from bark_fast.types import GenerationParams, IntArray, Speech, Voice
-from bark_fast.validation import check_number, check_tokens
+from bark_fast.validation import check_temperature, check_tokens
 from bark_fast.voices import VoiceLike
 
 __all__ = [
@@ -249,12 +248,14 @@ class SunoAPI:
         `generate_audio` returns.
 
         Args:
-            semantic_tokens: integers [S], at least one.
+            semantic_tokens: integers [S]; none at all are an empty speech.
         """
         bark = self.bark
         params = replace(self._params, coarse_temperature=_temperature("temp", temp))
         limit = bark.config.semantic_rules.semantic_vocab_size
-        tokens = check_tokens("semantic_tokens", semantic_tokens, (None,), limit)
+        tokens = check_tokens(
+            "semantic_tokens", semantic_tokens, (None,), limit, may_be_empty=True
+        )
         voice = self._voice(history_prompt)
         speech = bark.speak_tokens(tokens, voice=voice, params=params, progress=not silent)
         return _result(speech, output_full)
@@ -266,7 +267,7 @@ class SunoAPI:
 
 
 def _temperature(name: str, value: float) -> float:
-    check_number(name, value, "a finite number >= 0", 0, math.inf)
+    check_temperature(name, value)
     return value
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.errors import BarkFastWarning, InputError
-from bark_fast.types import IntArray, Voice
-from bark_fast.validation import SEED_LIMIT, check_integer, check_seed, check_tokens
-from bark_fast.voices import long_enough, prompt_limits
+from bark_fast.types import Voice
+from bark_fast.validation import SEED_LIMIT, check_integer, check_seed
+from bark_fast.voices import check_voice
 
 
 def read_rows(input_ids: Any, attention_mask: Any, config: Config) -> list[list[int]]:
@@ -95,11 +95,7 @@ def read_voices(history_prompt: Any, n_rows: int, config: Config) -> list[Voice 
 
 
 def _read_voice(name: str, history: Any, config: Config) -> Voice | None:
-    """Return one row's voice.
-
-    Its arrays need not last equally long, which `voices.check_voice` asks for and transformers does
-    not.
-    """
+    """Return one row's voice."""
     if history is None:
         return None
     if not isinstance(history, (Mapping, Voice)):
@@ -107,22 +103,7 @@ def _read_voice(name: str, history: Any, config: Config) -> Voice | None:
             f"{name} must be None, a mapping of arrays or a Voice, got {type(history).__name__}"
         )
     arrays: Mapping[str, Any] = history.arrays() if isinstance(history, Voice) else history
-
-    def checked(key: str, shape: tuple[int | None, ...], limit: int) -> IntArray:
-        value, label = arrays.get(key), f"{name}[{key!r}]"
-        if isinstance(value, Tensor):
-            value = _integers(label, value)
-        return check_tokens(label, value, shape, limit)
-
-    limits = prompt_limits(config)
-    semantic, coarse, fine = (checked(key, *limits[key]) for key in limits)
-    voice = Voice(semantic, coarse, fine, name)
-    if not long_enough(voice.semantic_prompt, voice.coarse_prompt, config):
-        raise InputError(
-            f"{name} must hold at least 2 semantic tokens and the coarse tokens of one, got "
-            f"{voice.semantic_prompt.size} and {voice.coarse_prompt.size}"
-        )
-    return voice
+    return check_voice(arrays, config, name=None, argument=name)
 
 
 def read_seeds(seed: Any, n_rows: int, *, random: bool) -> list[int]:

@@ -24,7 +24,7 @@ from bark_fast.checkpoint.reading import NEUTRAL
 from bark_fast.errors import InputError
 from bark_fast.hf.keywords import HONOURED, Given, Keywords, as_dict, check_neutral
 from bark_fast.types import TOKEN_STAGES, GenerationParams, TokenStage
-from bark_fast.validation import check_integer, check_number
+from bark_fast.validation import check_integer, check_number, check_temperature
 
 SECTIONS: Mapping[TokenStage, str] = {
     stage: f"{network}_config" for stage, network in NETWORKS.items()
@@ -167,7 +167,7 @@ class _StageSettings:
         if temperature is None:
             temperature = 1.0
         elif greedy:
-            check_number(name, temperature, "a finite number >= 0", 0, math.inf)
+            check_temperature(name, temperature)
         else:
             check_number(
                 name, temperature, "a finite number above 0 (greedy is do_sample=False)", 0,

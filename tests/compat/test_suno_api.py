@@ -341,7 +341,7 @@ def test_another_rate(small: Checkpoint) -> None:
             "temp must be a finite number >= 0, got 'hot'",
         ),
         ("semantic_to_waveform", (np.array([1]), None, -1), "temp must be a finite number >= 0"),
-        ("semantic_to_waveform", (np.array([]),), "semantic_tokens must not be empty"),
+        ("semantic_to_waveform", (np.array([0.5]),), "semantic_tokens must hold integers"),
         ("semantic_to_waveform", (None,), "semantic_tokens [*] is missing"),
         ("semantic_to_waveform", ("Hello",), "semantic_tokens must hold integers, got <U5"),
         ("semantic_to_waveform", (np.ones((2, 3), int),), "must have shape [*], got [2, 3]"),

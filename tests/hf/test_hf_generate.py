@@ -364,12 +364,12 @@ IDS = torch.zeros(2, 32, dtype=torch.int64)
         ({"history_prompt": [None, "x"]}, r"history_prompt\[1\] must be .* got str"),
         ({"history_prompt": {}}, r"history_prompt\['semantic_prompt'\] .* is missing"),
         (
-            {"history_prompt": {"semantic_prompt": torch.zeros(4)}},
-            r"history_prompt\['semantic_prompt'\] must hold integers, got float32",
+            {"history_prompt": {"semantic_prompt": torch.full((4,), 0.5)}},
+            r"history_prompt\['semantic_prompt'\] must hold integers, got float32 with 0\.5",
         ),
         (
-            {"history_prompt": {"semantic_prompt": torch.zeros(4, dtype=torch.bfloat16)}},
-            r"history_prompt\['semantic_prompt'\] must hold integers, got bfloat16",
+            {"history_prompt": {"semantic_prompt": torch.zeros(4, dtype=torch.bool)}},
+            r"history_prompt\['semantic_prompt'\] must hold integers, got bool",
         ),
         ({"input_ids": IDS.bfloat16()}, "input_ids must hold integers, got bfloat16"),
         ({"attention_mask": IDS.bfloat16()}, "attention_mask must be an array of numbers: .*BF"),
