@@ -232,12 +232,14 @@ def test_tokens_that_cannot_be_said(
     ids=repr,
 )
 def test_no_tokens_are_an_empty_speech(small: Checkpoint, nothing: Any, tmp_path: Path) -> None:
-    """What `semantic` gives for a text that the model says nothing for, `speak_tokens` takes."""
+    """What `semantic` gives for a text without speech, `speak_tokens` takes."""
     params = GenerationParams(min_eos_p=1e-9, seed=1)  # ends as soon as it may
     whole = small.bark.generate("Hello", params=params)
     assert small.bark.semantic("Hello", params=params).shape == (0,)
     voice = small.voice(20)
-    one, two, three = small.bark.speak_tokens([nothing, [3, 4], nothing], voice=voice, params=params)
+    one, two, three = small.bark.speak_tokens(
+        [nothing, [3, 4], nothing], voice=voice, params=params
+    )
     for speech in (small.bark.speak_tokens(np.asarray(nothing), params=params), one, three):
         assert speech.samples.shape == (0,)
         assert speech.samples.dtype == np.float32
@@ -249,7 +251,7 @@ def test_no_tokens_are_an_empty_speech(small: Checkpoint, nothing: Any, tmp_path
     assert small.bark.speak_tokens([]) == small.bark.generate([]) == small.bark.semantic([]) == []
     one.save(tmp_path / "empty.wav")
     assert soundfile.info(tmp_path / "empty.wav").frames == 0
-    with pytest.raises(InputError, match="path must end in .wav for a speech without samples"):
+    with pytest.raises(InputError, match=r"path must end in \.wav for a speech without samples"):
         one.save(tmp_path / "empty.flac")  # libsndfile would write a file of no bytes
     assert not (tmp_path / "empty.flac").exists()
     with pytest.raises(InputError, match="at least one frame, got an empty one"):

@@ -253,9 +253,7 @@ class SunoAPI:
         bark = self.bark
         params = replace(self._params, coarse_temperature=_temperature("temp", temp))
         limit = bark.config.semantic_rules.semantic_vocab_size
-        tokens = check_tokens(
-            "semantic_tokens", semantic_tokens, (None,), limit, may_be_empty=True
-        )
+        tokens = check_tokens("semantic_tokens", semantic_tokens, (None,), limit, may_be_empty=True)
         voice = self._voice(history_prompt)
         speech = bark.speak_tokens(tokens, voice=voice, params=params, progress=not silent)
         return _result(speech, output_full)

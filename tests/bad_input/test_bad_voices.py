@@ -55,7 +55,10 @@ def _frames(count: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (_without("coarse_prompt"), "coarse_prompt [2, *] is missing"),
         (_without("fine_prompt"), "fine_prompt [5, *] is missing"),
         (_with("fine_prompt", lambda a: None), "fine_prompt [5, *] is missing"),
-        (_with("semantic_prompt", lambda a: a + 0.5), "semantic_prompt must hold integers, got flo"),
+        (
+            _with("semantic_prompt", lambda a: a + 0.5),
+            "semantic_prompt must hold integers, got flo",
+        ),
         (_with("coarse_prompt", lambda a: a > 0), "coarse_prompt must hold integers, got bool"),
         (_with("coarse_prompt", lambda a: a.astype(str)), "coarse_prompt must hold integers"),
         (_with("coarse_prompt", lambda a: a.astype(object)), "must hold integers, got object"),
