@@ -365,7 +365,12 @@ class Bark:
         Args:
             progress: called with (stage, steps done, steps at most) from the engine's thread.
             urgent: someone waits for the audio; see `EngineOptions.policy`.
+
+        Raises:
+            InputError: `request` is none that `request` or `token_request` made.
         """
+        if not isinstance(request, Request):
+            raise InputError(f"request must be a Request, got {type(request).__name__}")
         return self._driver.begin(request, progress=progress, urgent=urgent)
 
     def request(

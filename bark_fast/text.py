@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import regex
 
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.unreadable import in_one_line, what_it_is
 from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
 
 _TITLE_END = re.compile(r"\b(Ms|Mx)\. ?$")
@@ -63,21 +64,29 @@ class Tokenizer:
         found = [path for file in _TOKENIZER_FILES if (path := source.find(file))]
         if not found:
             # transformers would make an empty tokenizer or ask the network.
-            raise CheckpointError(
-                f"{source.name}: no tokenizer found ({' or '.join(_TOKENIZER_FILES)})"
-            )
+            raise source.missing(f"no tokenizer found ({' or '.join(_TOKENIZER_FILES)})")
         # All that the source gives lies in one folder, the hub's files in a snapshot of its cache:
         # transformers need not ask the network once more, for files that others may have changed.
-        for file in _TOKENIZER_SETTINGS:
-            source.find(file)
+        found += [path for file in _TOKENIZER_SETTINGS if (path := source.find(file))]
+        for path in found:
+            # transformers takes many a wrong file, and reads nonsense from it.
+            if (instead := what_it_is(path)) is not None:
+                raise CheckpointError(f"{path}: is no tokenizer's: {instead}")
+            if path.suffix == ".json":
+                source.read_json(path.name)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
-                str(found[0].parent), local_files_only=True
+                str(found[0].parent), local_files_only=True, trust_remote_code=False
             )
+            words = set(self._tokenizer.get_vocab()) - set(self._tokenizer.all_special_tokens)
         except Exception as error:  # many kinds, by tokenizer and by version
-            raise CheckpointError(f"{source.name}: cannot load its tokenizer: {error}") from error
+            reason = in_one_line(error)
+            raise CheckpointError(f"{source.name}: cannot load its tokenizer: {reason}") from error
+        if not words:
+            raise CheckpointError(f"{found[0]}: holds no words for a tokenizer")
         # `encode` cuts a text that is too long, and warns with the true numbers.
         self._tokenizer.model_max_length = int(1e30)
+        self._where = source.name
         self._limit = limit
         self.max_tokens = max_tokens
 
@@ -110,7 +119,12 @@ class Tokenizer:
         Raises:
             CheckpointError: the model has no such token.
         """
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        try:
+            ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        except Exception as error:  # a token that it needs is not in its vocabulary, say
+            raise CheckpointError(
+                f"{self._where}: its tokenizer fails on {text!r}: {in_one_line(error)}"
+            ) from error
         if ids and max(ids) >= self._limit:
             raise CheckpointError(
                 f"the tokenizer gives id {max(ids)}, but the semantic model has room for "

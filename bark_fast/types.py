@@ -14,7 +14,13 @@ import numpy.typing as npt
 from bark_fast.audio import save_audio
 from bark_fast.errors import InputError
 from bark_fast.files import check_path, replacing
-from bark_fast.validation import check_integer, check_number, check_seed, check_temperature
+from bark_fast.validation import (
+    check_integer,
+    check_number,
+    check_seed,
+    check_temperature,
+    check_tokens,
+)
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -131,11 +137,16 @@ class Voice:
         """Write a preset that this library, transformers and suno's code read (one .npz file).
 
         Raises:
-            InputError: the ending or the folder is wrong.
+            InputError: the ending or the folder is wrong, or an array is not of tokens.
         """
         target = check_path(path, self.ENDINGS)
+        # numpy would pickle anything else, and nobody could read it.
+        arrays = {
+            key: check_tokens(key, array, (None,) if key == "semantic_prompt" else (None,) * 2)
+            for key, array in self.arrays().items()
+        }
         with replacing(target) as partial, partial.open("wb") as file:
-            np.savez(file, **self.arrays())  # type: ignore[arg-type]
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
+import os
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -59,7 +61,7 @@ def check_tokens(
     name: str,
     value: object,
     shape: tuple[int | None, ...],
-    limit: int,
+    limit: int = 2**63,
     *,
     may_be_empty: bool = False,
 ) -> npt.NDArray[np.int64]:
@@ -93,6 +95,18 @@ def check_tokens(
     if low < 0 or high >= limit:
         raise InputError(f"{name} must hold values from 0 to {limit - 1}, got {low} to {high}")
     return np.array(array, dtype=np.int64)
+
+
+def as_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return a path as a Path.
+
+    Raises:
+        InputError: `value` is none, or one of bytes.
+    """
+    try:
+        return Path(value)
+    except TypeError as error:
+        raise InputError(f"{name} must be a path of text, got {value!r}") from error
 
 
 def as_array(name: str, value: Any) -> npt.NDArray[Any]:

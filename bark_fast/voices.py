@@ -15,9 +15,10 @@ from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.opening import open_checkpoint
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.suno import SunoFiles
+from bark_fast.checkpoint.unreadable import why_unreadable
 from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
 from bark_fast.types import IntArray, Voice
-from bark_fast.validation import check_tokens
+from bark_fast.validation import as_path, check_tokens
 
 PRESETS_FILE = "speaker_embeddings_path.json"
 # Folders of suno's presets, one file each, as its code keeps them; the checkpoint's own last.
@@ -73,8 +74,11 @@ class VoiceLibrary:
             arrays, voice_name = voice, name
         elif isinstance(voice, str) and voice in self._presets:
             arrays, voice_name = self._read_preset(voice, name), voice
-        elif isinstance(voice, (str, os.PathLike)) and Path(voice).suffix.lower() in Voice.ENDINGS:
-            arrays, voice_name = read_npz(Path(voice), name), str(voice)
+        elif (
+            isinstance(voice, (str, os.PathLike))
+            and (path := as_path(name, voice)).suffix.lower() in Voice.ENDINGS
+        ):
+            arrays, voice_name = read_npz(path, name), str(voice)
         else:
             known = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
             raise InputError(
@@ -104,8 +108,9 @@ class VoiceLibrary:
                 if not isinstance(arrays[key], np.ndarray):
                     raise ValueError("it is an archive")
             except Exception as error:  # a damaged header raises whatever Python's parser does
+                reason = why_unreadable(path, error)
                 raise CheckpointError(
-                    f"{path}: is not a whole .npy file of numbers: {error}"
+                    f"{path}: is not a whole .npy file of numbers: {reason}"
                 ) from error
         return arrays
 
@@ -128,14 +133,15 @@ def read_npz(path: Path, argument: str) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it is damaged or not of plain arrays.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name that is too long for a file is none
         raise InputError(f"{argument} must be a file that exists, got {str(path)!r}")
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in Voice.ARRAYS if key in stored}
     except Exception as error:  # numpy, zipfile and zlib each have their own
+        reason = why_unreadable(path, error)
         raise InputError(
-            f"{argument} {path} is not a whole .npz file of plain arrays: {error}"
+            f"{argument} {path} is not a whole .npz file of plain arrays: {reason}"
         ) from error
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from bark_fast.checkpoint.unreadable import why_unreadable
 from bark_fast.errors import CheckpointError, InputError
+from bark_fast.validation import as_path
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,14 @@ class Source:
         """
         if not isinstance(model, (str, os.PathLike)) or not str(model).strip():
             raise InputError(f"model must be a folder or a hub id, got {model!r}")
-        try:
-            folder = Path(model).expanduser()
-        except RuntimeError:  # ~someone, and there is no such user
-            folder = Path(model)
-        if folder.is_dir():
+        folder = as_path("model", model)
+        # ~someone, where there is no such user, raises RuntimeError.
+        with suppress(RuntimeError):
+            folder = folder.expanduser()
+        # Those of os.path, because a name that is too long for a file is none.
+        if os.path.isdir(folder):
             return cls(str(model), folder)
-        if folder.exists():
+        if os.path.exists(folder):
             raise InputError(f"model must be a folder, not a file, got {str(model)!r}")
         parts = str(model).split("/")
         hub_id = isinstance(model, str) and len(parts) == 2 and all(parts)
@@ -69,13 +73,13 @@ class Source:
             raise CheckpointError(f"{self.name}: a file name must stay in the folder, got {file!r}")
         if self.folder is not None:
             path = self.folder / relative
-            return path if path.is_file() else None
+            return path if os.path.isfile(path) else None
         return self._download(file)
 
     def subfolder(self, name: str) -> Source | None:
         """Return a folder within this one as a source; None if there is none, or on the hub."""
         folder = None if self.folder is None else self.folder / name
-        return None if folder is None or not folder.is_dir() else Source(str(folder), folder)
+        return None if folder is None or not os.path.isdir(folder) else Source(str(folder), folder)
 
     def matching(self, pattern: str) -> list[str]:
         """Return the files that match a glob pattern, as `find` takes them, in order; on the hub
@@ -87,12 +91,7 @@ class Source:
 
     def _download(self, file: str) -> Path | None:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-        )
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
             return Path(
@@ -100,11 +99,11 @@ class Source:
                     self.name,
                     file,
                     revision=self.revision,
-                    local_files_only=self.local_files_only,
+                    local_files_only=self.is_offline,
                 )
             )
         except LocalEntryNotFoundError as error:
-            if self.local_files_only:
+            if self.is_offline:
                 return None
             raise CheckpointError(
                 f"{self.name}: cannot reach the hub, and {file} was not downloaded before"
@@ -112,12 +111,49 @@ class Source:
         except EntryNotFoundError:
             return None
         except Exception as error:  # the hub's, the system's, and those of two HTTP libraries
-            unknown = isinstance(error, RepositoryNotFoundError)
-            if unknown and not isinstance(error, GatedRepoError):
-                reason = "no folder and no hub repository has that name"
-            else:
-                reason = f"{file} could not be downloaded: {error}"
-            raise CheckpointError(f"{self.name}: {reason}") from error
+            raise CheckpointError(f"{self.name}: {self._refusal(file, error)}") from error
+
+    def _refusal(self, file: str, error: Exception) -> str:
+        """Return why the hub did not give a file."""
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        if isinstance(error, GatedRepoError):
+            return (
+                f"{file} is for those whom the owner lets in: ask on the repository's page, and "
+                f"log in (`hf auth login`): {error}"
+            )
+        if isinstance(error, RepositoryNotFoundError):
+            return (
+                "no folder and no hub repository has that name, or it is private and you are not "
+                "logged in (`hf auth login`)"
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return f"the hub repository has no revision {self.revision!r}"
+        return f"{file} could not be downloaded: {error}"
+
+    @property
+    def is_offline(self) -> bool:
+        """True if nothing is asked of the network, by `local_files_only` or by HF_HUB_OFFLINE."""
+        from huggingface_hub import constants
+
+        return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
+
+    def missing(self, what: str) -> CheckpointError:
+        """Return the error for files that the checkpoint lacks, or that were not downloaded.
+
+        Args:
+            what: "config.json is missing", say.
+        """
+        if self.folder is None and self.is_offline:
+            return CheckpointError(
+                f"{self.name}: {what} from what was downloaded before, and nothing more is "
+                "downloaded offline (local_files_only, --offline or HF_HUB_OFFLINE)"
+            )
+        return CheckpointError(f"{self.name}: {what}")
 
     def require(self, file: str) -> Path:
         """Return the local path of `file`, as `find` does.
@@ -127,7 +163,7 @@ class Source:
         """
         path = self.find(file)
         if path is None:
-            raise CheckpointError(f"{self.name}: {file} is missing")
+            raise self.missing(f"{file} is missing")
         return path
 
     def read_json(self, file: str) -> dict[str, Any]:
@@ -139,8 +175,9 @@ class Source:
         path = self.require(file)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
+        except (ValueError, OSError, RecursionError) as error:
+            reason = why_unreadable(path, error)
+            raise CheckpointError(f"{path}: is not valid JSON: {reason}") from error
         if not isinstance(content, dict):
             raise CheckpointError(
                 f"{path}: must hold a JSON object, got a {type(content).__name__}"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.unreadable import in_one_line, why_unreadable
 from bark_fast.errors import CheckpointError
 
 _REMAP_BYTES = 64 * 2**20
@@ -127,7 +128,7 @@ class _TensorsByFile:
                             tensor = get(name)
                         except Exception as error:  # each library and version has its own
                             raise CheckpointError(
-                                f"{path}: tensor {name} is unreadable: {error}"
+                                f"{path}: tensor {name} is unreadable: {in_one_line(error)}"
                             ) from error
                         read_bytes += tensor.numel() * tensor.element_size()
                         yield name, tensor
@@ -151,9 +152,9 @@ class TensorsInFiles(_TensorsByFile):
                     return dict.fromkeys(names, path)
             if source.find(f"{file}.index.json") is not None:
                 return self._locate_shards(source, f"{file}.index.json")
-        raise CheckpointError(
-            f"{source.name}: no weights found (model.safetensors, pytorch_model.bin, or either "
-            "with .index.json and its shards)"
+        raise source.missing(
+            "no weights found (model.safetensors, pytorch_model.bin, or either with .index.json "
+            "and its shards)"
         )
 
     def _locate_shards(self, source: Source, index: str) -> dict[str, Path]:
@@ -207,12 +208,13 @@ class _map_safetensors:  # noqa: N801 - a context manager, named as a verb
     """Open a safetensors file."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         try:
             self._open = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: is not a whole safetensors file: {error}") from error
+        except Exception as error:  # SafetensorError and OSError; a header may bring others
+            reason = why_unreadable(path, error)
+            raise CheckpointError(f"{path}: is not a whole safetensors file: {reason}") from error
 
     def __enter__(self) -> tuple[list[str], Callable[[str], Tensor]]:
         file = self._open.__enter__()
@@ -279,7 +281,7 @@ def read_pickle(path: Path, *, unread: Sequence[str] = ()) -> Any:
                 path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path)
             )
     except Exception as error:  # damage raises whatever the unpickler stumbles over
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = why_unreadable(path, error)
         raise CheckpointError(f"{path}: is not a whole file of plain tensors: {reason}") from error
 
 

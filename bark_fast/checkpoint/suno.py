@@ -143,7 +143,7 @@ def _find(source: Source, stage: str, size: Size | None) -> Path:
         if path is not None:
             return path
     wanted = " or ".join(FILES[stage][each] for each in sizes)
-    raise CheckpointError(f"{source.name}: {wanted} is missing")
+    raise source.missing(f"{wanted} is missing")
 
 
 def _read_shape(path: Path) -> dict[str, Any]:

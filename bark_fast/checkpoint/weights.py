@@ -119,6 +119,9 @@ def _check_names(
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...] | None, where: str) -> None:
     if not tensor.is_floating_point():
         raise CheckpointError(f"{where}: tensor {name} must be floating point, got {tensor.dtype}")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "one without data" if tensor.is_meta else str(tensor.layout)
+        raise CheckpointError(f"{where}: tensor {name} must be a dense one, got {kind}")
     if shape is not None and tuple(tensor.shape) != shape:
         raise CheckpointError(
             f"{where}: tensor {name} must have shape {list(shape)}, got {list(tensor.shape)}"
