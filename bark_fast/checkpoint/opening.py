@@ -22,7 +22,9 @@ def open_checkpoint(
     """
     if isinstance(model, SunoFiles):
         return model.open(revision=revision, local_files_only=local_files_only)
-    folder: str | os.PathLike[str] = demo.FOLDER if model == "demo" else model
+    folder: str | os.PathLike[str] = model
+    if isinstance(model, str) and model == "demo":
+        folder = demo.FOLDER
     source = Source.open(folder, revision=revision, local_files_only=local_files_only)
     if has_suno_files(source):
         return SunoFiles(folder).open(revision=revision, local_files_only=local_files_only)
