@@ -28,10 +28,17 @@ from bark_fast.kernels.dispatch import (
 )
 from bark_fast.kernels.ops import LAYER_NORM_EPS, Backend, Impl, Norm, Weight
 from bark_fast.kernels.reference import process_logits
-from bark_fast.kernels.state import DecodeState, PackedWeight, SamplingMetadata, TokenSpace
+from bark_fast.kernels.state import (
+    NO_TOKEN,
+    DecodeState,
+    PackedWeight,
+    SamplingMetadata,
+    TokenSpace,
+)
 
 __all__ = [
     "LAYER_NORM_EPS",
+    "NO_TOKEN",
     "Backend",
     "DecodeState",
     "Impl",

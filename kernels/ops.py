@@ -190,6 +190,10 @@ class Backend(ABC):
         result in any batch, in any place, and up to rounding on any device.
         `reference.process_logits` says what temperature, top-k and top-p do.
 
+        A row gets `NO_TOKEN` whatever its temperature if, of the columns that it may take, one is
+        NaN or +infinity or all are -infinity: no distribution has such logits. With `state` the row
+        ends with it in its history, so that no later step reads it.
+
         Args:
             logits: [B, V] of the ids that can be sampled; where the stage has an end token, it is
                 the last column.
@@ -200,7 +204,7 @@ class Backend(ABC):
             state: advanced in place to the next step; the results of finished rows mean nothing.
 
         Returns:
-            int64 [B], columns.
+            int64 [B], columns or `NO_TOKEN`.
         """
 
     @abstractmethod

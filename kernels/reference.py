@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bark_fast.kernels.ops import LAYER_NORM_EPS, Backend, Norm, Weight, noise_positions
-from bark_fast.kernels.state import DecodeState, SamplingMetadata, TokenSpace
+from bark_fast.kernels.state import NO_TOKEN, DecodeState, SamplingMetadata, TokenSpace
 
 
 class TorchBackend(Backend):
@@ -157,8 +157,12 @@ class TorchBackend(Backend):
             at_once = (metadata.min_eos_p > 0) & (p_end > metadata.min_eos_p)
             chosen = torch.where(at_once, n_columns - 1, chosen)
             ended = chosen == n_columns - 1
+        best = logits.amax(dim=1)  # NaN if one is
+        failed = ~best.isfinite()
+        chosen = chosen.masked_fill(failed, NO_TOKEN)
         if state is not None:
-            _advance(state, chosen + space.first_id, ended)
+            tokens = (chosen + space.first_id).masked_fill(failed, NO_TOKEN)
+            _advance(state, tokens, ended & ~failed, failed)
         return chosen
 
     def random_words(self, seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
@@ -246,14 +250,14 @@ def _possible_columns(
     return possible
 
 
-def _advance(state: DecodeState, tokens: Tensor, ended: Tensor) -> None:
-    """Advance the state to the next step with these tokens and ends."""
+def _advance(state: DecodeState, tokens: Tensor, ended: Tensor, failed: Tensor) -> None:
+    """Advance the state to the next step with these tokens, ends, and rows without a token."""
     running = state.finished == 0
     going_on = running & ~ended
     rows = going_on.nonzero()[:, 0]
     state.history[rows, state.num_generated[rows] % state.history.shape[1]] = tokens[rows]
     state.num_generated[rows] += 1
-    more = going_on & (state.num_generated < state.limits)
+    more = going_on & ~failed & (state.num_generated < state.limits)
     done = running & ~more
     state.finished[done] = 1
     state.slot_mapping[done] = -1

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 
+NO_TOKEN = -1
+"""What `Backend.sample` gives where there is nothing to draw from, in place of a column or id."""
+
+
 @dataclass(frozen=True)
 class DecodeState:
     """The running sequences of a decode loop, all on the device.
@@ -28,7 +32,7 @@ class DecodeState:
         finished: int32 [B], 1 once a row has ended. It is then an empty row, which reads no page
             and writes none.
         history: int64 [B, W], the generated ids: token p is stored at p % W, so reading it at least
-            every W steps misses none.
+            every W steps misses none. NO_TOKEN is the last of a row that had nothing to draw from.
         page_size: positions in a page.
     """
 

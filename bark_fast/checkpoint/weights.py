@@ -6,7 +6,7 @@ Names are those of transformers' BarkModel, wherever the tensors are stored.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -46,8 +46,9 @@ def load_weights(
     their dtype and device are right: nobody may write to them.
 
     Raises:
-        CheckpointError: a tensor is missing, not expected, of another shape, or unreadable; or the
-            stored weights contradict the configuration.
+        CheckpointError: a tensor is missing, not expected, of another shape, or unreadable, or
+            holds NaN or infinity, in its own dtype or in `dtype`; or the stored weights contradict
+            the configuration.
     """
     where = stored.where
     needed = {
@@ -75,6 +76,7 @@ def load_weights(
         if not (stored.shared and as_it_is):
             tensor = torch.empty(tensor.shape, dtype=target, device=device).copy_(tensor)
         tensors[name] = tensor
+    _check_numbers(tensors, stored)
 
     for head, embedding in heads.items():
         if not torch.equal(tensors.pop(head), tensors[embedding]):
@@ -92,7 +94,35 @@ def load_weights(
             )
         # Salimans & Kingma 2016, eq. 2, a norm for each slice of the first dimension.
         tensors[name] = v * (g / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))
+        if not tensors[name].isfinite().all():
+            raise CheckpointError(f"{where}: tensor {direction} has a row of zeros")
     return tensors
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], stored: StoredTensors) -> None:
+    """Raise CheckpointError if a loaded tensor holds NaN or infinity.
+
+    Each is read once, without a copy, and all are judged together: one look at the device.
+    """
+    names = [name for name, tensor in tensors.items() if tensor.numel()]
+    extremes = [torch.stack(torch.aminmax(tensors[name])).float() for name in names]
+    finite = torch.stack(extremes).isfinite().all(dim=1)
+    if finite.all():
+        return
+    name = names[finite.tolist().index(False)]
+    dtype = str(tensors[name].dtype).removeprefix("torch.")
+    for _, original in stored.read({name}):
+        if original.isfinite().all():
+            largest = original.abs().max().item()
+            raise CheckpointError(
+                f"{stored.where}: tensor {name} has numbers too large for {dtype} (up to "
+                f"{largest:.3g}): load it with another dtype"
+            )
+        n_bad = int((~original.isfinite()).sum())
+        raise CheckpointError(
+            f"{stored.where}: tensor {name} must hold finite numbers, got {n_bad} that are NaN or "
+            "infinite: the file is damaged, or training went wrong"
+        )
 
 
 def _check_names(

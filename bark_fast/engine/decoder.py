@@ -24,7 +24,10 @@ from bark_fast.stages.causal import CausalStage, CausalTask
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The tokens that a task drew in some steps; `ended` if the end token came after them."""
+    """The tokens that a task drew in some steps; `ended` if the end token came after them.
+
+    The last is NO_TOKEN if there was nothing to draw from.
+    """
 
     tokens: list[int]
     ended: bool

@@ -15,6 +15,8 @@ from bark_fast.engine.decoder import StepOutput
 from bark_fast.engine.kv_cache import prompt_keys
 from bark_fast.engine.options import EngineConfig
 from bark_fast.engine.scheduler import Phase, Ready
+from bark_fast.errors import ModelError
+from bark_fast.kernels import NO_TOKEN
 from bark_fast.request import Request
 from bark_fast.stages.causal import CausalTask
 from bark_fast.stages.coarse import CoarseTask, ids_to_codes
@@ -104,13 +106,20 @@ class Utterance:
         """Take the result of a batch of `stage` and return what it makes the utterance ready for.
 
         Work that was returned before and has not been run stays ready.
+
+        Raises:
+            ModelError: the result is no tokens or samples, because the model gave no numbers.
         """
         if stage == "fine":
             return self._after_fine_pass()
         if stage == "codec":
             assert isinstance(result, np.ndarray)
+            if not np.isfinite(result).all():
+                raise self._no_numbers(stage, "samples")
             return self._speech(result)
         assert isinstance(result, StepOutput)
+        if NO_TOKEN in result.tokens[-1:]:
+            raise self._no_numbers(stage, "logits")
         self.causal(stage).accept(result.tokens, ended=result.ended)
         if stage == "coarse":
             self._coarse_is_ready = False
@@ -188,10 +197,19 @@ class Utterance:
         assert self.fine is not None
         if not self.fine.finished:
             return (Ready(Phase.FINE, group=self.fine.codebook),)
+        if not self.fine.is_drawn():
+            raise self._no_numbers("fine", "logits")
         self.fine_tokens = self.fine.result()
         if self.request.last_stage == "fine":
             return self._speech()
         return (Ready(Phase.CODEC, cost=self.fine.n_frames),)
+
+    def _no_numbers(self, stage: Stage, what: str) -> ModelError:
+        said = f" for text {self.request.text!r}" if self.request.text else ""
+        return ModelError(
+            f"the {stage} stage gave {what} with NaN or infinity{said}: the weights are damaged, or "
+            "their numbers too large for the dtype"
+        )
 
     def _causal_work(self, stage: Stage) -> Ready:
         """Return the next steps of a causal task, or its prompt."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from bark_fast.kernels import DecodeState, SamplingMetadata, TokenSpace
+from bark_fast.kernels import NO_TOKEN, DecodeState, SamplingMetadata, TokenSpace
 from bark_fast.models.gpt import GPT, Chunk, KVPages
 from bark_fast.models.transfer import to_device
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
@@ -109,7 +109,9 @@ class CausalStage:
         self.model.ops.sample(logits, sampling, self.space, state=state)
 
     def token(self, column: int) -> int | None:
-        """Return the id of a column, None for the end token."""
+        """Return the id of a column, None for the end token; NO_TOKEN stays what it is."""
+        if column == NO_TOKEN:
+            return NO_TOKEN
         if self.space.has_end and column == self.model.n_columns - 1:
             return None
         return self.space.first_id + column

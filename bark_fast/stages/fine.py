@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.kernels import TokenSpace
+from bark_fast.kernels import NO_TOKEN, TokenSpace
 from bark_fast.models.fine_gpt import FineGPT
 from bark_fast.models.transfer import to_device
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
@@ -122,12 +122,19 @@ class FineTask:
         return torch.arange(first + self.window.first_frame, first + self._length)
 
     def fill(self, column: Tensor) -> None:
-        """Take this pass's codes, [frames to be filled], and go on to the next pass."""
+        """Take this pass's codes, [frames to be filled], and go on to the next pass.
+
+        One may be NO_TOKEN: the next passes leave it out of their sums.
+        """
         self.window_codes()[self.window.first_frame :, self.codebook] = column
         self.codebook += 1
         if self.codebook == self._n_fine:
             self.codebook = self._n_coarse
             self.window_index += 1
+
+    def is_drawn(self) -> bool:
+        """Return False if there was nothing to draw from for some code, of padding frames too."""
+        return not bool((self.codes == NO_TOKEN).any())
 
     def result(self) -> IntArray:
         """Return the codes of the new frames alone, int64 [n_fine, F]."""

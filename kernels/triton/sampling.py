@@ -114,10 +114,13 @@ def sample_kernel(
     logits = tl.load(
         logits_ptr + row * V + v, mask=(v >= first) & (v < last), other=-float("inf")
     ).to(tl.float32)
+    # A maximum over floats passes over NaN, so NaN counts as +infinity here.
+    best_logit = tl.max(tl.where(logits != logits, float("inf"), logits), axis=0)
+    failed = (best_logit == float("inf")) | (best_logit == -float("inf"))
     end_now = row < 0
     if HAS_EOS:
         enough = tl.load(min_eos_p_ptr + row)
-        weights = tl.exp(logits - tl.max(logits, axis=0))
+        weights = tl.exp(logits - best_logit)
         p_end = tl.sum(tl.where(v == V - 1, weights, 0.0), axis=0) / tl.sum(weights, axis=0)
         end_now = (enough > 0.0) & (p_end > enough)
     temperature = tl.load(temperature_ptr + row)
@@ -169,11 +172,12 @@ def sample_kernel(
     going_on = chosen >= 0
     if HAS_EOS:
         chosen = tl.where(end_now, V - 1, chosen)
-        going_on = chosen != V - 1
+        going_on = (chosen != V - 1) | failed
+    chosen = tl.where(failed, -1, chosen)  # NO_TOKEN
     tl.store(out_ptr + row, chosen.to(tl.int64))
     if HAS_STATE:
-        token = chosen.to(tl.int64) + first_id
-        more = going_on & (position + 1 < tl.load(limit_ptr + row))
+        token = tl.where(failed, -1, chosen + first_id).to(tl.int64)
+        more = going_on & (failed == 0) & (position + 1 < tl.load(limit_ptr + row))
         place = position % history_width
         tl.store(history_ptr + row * history_width + place, token, mask=going_on)
         tl.store(positions_ptr + row, position + 1, mask=going_on)

@@ -231,6 +231,21 @@ INLINE float max_of_row(const float *values, i64 n) {
     return _mm512_reduce_max_ps(best);
 }
 
+enum { NO_TOKEN = -1 };
+
+/* Whether there is a largest value, and it and all others are numbers or -infinity. */
+static int can_draw(const float *values, i64 n) {
+    const __m512 infinity = _mm512_set1_ps(INFINITY);
+    __mmask16 bad = 0, real = 0;
+    for (i64 j = 0; j < n; j += 16) {
+        const __m512 v = _mm512_loadu_ps(values + j);
+        const __mmask16 lanes = first_lanes(n - j);
+        bad |= _mm512_cmp_ps_mask(v, infinity, _CMP_NLT_UQ) & lanes; /* NaN too */
+        real |= _mm512_cmp_ps_mask(v, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ) & lanes;
+    }
+    return !bad && real;
+}
+
 /* The first of the largest. */
 static i64 argmax_of(const float *values, i64 n) {
     const __m512 best = _mm512_set1_ps(max_of_row(values, n));
@@ -325,11 +340,11 @@ INLINE __m512 gumbel_of(__m512i words) {
 
 /* Write what a row's next step reads: reference._advance. */
 static void advance(const Sample *a, i64 r) {
-    const i64 column = a->chosen[r];
+    const i64 column = a->chosen[r], token = column == NO_TOKEN ? NO_TOKEN : column + a->first_id;
     int more = !(a->min_eos_p && column == a->columns - 1);
     if (more) {
-        a->history[r * a->history_width + a->num_generated[r] % a->history_width] = column + a->first_id;
-        more = ++a->num_generated[r] < a->limits[r];
+        a->history[r * a->history_width + a->num_generated[r] % a->history_width] = token;
+        more = ++a->num_generated[r] < a->limits[r] && column != NO_TOKEN;
     }
     if (!more) {
         a->finished[r] = 1;
@@ -338,7 +353,7 @@ static void advance(const Sample *a, i64 r) {
         return;
     }
     const i64 at = a->state_positions[r] + 1, page = a->tables[r * a->max_pages + at / a->page_size];
-    a->token_ids[r] = column + a->first_id;
+    a->token_ids[r] = token;
     a->state_positions[r] = at;
     a->seq_lens[r] = at + 1;
     a->slot_mapping[r] = page * a->page_size + at % a->page_size;

@@ -64,7 +64,12 @@ INLINE void T(norm_row)(char *y, const char *x, const Linear *a) {
  * bytes past the end stand for 0. */
 INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
     __m512 largest = _mm512_setzero_ps();
-    for (i64 i = 0; i < k; i += 16) largest = _mm512_max_ps(largest, _mm512_abs_ps(T(load)(x, i, first_lanes(k - i))));
+    __mmask16 nan = 0;
+    for (i64 i = 0; i < k; i += 16) {
+        const __m512 v = T(load)(x, i, first_lanes(k - i));
+        nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
+    }
     const float most = _mm512_reduce_max_ps(largest);
     const __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0);
     for (i64 i = 0; i < k; i += 16) {
@@ -72,7 +77,7 @@ INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
         const __m512i n = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(128));
         _mm_mask_storeu_epi8(bytes + i, first_lanes(ceil_div(k, 4) * 4 - i), _mm512_cvtepi32_epi8(n));
     }
-    return most / 127.0f;
+    return nan || isinf(most) ? NAN : most / 127.0f; /* bytes have neither */
 }
 
 /* Bias, then GELU, then residual, on one row of a panel's sums; those of bytes first become numbers. */
@@ -172,7 +177,12 @@ static int T(embedding_sum)(const Embedding *a) {
 /* exp(scale * (s - max s)) of the first `seen` scores, and 0 up to `width`; returns 1 / their sum. */
 INLINE float T(softmax_row)(char *weights, const float *scores, i64 seen, i64 width, float scale) {
     __m512 best = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
-    for (i64 j = 0; j < seen; j += 16) best = _mm512_mask_max_ps(best, first_lanes(seen - j), best, _mm512_loadu_ps(scores + j));
+    __mmask16 nan = 0;
+    for (i64 j = 0; j < seen; j += 16) {
+        const __m512 s = _mm512_loadu_ps(scores + j);
+        nan |= _mm512_cmp_ps_mask(s, s, _CMP_UNORD_Q) & first_lanes(seen - j);
+        best = _mm512_mask_max_ps(best, first_lanes(seen - j), best, s);
+    }
     const __m512 factor = _mm512_set1_ps(scale), top = _mm512_set1_ps(_mm512_reduce_max_ps(best) * scale);
     for (i64 j = 0; j < width; j += 16) {
         const __m512 e = exp_of(_mm512_fmsub_ps(_mm512_loadu_ps(scores + j), factor, top));
@@ -180,6 +190,8 @@ INLINE float T(softmax_row)(char *weights, const float *scores, i64 seen, i64 wi
         total = _mm512_add_ps(total, w);
         T(store)(weights, j, 0xFFFF, w);
     }
+    /* exp_of would take NaN for a small number: what is no number stays none. */
+    if (nan || !isfinite(_mm512_reduce_max_ps(best))) return NAN;
     return 1.0f / _mm512_reduce_add_ps(total);
 }
 
@@ -370,6 +382,7 @@ INLINE i64 T(sample_row)(const Sample *a, i64 row, float *values, float *noise) 
         const __mmask16 lanes = first_lanes(to - j) & ~first_lanes(from - j);
         _mm512_storeu_ps(values + j, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), lanes, v));
     }
+    if (!can_draw(values + from, to - from)) return NO_TOKEN;
     if (a->min_eos_p && a->min_eos_p[row] > 0 && last_probability(values, columns) > a->min_eos_p[row]) return columns - 1;
     if (a->temperature[row] != 0) {
         const __m512 temperature = _mm512_set1_ps(a->temperature[row]);

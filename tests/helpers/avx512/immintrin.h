@@ -48,7 +48,14 @@ typedef int32_t Integers __attribute__((vector_size(64), may_alias));
 typedef uint64_t LongWords __attribute__((vector_size(64), may_alias));
 
 enum { _MM_HINT_T0 = 3 };
-enum { _CMP_EQ_OQ = 0x00, _CMP_LT_OQ = 0x11, _CMP_GE_OQ = 0x1D };
+enum {
+    _CMP_EQ_OQ = 0x00,
+    _CMP_UNORD_Q = 0x03,
+    _CMP_LT_OQ = 0x11,
+    _CMP_NLT_UQ = 0x15,
+    _CMP_GE_OQ = 0x1D,
+    _CMP_GT_OQ = 0x1E,
+};
 enum { _MM_MANT_NORM_p75_1p5 = 3 };
 enum { _MM_MANT_SIGN_zero = 1 };
 
@@ -220,7 +227,10 @@ EMULATED float _mm512_reduce_max_ps(__m512 a) {
 EMULATED __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, const int comparison) {
     switch (comparison) { /* ordered: false if one of them is NaN */
         case _CMP_EQ_OQ: return mask_of(a == b);
+        case _CMP_UNORD_Q: return mask_of((a != a) | (b != b));
         case _CMP_LT_OQ: return mask_of(a < b);
+        case _CMP_NLT_UQ: return mask_of(~(a < b));
+        case _CMP_GT_OQ: return mask_of(a > b);
         case _CMP_GE_OQ: return mask_of(a >= b);
         default: __builtin_trap();
     }
