@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 NO_TOKEN = -1
 """What `Backend.sample` gives where there is nothing to draw from, in place of a column or id."""
 

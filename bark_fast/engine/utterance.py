@@ -207,8 +207,8 @@ class Utterance:
     def _no_numbers(self, stage: Stage, what: str) -> ModelError:
         said = f" for text {self.request.text!r}" if self.request.text else ""
         return ModelError(
-            f"the {stage} stage gave {what} with NaN or infinity{said}: the weights are damaged, or "
-            "their numbers too large for the dtype"
+            f"the {stage} stage gave {what} with NaN or infinity{said}: its weights are damaged, or "
+            "numbers grew too large for the dtype"
         )
 
     def _causal_work(self, stage: Stage) -> Ready:

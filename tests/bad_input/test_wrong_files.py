@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -73,6 +72,15 @@ def _load_all(folder: Path) -> None:
     load_weights(checkpoint.tensors(), checkpoint.config, dtype=torch.float32, device=cpu)
 
 
+def _complaint(call: Callable[[], Any]) -> str | None:
+    """Return what our error says, None if there is none; any other error goes through."""
+    try:
+        call()
+    except BarkFastError as error:
+        return str(error)
+    return None
+
+
 FILES = [
     "config.json",
     "generation_config.json",
@@ -130,11 +138,9 @@ def test_damage_of_any_kind(copy: Path, file: str) -> None:
     refused = 0
     for content in damaged:
         _replace(path, content)
-        try:
-            _load_all(copy)
-        except BarkFastError as error:
-            refused += 1
-            assert not any(advice in str(error) for advice in ADVICE)
+        message = _complaint(lambda: _load_all(copy))
+        refused += message is not None
+        assert not any(advice in (message or "") for advice in ADVICE)
     assert refused > len(damaged) // 2
 
 
@@ -156,12 +162,9 @@ def test_damage_of_any_kind(copy: Path, file: str) -> None:
 )
 def test_tokenizers(copy: Path, file: str, content: bytes) -> None:
     _replace(copy / file, content)
-    try:
-        _load_all(copy)
-    except CheckpointError as error:
-        assert not any(advice in str(error) for advice in ADVICE)
-    else:
-        assert file != "vocab.txt"
+    message = _complaint(lambda: _load_all(copy))
+    assert not any(advice in (message or "") for advice in ADVICE)
+    assert message is not None or file != "vocab.txt"
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "voice.npz"])
@@ -226,13 +229,29 @@ def test_what_was_not_downloaded(tmp_path: Path, monkeypatch: Any, tiny: Path, b
 
 # Arguments of any type
 
+_SMALL = st.one_of(st.none(), st.integers(), st.text(max_size=3))
+_OTHERS = [
+    object(),
+    len,
+    np.zeros((2, 2)),
+    torch.zeros(3),
+    torch.zeros(2, device="meta"),
+    Path("x" * 300 + ".npz"),
+    "x" * 5000 + ".npz",
+    "\0.npz",
+]
 _THINGS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=4), st.complex_numbers(),
-    st.text(max_size=300), st.lists(st.one_of(st.none(), st.integers(), st.text(max_size=3)), max_size=3),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), st.just(object()), st.just(np.zeros((2, 2))),
-    st.just(torch.zeros(3)), st.just(Path("x" * 300 + ".npz")), st.just("\0.npz"), st.just(len),
-    st.just("x" * 5000 + ".npz"), st.just(torch.zeros(2, device="meta")),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.complex_numbers(),
+    st.binary(max_size=4),
+    st.text(max_size=300),
+    st.lists(_SMALL, max_size=3),
+    st.dictionaries(st.text(max_size=3), _SMALL, max_size=2),
+    *map(st.just, _OTHERS),
+)
 _QUICK = GenerationParams(max_semantic_tokens=1, seed=0)
 
 
@@ -254,10 +273,7 @@ def test_arguments_of_any_type(small: Checkpoint, thing: Any, which: int) -> Non
         lambda: GenerationParams(seed=thing, top_p=thing),
         lambda: bark.submit(thing),
     ]
-    try:
-        calls[which]()
-    except BarkFastError as error:
-        assert str(error)
+    assert _complaint(calls[which]) != ""
 
 
 def test_a_path_of_bytes(small: Checkpoint) -> None:
@@ -285,8 +301,6 @@ def test_one_line() -> None:
     assert in_one_line(PermissionError(13, "Permission denied", "x")) == "Permission denied"
     with pytest.raises(ValueError) as caught:
         np.load(io.BytesIO(b"no array"))
-    assert in_one_line(caught.value) == "it holds Python objects, which are not read because they " \
-        "could run code"  # fmt: skip
-    assert json.dumps(in_one_line(RuntimeError("set weights_only=False"))) == (
-        '"it is damaged, or of another kind"'
-    )
+    assert in_one_line(caught.value).startswith("it holds Python objects, which are not read")
+    advice = RuntimeError("set weights_only=False")
+    assert in_one_line(advice) == "it is damaged, or of another kind"
