@@ -1,13 +1,15 @@
-"""The errors and the warning that this library raises on purpose.
+"""The errors and the warning that this library raises on purpose, and those thrown in from outside.
 
-All of them survive pickling and copying, because work that is spread over processes sends its
-failures home that way.
+Ours survive pickling and copying, because work that is spread over processes sends its failures
+home that way.
 """
 
 from __future__ import annotations
 
+import dis
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 
@@ -123,3 +125,84 @@ class CheckpointError(BarkFastError, ValueError):
 class BarkFastWarning(_Portable, UserWarning):
     """Something was done differently from what was asked, or gave nothing; the message says what
     and why."""
+
+
+# Exceptions from outside -------------------------------------------------------------------------
+
+# Raised without a message by interpreter and libraries, where nothing was thrown in.
+_BARE = (MemoryError, StopIteration, StopAsyncIteration)
+_RAISING = {"RAISE_VARARGS", "RERAISE"}
+
+
+def is_asynchronous(error: BaseException) -> bool:
+    """Return True if `error`, or what it was raised from, was thrown in from outside.
+
+    Python throws exceptions into code at any place: what a signal's handler raises
+    (KeyboardInterrupt, or an alarm's own class, which may be an Exception like any other), and what
+    another thread sets by PyThreadState_SetAsyncExc. They are for whoever called, and say nothing
+    about what was running.
+
+    Limits: a handler that is written in C and raises an Exception looks like a failure of what it
+    interrupted, and so does an exception that another library has turned into one of its own. What
+    comes while the callbacks of a future run is logged by `concurrent.futures`, as all that they
+    raise.
+    """
+    seen: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in seen:
+        if not isinstance(each, Exception) or _is_a_handlers(each) or _was_set(each):
+            return True
+        seen.append(each)
+        each = each.__cause__
+    return False
+
+
+def _is_a_handlers(error: BaseException) -> bool:
+    """Return True if a signal's handler raised it.
+
+    Nothing else is called with the frame that called it. (Trace functions are, which throw
+    exceptions into code as well.)
+    """
+    return any(
+        frame.f_back is not None and frame.f_back in _frames_given_to(frame)
+        for frame in (step.tb_frame for step in _traceback(error))
+    )
+
+
+def _frames_given_to(frame: FrameType) -> list[FrameType]:
+    code = frame.f_code
+    n_arguments = code.co_argcount + code.co_kwonlyargcount + 2  # *arguments and **keywords too
+    values = [frame.f_locals.get(name) for name in code.co_varnames[:n_arguments]]
+    values += [each for value in values if isinstance(value, tuple) for each in value]
+    return [value for value in values if isinstance(value, FrameType)]
+
+
+def _was_set(error: BaseException) -> bool:
+    """Return True if another thread threw it in: Python makes it of its class alone, and where it
+    arises nothing is raised."""
+    steps = list(_traceback(error))
+    if error.args or isinstance(error, _BARE) or not steps:
+        return False
+    last = steps[-1]
+    opcode = last.tb_frame.f_code.co_code[last.tb_lasti]
+    return dis.opname[opcode] not in _RAISING
+
+
+def _traceback(error: BaseException) -> Iterator[TracebackType]:
+    step = error.__traceback__
+    while step is not None:
+        yield step
+        step = step.tb_next
+
+
+def carry_out(call: Callable[[], None]) -> None:
+    """Call `call`, once more if an exception from outside cuts it short, and raise that at the end.
+
+    `call` must do no harm when it is begun again.
+    """
+    try:
+        call()
+    except BaseException as error:
+        if is_asynchronous(error):
+            call()
+        raise

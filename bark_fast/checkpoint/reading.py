@@ -27,6 +27,7 @@ from bark_fast.checkpoint.config import (
 from bark_fast.checkpoint.consistency import check_consistency
 from bark_fast.checkpoint.section import Section
 from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.unreadable import in_one_line
 from bark_fast.errors import CheckpointError
 
 # transformers is imported where it is needed, because its configurations take a second to import.
@@ -157,7 +158,7 @@ def _codec(section: Section) -> CodecConfig:
             settings=settings,
         )
     except Exception as error:  # transformers' versions raise different ones for a bad value
-        raise CheckpointError(f"{section.where}: {error}") from error
+        raise CheckpointError(f"{section.where}: {in_one_line(error)}") from error
     if codec.audio_channels != 1:
         section.fail("audio_channels", "must be 1", codec.audio_channels)
     if codec.codebook_dim != codec.hidden_size:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bark_fast.checkpoint.unreadable import why_unreadable
+from bark_fast.checkpoint.unreadable import in_one_line, why_unreadable
 from bark_fast.errors import CheckpointError, InputError
 from bark_fast.validation import as_path
 
@@ -121,10 +121,11 @@ class Source:
             RevisionNotFoundError,
         )
 
+        reason = in_one_line(error)
         if isinstance(error, GatedRepoError):
             return (
                 f"{file} is for those whom the owner lets in: ask on the repository's page, and "
-                f"log in (`hf auth login`): {error}"
+                f"log in (`hf auth login`): {reason}"
             )
         if isinstance(error, RepositoryNotFoundError):
             return (
@@ -133,7 +134,7 @@ class Source:
             )
         if isinstance(error, RevisionNotFoundError):
             return f"the hub repository has no revision {self.revision!r}"
-        return f"{file} could not be downloaded: {error}"
+        return f"{file} could not be downloaded: {reason}"
 
     @property
     def is_offline(self) -> bool:

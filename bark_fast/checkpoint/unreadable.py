@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 
+from bark_fast.errors import is_asynchronous
+
 _LOOK_BYTES = 512
 
 _KINDS = (
@@ -53,13 +55,20 @@ def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
     """Return in one line why a library could not read a file.
 
     Args:
-        error: what the library raised.
+        error: what the library raised; raised again if it says nothing of the file, because it came
+            from outside.
     """
-    return what_it_is(path) or in_one_line(error)
+    line = in_one_line(error)
+    return what_it_is(path) or line
 
 
 def in_one_line(error: Exception) -> str:
-    """Return what an error of another library says, without its advice to trust the file."""
+    """Return what an error of another library says, without its advice to trust the file.
+
+    An error that came from outside is none of a library's, and is raised again.
+    """
+    if is_asynchronous(error):
+        raise error
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error) or type(error).__name__

@@ -21,6 +21,7 @@ from bark_fast.checkpoint.config import (
     GPTConfig,
 )
 from bark_fast.checkpoint.stored import StoredTensors
+from bark_fast.checkpoint.unreadable import in_one_line
 from bark_fast.errors import CheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -220,7 +221,7 @@ def _codec_shapes(prefix: str, config: Config) -> Shapes:
             decoder = build_codec_decoder(config.codec)
     except Exception as error:  # as many kinds as there are impossible values
         raise CheckpointError(
-            f"{CONFIG_FILE}: codec_config: no decoder can be built from it: {error}"
+            f"{CONFIG_FILE}: codec_config: no decoder can be built from it: {in_one_line(error)}"
         ) from error
     for name, tensor in decoder.state_dict().items():
         shapes[f"{prefix}.decoder.{name}"] = tuple(tensor.shape)

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from bark_fast import kernels
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.utterance import Progress
+from bark_fast.errors import carry_out, is_asynchronous
 from bark_fast.request import Request
 from bark_fast.types import Speech
 
@@ -25,7 +26,7 @@ class Driver:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._lock = threading.Lock()
-        self._stepping = False
+        self._stepper: threading.Thread | None = None  # if it is alive, it steps
 
     def begin(
         self, request: Request, *, progress: Progress | None = None, urgent: bool = False
@@ -42,19 +43,20 @@ class Driver:
     ) -> list[Future[Speech]]:
         """Submit and wait for all, in this thread if no other is stepping.
 
-        A KeyboardInterrupt gives these requests up.
+        An exception that comes from outside meanwhile, such as KeyboardInterrupt or what an alarm's
+        handler raises, gives these requests up and no others.
         """
         futures: list[Future[Speech]] = []
         try:
             for request, report in zip(requests, progress, strict=True):
                 futures.append(self._submit(request, report, False))
-            if self._claim():
-                try:
+            try:
+                if self._claim():
                     for future in futures:
                         while not future.done() and self._step():
                             pass
-                finally:
-                    self._leave()
+            finally:
+                carry_out(self._leave)
             for future in futures:
                 future.exception()  # waits, if another thread steps
         except BaseException:
@@ -73,6 +75,8 @@ class Driver:
         try:
             return self.engine.step()
         except Exception as error:
+            if is_asynchronous(error):
+                raise
             # Not one utterance's fault: those are caught. Nobody must wait for ever.
             self.engine.fail_all(error)
             return self.engine.has_work
@@ -80,29 +84,34 @@ class Driver:
     def _claim(self) -> bool:
         """Become the thread that steps, if there is work and none does."""
         with self._lock:
-            if self._stepping or not self.engine.has_work:
+            if not self._needs(threading.current_thread()):
                 return False
-            self._stepping = True
+            self._stepper = threading.current_thread()
             return True
 
+    def _needs(self, thread: threading.Thread) -> bool:
+        """Return True if there is work and no thread but `thread` steps."""
+        steps = self._stepper is not None and self._stepper.is_alive()
+        return self.engine.has_work and (not steps or self._stepper is thread)
+
     def _leave(self) -> None:
-        """Step no more; what others have submitted meanwhile goes on."""
+        """Step no more in this thread; what others have submitted meanwhile goes on."""
         with self._lock:
-            self._stepping = False
+            if self._stepper is threading.current_thread():
+                self._stepper = None
         self._wake()
 
     def _wake(self) -> None:
-        if self._claim():
-            try:
-                threading.Thread(target=self._run, name="bark-fast engine").start()
-            except BaseException:  # too many threads: the next one who submits tries again
-                with self._lock:
-                    self._stepping = False
-                raise
+        """Let the driver's own thread step, if there is work and none does."""
+        with self._lock:
+            if self._needs(threading.current_thread()):
+                # If it does not start (too many threads), the next one who submits tries again.
+                self._stepper = threading.Thread(target=self._run, name="bark-fast engine")
+                self._stepper.start()
 
     def _run(self) -> None:
         try:
             while self._step():
                 pass
         finally:
-            self._leave()
+            carry_out(self._leave)

@@ -4,6 +4,10 @@ An utterance draws semantic tokens; as soon as enough of them are known its coar
 then the fine passes and the codec. `Engine` is the low-level face: `submit` a request, call `step`
 until it says that nothing is left. `submit` and cancelling are safe from any thread; `step` is for
 one thread at a time (`driver.Driver` is such a thread).
+
+An exception may be thrown into a step from outside (`errors.is_asynchronous`). It goes to whoever steps, and the
+next step goes on: the batch that was being run is run once more, and where the exception came in
+the middle of book-keeping, every utterance begins again from its request: that makes the same.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ from bark_fast.checkpoint.config import Config
 from bark_fast.engine.decoder import StepOutput
 from bark_fast.engine.kv_cache import PagePool
 from bark_fast.engine.runner import Runner, Wait, is_out_of_memory
-from bark_fast.engine.scheduler import Batch, Policy, ScheduledTask, Scheduler
+from bark_fast.engine.scheduler import Batch, Phase, Policy, ScheduledTask, Scheduler
 from bark_fast.engine.stats import Counters, EngineStats
 from bark_fast.engine.utterance import Outcome, Progress, Result, Utterance
+from bark_fast.errors import is_asynchronous
 from bark_fast.request import Request
 from bark_fast.types import STAGES, Speech, Stage
 
@@ -49,6 +54,8 @@ class Engine:
         self._active: dict[Utterance, dict[Stage, Task]] = {}
         self._under_way: deque[tuple[Batch[Utterance], float, Wait]] = deque()
         self._n_submitted = self._n_admitted = 0
+        self._torn = False  # a step did not come to its end
+        self._ending: tuple[Utterance, Speech | BaseException] | None = None
 
     # The face ----------------------------------------------------------------------------------
 
@@ -150,37 +157,73 @@ class Engine:
     def fail_all(self, error: BaseException) -> None:
         """Give up everything that was submitted; every caller gets `error`."""
         with self._stepping:
-            self._admit()
-            while self._under_way:
-                batch, _, wait = self._under_way.popleft()
-                with suppress(Exception):
-                    wait()  # what is enqueued must not arrive later
-                self._scheduler.complete(batch)
-                for task in batch.tasks:
-                    if task.owner not in self._active:
-                        self._scheduler.release(task)
-            for utterance in list(self._active):
-                self._fail(utterance, error)
-            self._take_cancelled()
+            self._torn = True
+            while self._inbox:
+                utterance = self._inbox.popleft()
+                self._n_admitted = utterance.order + 1
+                self._active[utterance] = {}
+            for utterance in self._active:
+                _resolve(utterance.future, error)
+            self._begin_again()
+            self._torn = False
 
     # The loop ----------------------------------------------------------------------------------
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
         with self._stepping, self.runner.on_device():
+            if self._torn:
+                self._begin_again()
+            self._torn = True
             yield
+            self._torn = False
+
+    def _begin_again(self) -> None:
+        """Begin every utterance from its request, after a step that was cut short anywhere.
+
+        This may be cut short too, and is done again then.
+        """
+        self.runner.wait()
+        self._under_way.clear()
+        if self._ending is not None:
+            utterance, result = self._ending
+            self._active.setdefault(utterance, {})
+            _resolve(utterance.future, result)
+            self._ending = None
+        for pool in self._pools.values():
+            pool.reset()
+        self._scheduler = Scheduler(
+            self._pools, self._scheduler.limits, max_running=self.runner.config.max_running
+        )
+        for utterance in list(self._active):
+            self._active[utterance] = {}
+            if not utterance.future.done():
+                self._start(utterance, Utterance.begin_again)
+                continue
+            del self._active[utterance]
+            self._counters.count_end(utterance.future)
+        self._take_cancelled()
 
     def _admit(self) -> None:
         """Take what was submitted and what was cancelled since the last step."""
         while self._inbox:
-            utterance = self._inbox.popleft()
-            self._n_admitted += 1
-            self._active[utterance] = {}
-            try:
-                self._follow(utterance, utterance.begin())
-            except Exception as error:
-                self._fail(utterance, error)
+            utterance = self._inbox[0]
+            is_new = utterance not in self._active
+            if is_new:
+                self._n_admitted = utterance.order + 1
+                self._active[utterance] = {}
+            self._inbox.popleft()  # it is in one of the two at any moment
+            if is_new:
+                self._start(utterance, Utterance.begin)
         self._take_cancelled()
+
+    def _start(self, utterance: Utterance, begin: Callable[[Utterance], Outcome]) -> None:
+        try:
+            self._follow(utterance, begin(utterance))
+        except Exception as error:
+            if is_asynchronous(error):
+                raise
+            self._fail(utterance, error)
 
     def _take_cancelled(self) -> None:
         for _ in range(len(self._cancelled)):
@@ -197,11 +240,8 @@ class Engine:
         try:
             self._move_pages(batch)
             wait = self.runner.launch(batch)
-        except Exception as error:
-            self._batch_failed(batch, error)
-        except BaseException:  # a keyboard interrupt, say: nothing is lost, a later step goes on
-            self._put_back(batch)
-            raise
+        except BaseException as error:
+            self._stopped(batch, error)
         else:
             self._under_way.append((batch, start, wait))
 
@@ -212,6 +252,8 @@ class Engine:
             try:
                 self.runner.save_pages(task, pages)
             except Exception as error:  # no memory left on the host, say
+                if is_asynchronous(error):
+                    raise
                 self._fail(task.owner, error)
         for task in batch.restored:
             self.runner.restore_pages(task)
@@ -220,16 +262,13 @@ class Engine:
         """Wait for a batch, and let its utterances go on with what it made."""
         try:
             results = wait()
-        except Exception as error:
-            self._batch_failed(batch, error)
+        except BaseException as error:
+            self._stopped(batch, error)
             return
-        except BaseException:
-            self._put_back(batch)
-            raise
         self._scheduler.complete(batch)
         stop = time.perf_counter()
         self._counters.count_batch(batch.phase.stage, len(batch.tasks), stop - start)
-        for i, (task, result) in enumerate(zip(batch.tasks, results, strict=True)):
+        for task, result in zip(batch.tasks, results, strict=True):
             task.alone = False
             utterance = task.owner
             if utterance not in self._active:
@@ -239,12 +278,9 @@ class Engine:
                 utterance.ran(batch.phase.stage, start, stop)
                 self._advance_one(utterance, task, result)
             except Exception as error:
+                if is_asynchronous(error):
+                    raise
                 self._fail(utterance, error)
-            except BaseException as error:
-                for other in batch.tasks[i:]:  # half-way through they cannot go on
-                    if other.owner in self._active:
-                        self._fail(other.owner, error)
-                raise
 
     def _advance_one(self, utterance: Utterance, task: Task, result: Result) -> None:
         stage, n_prefilled = task.stage, 0
@@ -276,16 +312,20 @@ class Engine:
     # Ends --------------------------------------------------------------------------------------
 
     def _finish(self, utterance: Utterance, speech: Speech) -> None:
+        self._ending = utterance, speech
         self._drop(utterance)
         self._counters.finished += 1
         if utterance.request.last_stage == "codec":
             self._counters.spoke(speech.duration_s, time.perf_counter() - utterance.submitted_at)
         _resolve(utterance.future, speech)
+        self._ending = None
 
     def _fail(self, utterance: Utterance, error: BaseException) -> None:
+        self._ending = utterance, error
         self._drop(utterance)
         self._counters.failed += 1
         _resolve(utterance.future, error)
+        self._ending = None
 
     def _drop(self, utterance: Utterance) -> None:
         """Forget an utterance. Tasks that are being run are released when their batch is done."""
@@ -297,9 +337,6 @@ class Engine:
     def _put_back(self, batch: Batch[Utterance]) -> None:
         """Make the tasks of a batch that has not run ready as before."""
         self._scheduler.complete(batch)
-        for task, _ in batch.evicted:
-            if task.saved is None and task.owner in self._active:
-                self._fail(task.owner, RuntimeError("interrupted while its pages were saved"))
         for task in batch.restored:
             if task.saved is not None:
                 self._scheduler.take_back(task)
@@ -309,7 +346,21 @@ class Engine:
                 # The prompt is nowhere, and whoever shares its pages is in this batch too.
                 self._scheduler.release(task, forget=batch.phase.is_prefill)
             if is_active:
+                if batch.phase == Phase.FINE:  # which takes its codes while it runs
+                    task.ready = task.owner.begin_fine_again()
                 self._scheduler.add(task)
+
+    def _stopped(self, batch: Batch[Utterance], error: BaseException) -> None:
+        """Treat a batch that raised: as its failure, or put it back if `error` is not about it."""
+        if isinstance(error, Exception) and not is_asynchronous(error):
+            self._batch_failed(batch, error)
+            return
+        self.runner.wait()
+        # Pages that were not saved in time are lost; then everything begins again.
+        if all(task.saved is not None for task, _ in batch.evicted):
+            self._put_back(batch)
+            self._torn = False
+        raise error
 
     def _batch_failed(self, batch: Batch[Utterance], error: Exception) -> None:
         """Retry a batch that raised, in parts.

@@ -21,8 +21,12 @@ class PagePool:
     def __init__(self, n_pages: int, page_size: int) -> None:
         self.n_pages = n_pages
         self.page_size = page_size
-        self._owners = [0] * n_pages
-        self._free = dict.fromkeys(range(n_pages))  # the longest free first
+        self.reset()
+
+    def reset(self) -> None:
+        """Take all pages from their owners, and know the content of none."""
+        self._owners = [0] * self.n_pages
+        self._free = dict.fromkeys(range(self.n_pages))  # the longest free first
         self._key_of: dict[int, bytes] = {}
         self._page_of: dict[bytes, int] = {}
 

@@ -140,6 +140,11 @@ class Runner:
             for size in self.causal(stage).warm_up_sizes()
         ]
 
+    def wait(self) -> None:
+        """Wait for all that is enqueued, so that nothing of it arrives later."""
+        if self.device.type == "cuda":
+            torch.cuda.default_stream(self.device).synchronize()
+
     def free_memory(self) -> None:
         """Give unused memory back to the device, after a batch that did not fit."""
         if self.device.type == "cuda":

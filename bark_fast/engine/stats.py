@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from bark_fast.engine.kv_cache import PagePool
 from bark_fast.types import Stage
@@ -110,6 +112,15 @@ class Counters:
         """Count an utterance that was to be heard and has finished."""
         self.audio_s += audio_s
         self._to_audio_s.append(to_audio_s)
+
+    def count_end(self, future: Future[Any]) -> None:
+        """Count an utterance by the future that it has ended with."""
+        if future.cancelled():
+            self.cancelled += 1
+        elif future.exception(timeout=0) is None:
+            self.finished += 1
+        else:
+            self.failed += 1
 
     def snapshot(
         self, waiting: Mapping[Stage, int], pools: Mapping[Stage, PagePool]

@@ -92,7 +92,7 @@ class Utterance:
             submitted_at=time.perf_counter(),
             semantic=_semantic_task(request, config),
             coarse=CoarseTask.start(request.voice, request.coarse, config),
-            fine_tokens=np.empty((config.fine_rules.n_fine_codebooks, 0), dtype=np.int64),
+            fine_tokens=_no_codes(config),
         )
 
     def begin(self) -> Outcome:
@@ -101,6 +101,19 @@ class Utterance:
             return (self._causal_work("semantic"),)
         self.coarse.extend(self.request.given, complete=True)
         return self._continue_coarse()
+
+    def begin_again(self) -> Outcome:
+        """Forget what was drawn, and return the first work; the same will be drawn again."""
+        self.semantic = _semantic_task(self.request, self.config)
+        self.coarse = CoarseTask.start(self.request.voice, self.request.coarse, self.config)
+        self.fine, self.fine_tokens = None, _no_codes(self.config)
+        self.spans, self._coarse_is_ready = {}, False
+        return self.begin()
+
+    def begin_fine_again(self) -> Ready:
+        """Return the first pass of the fine stage, after one that may have been taken in part."""
+        self.fine = self._fine_task()
+        return Ready(Phase.FINE, group=self.fine.codebook)
 
     def advance(self, stage: Stage, result: Result) -> Outcome:
         """Take the result of a batch of `stage` and return what it makes the utterance ready for.
@@ -185,13 +198,16 @@ class Utterance:
         return (self._causal_work("coarse"),)
 
     def _begin_fine(self) -> Outcome:
-        self.fine = FineTask(
-            self._coarse_codes(), self.request.voice, self.request.fine, self.config, self.device
-        )
+        self.fine = self._fine_task()
         if self.fine.n_frames:
             return (Ready(Phase.FINE, group=self.fine.codebook),)
         self.fine_tokens = self.fine.result()  # nothing was said
         return self._speech()
+
+    def _fine_task(self) -> FineTask:
+        return FineTask(
+            self._coarse_codes(), self.request.voice, self.request.fine, self.config, self.device
+        )
 
     def _after_fine_pass(self) -> Outcome:
         assert self.fine is not None
@@ -207,8 +223,8 @@ class Utterance:
     def _no_numbers(self, stage: Stage, what: str) -> ModelError:
         said = f" for text {self.request.text!r}" if self.request.text else ""
         return ModelError(
-            f"the {stage} stage gave {what} with NaN or infinity{said}: its weights are damaged, or "
-            "numbers grew too large for the dtype"
+            f"the {stage} stage gave {what} with NaN or infinity{said}: its weights are damaged, "
+            "or numbers grew too large for the dtype"
         )
 
     def _causal_work(self, stage: Stage) -> Ready:
@@ -236,6 +252,10 @@ class Utterance:
             finish_reason=self.semantic.finish_reason,
             seed=self.request.seed,
         )
+
+
+def _no_codes(config: Config) -> IntArray:
+    return np.empty((config.fine_rules.n_fine_codebooks, 0), dtype=np.int64)
 
 
 def _semantic_task(request: Request, config: Config) -> SemanticTask:
