@@ -5,9 +5,10 @@ then the fine passes and the codec. `Engine` is the low-level face: `submit` a r
 until it says that nothing is left. `submit` and cancelling are safe from any thread; `step` is for
 one thread at a time (`driver.Driver` is such a thread).
 
-An exception may be thrown into a step from outside (`errors.is_asynchronous`). It goes to whoever steps, and the
-next step goes on: the batch that was being run is run once more, and where the exception came in
-the middle of book-keeping, every utterance begins again from its request: that makes the same.
+An exception may be thrown into a step from outside (`errors.is_asynchronous`). It goes to whoever
+steps, and the next step goes on: the batch that was being run is run once more, and where the
+exception came in the middle of book-keeping, every utterance begins again from its request: that
+makes the same.
 """
 
 from __future__ import annotations
