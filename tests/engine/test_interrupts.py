@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import random
 import signal
@@ -91,10 +92,9 @@ def test_a_handlers_exception_comes_from_outside(kind: str) -> None:
             _busy()
         sender.join()
     assert is_asynchronous(caught.value)
-    try:
-        raise RuntimeError("wrapped") from caught.value
-    except RuntimeError as error:
-        assert is_asynchronous(error)
+    wrapped = RuntimeError("wrapped")
+    wrapped.__cause__ = caught.value
+    assert is_asynchronous(wrapped)
 
 
 def throw_into(thread: int, kind: type[BaseException]) -> None:
@@ -138,7 +138,7 @@ def _assert_nothing() -> None:
         lambda: torch.tensor("x"),
         lambda: ctypes.CDLL("/no/such/library"),
         lambda: np.zeros(3)[5],
-        lambda: open("/no/such/file"),
+        lambda: os.stat("/no/such/file"),
         lambda: bytearray(2**62),
     ],
 )
@@ -159,39 +159,37 @@ def test_a_failure_does_not(fail: Callable[[], Any]) -> None:
 PACKAGE = str(Path(bark_fast.__file__).parent)
 
 
-@contextlib.contextmanager
-def thrown_at(place: int, kind: type[BaseException], *folders: str) -> Iterator[list[str]]:
-    """Throw an exception into the line of these folders that is the `place`-th to run."""
-    left, where = place, [""]
-    inside = tuple(os.path.join(PACKAGE, folder) for folder in folders)
+class Throw:
+    """Throws an exception into the line of these folders that is the `place`-th to run."""
 
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
-        if not frame.f_code.co_filename.startswith(inside):
+    def __init__(self, place: float, kind: type[BaseException], *folders: str) -> None:
+        self.place, self.kind = place, kind
+        self.n_lines, self.where = 0, "nowhere"
+        self._inside = tuple(os.path.join(PACKAGE, folder) for folder in folders)
+
+    def __enter__(self) -> Throw:
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(self._inside):
             return None
         if event == "line":
-            left -= 1
-            if left == 0:
-                where[0] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-                raise kind("thrown in")
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield where
-    finally:
-        sys.settrace(before)
+            self.n_lines += 1
+            if self.n_lines == self.place:
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise self.kind("thrown in")
+        return self._trace
 
 
 def count_lines(run: Callable[[], Any], *folders: str) -> int:
-    n, far = 0, 10**9
-    with thrown_at(far, AlarmError, *folders):
-        tracer = sys.gettrace()
-        assert tracer is not None
+    with Throw(math.inf, AlarmError, *folders) as counter:
         run()
-        n = far - tracer.__closure__[[*tracer.__code__.co_freevars].index("left")].cell_contents  # type: ignore[attr-defined]
-    return n
+    return counter.n_lines
 
 
 def finish_through(engine: Engine, kind: type[BaseException]) -> int:
@@ -221,12 +219,12 @@ def test_any_line_of_a_step(small: Checkpoint, depth: int, kind: type[BaseExcept
     rng = random.Random(depth)
     for place in sorted(rng.randrange(1, n_lines) for _ in range(25)):
         engine, futures = begin()
-        with thrown_at(place, kind, "engine") as where:
+        with Throw(place, kind, "engine") as throw:
             n = finish_through(engine, kind)
-        assert n == 1, where
+        assert n == 1, throw.where
         for future, speech in zip(futures, expected, strict=True):
-            assert same(future.result(timeout=0), speech), where
-        assert (engine.used_pages, engine.has_work) == (0, False), where
+            assert same(future.result(timeout=0), speech), throw.where
+        assert (engine.used_pages, engine.has_work) == (0, False), throw.where
         late = engine.submit(requests[0])
         finish(engine)
         assert same(late.result(timeout=0), expected[0])
@@ -243,12 +241,12 @@ def test_any_line_of_the_real_stages(small: Checkpoint, page_size: int | None) -
     rng = random.Random(1)
     for place in sorted(rng.randrange(1, n_lines) for _ in range(10)):
         futures = [engine.submit(request) for request in requests]
-        with thrown_at(place, AlarmError, *folders) as where:
+        with Throw(place, AlarmError, *folders) as throw:
             assert finish_through(engine, AlarmError) == 1
         for future, speech in zip(futures, expected, strict=True):
             found = future.result(timeout=0)
-            assert same(found, speech), where
-            assert np.array_equal(found.samples, speech.samples), where
+            assert same(found, speech), throw.where
+            assert np.array_equal(found.samples, speech.samples), throw.where
         assert engine.used_pages == 0
 
 
@@ -274,7 +272,7 @@ def test_generate_is_interrupted_and_others_are_not(small: Checkpoint, way: str)
         for round_ in range(6):
             futures: list[Future[Speech]] = []
             helpers = [
-                threading.Timer(0.001 * i, lambda r=r: futures.append(bark.submit(r)))
+                threading.Timer(0.001 * i, lambda r, to: to.append(bark.submit(r)), (r, futures))
                 for i, r in enumerate(background)
             ]
             if round_ % 2:
