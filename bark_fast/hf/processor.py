@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 from transformers import BatchFeature
 
+from bark_fast.checkpoint.unreadable import in_one_line
 from bark_fast.errors import InputError
 from bark_fast.types import Voice
 from bark_fast.voices import read_npz
@@ -165,8 +166,9 @@ class BarkProcessor(transformers.BarkProcessor):
                 )
         try:
             arrays: Mapping[str, Any] = self._load_voice_preset(name)
-        except (ValueError, OSError, EOFError) as error:  # missing, damaged, or pickled
-            raise InputError(f"voice_preset {name!r} cannot be read: {error}") from error
+        except Exception as error:  # missing, damaged, or pickled
+            reason = in_one_line(error)
+            raise InputError(f"voice_preset {name!r} cannot be read: {reason}") from error
         return arrays
 
 
