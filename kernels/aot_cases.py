@@ -125,7 +125,7 @@ def _sample(
     )  # fmt: skip
     metadata = kernels.SamplingMetadata(
         temperature=vector(f32), top_k=vector(), top_p=vector(f32), seeds=vector(),
-        min_eos_p=vector(f32), min_new_tokens=vector(),
+        min_eos_p=vector(f32), min_new_tokens=vector(), suno_rules=vector(),
     )  # fmt: skip
     space = kernels.TokenSpace(
         stage=0 if eos else 1, first_id=10_000, has_end=eos, n_ranges=1 if eos else 2,

@@ -188,7 +188,8 @@ class Backend(ABC):
 
         The noise is a function of (seed, stage, position, column) alone, so a row gets the same
         result in any batch, in any place, and up to rounding on any device.
-        `reference.process_logits` says what temperature, top-k and top-p do.
+        `reference.process_logits` says what temperature, top-k and top-p do, and
+        `SamplingMetadata.suno_rules` what differs by the rules of suno's code.
 
         A row gets `NO_TOKEN` whatever its temperature if, of the columns that it may take, one is
         NaN or +infinity or all are -infinity: no distribution has such logits. With `state` the row

@@ -139,6 +139,8 @@ class TorchBackend(Backend):
             ~_possible_columns(n_columns, metadata, space, positions), -math.inf
         )
         chosen = logits.argmax(dim=1)
+        by_suno = metadata.suno_rules != 0
+        p_end_at_last = (chosen == n_columns - 1).float()  # the limit of low temperatures
         rows = (metadata.temperature != 0).nonzero()[:, 0]
         if len(rows):
             processed = process_logits(
@@ -146,7 +148,10 @@ class TorchBackend(Backend):
                 temperature=metadata.temperature[rows],
                 top_k=metadata.top_k[rows],
                 top_p=metadata.top_p[rows],
+                suno_rules=by_suno[rows] if by_suno.any() else None,
             )
+            if space.has_end and by_suno.any():
+                p_end_at_last[rows] = processed.softmax(dim=1)[:, -1]
             noise = gumbel_noise(
                 metadata.seeds[rows], positions[rows], stage=space.stage, n_ids=n_columns
             )
@@ -155,6 +160,7 @@ class TorchBackend(Backend):
         if space.has_end:
             p_end = logits.softmax(dim=1)[:, -1]
             at_once = (metadata.min_eos_p > 0) & (p_end > metadata.min_eos_p)
+            at_once = torch.where(by_suno, p_end_at_last >= metadata.min_eos_p, at_once)
             chosen = torch.where(at_once, n_columns - 1, chosen)
             ended = chosen == n_columns - 1
         best = logits.amax(dim=1)  # NaN if one is
@@ -202,21 +208,39 @@ def _gather_pages(pages: Tensor, table: Tensor, length: int, page_size: int) -> 
 # Sampling -----------------------------------------------------------------------------------------
 
 
-def process_logits(logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def process_logits(
+    logits: Tensor,
+    *,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    suno_rules: Tensor | None = None,
+) -> Tensor:
     """Apply temperature, then top-k, then top-p, in transformers' order and meaning.
 
     Ties are kept or dropped together, at the k-th place and at the edge of p, so that the result
     does not depend on the order of a sort. Top-p drops the least likely tokens as long as what is
     dropped has at most 1 - p, and always keeps one.
 
+    By suno's rules top-p comes first, then top-k, and the temperature divides what is left. Top-p
+    then drops as long as what is dropped has less than 1 - p.
+
     Args:
         logits: float32 [B, V]; -inf for what cannot be sampled.
         temperature: float32 [B], above 0. top_k: int64 [B], 0 keeps all. top_p: float32 [B].
+        suno_rules: bool [B]; None is False everywhere.
 
     Returns:
         float32 [B, V], -inf for what was dropped.
     """
-    logits = logits / temperature[:, None]
+    before: Tensor = temperature
+    after: Tensor | None = None
+    if suno_rules is not None:
+        # They divide at last; the others, first.
+        before = temperature.masked_fill(suno_rules, 1)
+        after = temperature.masked_fill(~suno_rules, 1)
+    logits = logits / before[:, None]
+    whole = logits
     limited = (top_k > 0) & (top_k < logits.shape[1])
     if limited.any():
         k = torch.where(limited, top_k, 1)
@@ -224,15 +248,20 @@ def process_logits(logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p:
         kth = best.gather(1, k[:, None] - 1)
         logits = logits.masked_fill(limited[:, None] & (logits < kth), -math.inf)
     if (top_p < 1).any():
-        ascending, order = logits.sort(dim=1)
+        # By suno's rules top-p has seen no top-k; what both keep is what is kept.
+        seen = logits if suno_rules is None else torch.where(suno_rules[:, None], whole, logits)
+        ascending, order = seen.sort(dim=1)
         tail = ascending.softmax(dim=1).cumsum(dim=1)
         # Of equal logits, all have the mass up to the last of them.
         tail = tail.gather(1, torch.searchsorted(ascending, ascending, right=True) - 1)
-        drop = tail <= (1 - top_p)[:, None]
+        rest = (1 - top_p)[:, None]
+        drop = tail <= rest
+        if suno_rules is not None:
+            drop &= (tail < rest) | ~suno_rules[:, None]
         drop[:, -1] = False
         drop &= (top_p < 1)[:, None]
         logits = logits.masked_fill(drop.scatter(1, order, drop), -math.inf)
-    return logits
+    return logits if after is None else logits / after[:, None]
 
 
 def _possible_columns(
@@ -241,8 +270,12 @@ def _possible_columns(
     """Return the columns that each row can take at its position, bool [B, n_columns]."""
     columns = torch.arange(n_columns, device=positions.device)
     turn = (positions % space.n_ranges)[:, None]
+    # By suno's rules nothing is possible past the last of several ranges.
+    open_ended = (turn == space.n_ranges - 1) & (
+        (metadata.suno_rules == 0)[:, None] | (space.n_ranges == 1)
+    )
     possible = (columns >= turn * space.range_size) & (
-        (columns < (turn + 1) * space.range_size) | (turn == space.n_ranges - 1)
+        (columns < (turn + 1) * space.range_size) | open_ended
     )
     if space.has_end:
         may_end = positions >= metadata.min_new_tokens

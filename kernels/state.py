@@ -59,9 +59,12 @@ class SamplingMetadata:
         min_eos_p: float32 [B]; the end token is taken at once if its probability, before
             temperature, exceeds this (transformers' BarkEosPrioritizerLogitsProcessor); 0 turns
             this off.
+        suno_rules: int64 [B]; 1 samples as suno's code does instead: top-p, then top-k, then
+            temperature; the end token is taken if its probability after all three is at least
+            `min_eos_p`, whatever that is; and the last of alternating codebooks ends where it ends.
         min_new_tokens: int64 [B]; the end token is impossible at positions before this one.
 
-    The last two are read only where `TokenSpace.has_end` is true.
+    `min_eos_p` and `min_new_tokens` are read only where `TokenSpace.has_end` is true.
     """
 
     temperature: Tensor
@@ -70,6 +73,7 @@ class SamplingMetadata:
     seeds: Tensor
     min_eos_p: Tensor
     min_new_tokens: Tensor
+    suno_rules: Tensor
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class TokenSpace:
         has_end: whether the last column is the end token.
         n_ranges, range_size: alternating codebooks. At position p only `range_size` columns are
             possible, starting at (p % n_ranges) * range_size; the last range extends to the end of
-            the row.
+            the row (but not by suno's rules).
     """
 
     stage: int

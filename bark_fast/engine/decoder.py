@@ -45,9 +45,9 @@ _STATE_INTS = (
     "limits",
 )
 # In the order of SamplingParams.integers and .floats.
-_SAMPLING_INTS = ("top_k", "seeds", "min_new_tokens")
+_SAMPLING_INTS = ("top_k", "seeds", "min_new_tokens", "suno_rules")
 _SAMPLING_FLOATS = ("temperature", "top_p", "min_eos_p")
-_EMPTY_ROW = (0, 0, 0, -1, 0, 0, 0, 0, 0)
+_EMPTY_ROW = (0, 0, 0, -1, 0, 0, 0, 0, 0, 0)
 _EMPTY_FLOATS = (0.0, 1.0, 0.0)
 
 

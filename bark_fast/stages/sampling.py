@@ -11,6 +11,7 @@ from torch import Tensor
 from bark_fast.kernels import SamplingMetadata
 from bark_fast.models.transfer import to_device
 
+NEVER_AT_ONCE = 2.0  # a min_eos_p that no probability reaches
 _MAX_TOP_K = 2**31  # beyond every vocabulary any k keeps all of it; an int64 holds this one
 
 
@@ -25,6 +26,9 @@ class SamplingParams:
         seed: 0 to 2**64 - 1.
         min_eos_p: the stage ends as soon as the end token's probability exceeds this; 0 never does.
         min_new_tokens: the end token is impossible before so many tokens.
+        suno_rules: top-p, then top-k, then temperature; `min_eos_p` is compared with the end
+            token's probability after them, equal is enough and 0 always ends (`NEVER_AT_ONCE`
+            never does); no id past the last codebook.
     """
 
     temperature: float
@@ -33,6 +37,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_eos_p: float = 0.0
     min_new_tokens: int = 0
+    suno_rules: bool = False
 
     @property
     def signed_seed(self) -> int:
@@ -40,9 +45,10 @@ class SamplingParams:
         return self.seed - 2**64 if self.seed >= 2**63 else self.seed
 
     @property
-    def integers(self) -> tuple[int, int, int]:
-        """top_k, seed and min_new_tokens as the int64 values that `SamplingMetadata` holds."""
-        return min(self.top_k, _MAX_TOP_K), self.signed_seed, self.min_new_tokens
+    def integers(self) -> tuple[int, int, int, int]:
+        """top_k, seed, min_new_tokens and suno_rules as `SamplingMetadata` holds them, int64."""
+        top_k = min(self.top_k, _MAX_TOP_K)
+        return top_k, self.signed_seed, self.min_new_tokens, int(self.suno_rules)
 
     @property
     def floats(self) -> tuple[float, float, float]:
@@ -70,7 +76,7 @@ def batch_sampling(
     def columns(table: Tensor) -> Sequence[Tensor]:
         return to_device(table.T.contiguous(), device=device).unbind()
 
-    top_k, seeds, min_new_tokens = columns(integers)
+    top_k, seeds, min_new_tokens, suno_rules = columns(integers)
     temperature, top_p, min_eos_p = columns(floats)
     return SamplingMetadata(
         temperature=temperature,
@@ -79,4 +85,5 @@ def batch_sampling(
         seeds=seeds,
         min_eos_p=min_eos_p,
         min_new_tokens=min_new_tokens,
+        suno_rules=suno_rules,
     )

@@ -75,6 +75,7 @@ def sample_kernel(
     top_p_ptr,
     min_eos_p_ptr,
     min_new_tokens_ptr,
+    suno_rules_ptr,
     seeds_ptr,
     positions_ptr,
     out_ptr,
@@ -108,7 +109,9 @@ def sample_kernel(
     position = tl.load(positions_ptr + row)
     turn = position % n_ranges
     first = turn * range_size
-    last = tl.where(turn == n_ranges - 1, V, first + range_size)
+    suno = tl.load(suno_rules_ptr + row) != 0
+    open_ended = (turn == n_ranges - 1) & ((suno == 0) | (n_ranges == 1))
+    last = tl.where(open_ended, V, first + range_size)
     if HAS_EOS:
         last = tl.where(position < tl.load(min_new_tokens_ptr + row), tl.minimum(last, V - 1), last)
     logits = tl.load(
@@ -122,13 +125,15 @@ def sample_kernel(
         enough = tl.load(min_eos_p_ptr + row)
         weights = tl.exp(logits - best_logit)
         p_end = tl.sum(tl.where(v == V - 1, weights, 0.0), axis=0) / tl.sum(weights, axis=0)
-        end_now = (enough > 0.0) & (p_end > enough)
+        end_now = tl.where(suno, enough <= 0.0, (enough > 0.0) & (p_end > enough))
     temperature = tl.load(temperature_ptr + row)
     if temperature == 0.0:
         chosen = tl.argmax(logits, axis=0, tie_break_left=True)
     else:
         # Top-k and top-p reduce to one threshold: the least key to keep.
-        scores = logits / temperature
+        # By suno's rules the temperature divides what they have left, and top-p sees no top-k.
+        filter_temperature = tl.where(suno, 1.0, temperature)
+        scores = logits / filter_temperature
         key = order_key(scores)
         high_bit = tl.full((), 0x80000000, tl.uint32)
         keep = tl.full((), 0, tl.uint32)
@@ -142,15 +147,19 @@ def sample_kernel(
         top_p = tl.load(top_p_ptr + row)
         if top_p < 1.0:
             best = tl.max(scores, axis=0)
-            weights = tl.where(key >= keep, tl.exp(scores - best), 0.0)
+            weights = tl.where((key >= keep) | suno, tl.exp(scores - best), 0.0)
             limit = (1.0 - top_p) * tl.sum(weights, axis=0)
             # The largest key below which the mass is at most 1 - p: lower keys are dropped.
             threshold = tl.full((), 0, tl.uint32)
             for bit in range(32):
                 candidate = threshold | (high_bit >> bit)
                 below = tl.sum(tl.where(key < candidate, weights, 0.0), axis=0)
-                threshold = tl.where(below <= limit, candidate, threshold)
+                drop = (below < limit) | ((below == limit) & (suno == 0))
+                threshold = tl.where(drop, candidate, threshold)
             keep = tl.maximum(keep, tl.minimum(threshold, tl.max(key, axis=0)))
+        best = tl.max(logits, axis=0) / temperature
+        all_shares = 0.0
+        end_share = 0.0
         seed = tl.load(seeds_ptr + row)
         best_noisy = -float("inf")
         chosen = 0
@@ -160,15 +169,22 @@ def sample_kernel(
             part = tl.load(
                 logits_ptr + row * V + u, mask=(u >= first) & (u < last), other=-float("inf")
             ).to(tl.float32)
+            kept = order_key(part / filter_temperature) >= keep
             part = part / temperature
             words = random_words(seed, position, stage, start, CHUNK_V)
             uniform = ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-            noisy = tl.where(
-                order_key(part) >= keep, part - tl.log(-tl.log(uniform)), -float("inf")
-            )
+            noisy = tl.where(kept, part - tl.log(-tl.log(uniform)), -float("inf"))
+            if HAS_EOS:
+                if suno:
+                    shares = tl.where(kept, tl.exp(part - best), 0.0)
+                    all_shares += tl.sum(shares, axis=0)
+                    end_share += tl.sum(tl.where(u == V - 1, shares, 0.0), axis=0)
             largest, at = tl.max(noisy, axis=0, return_indices=True)
             chosen = tl.where(largest > best_noisy, start + at, chosen)
             best_noisy = tl.maximum(best_noisy, largest)
+        if HAS_EOS:
+            if suno:
+                end_now = end_share / all_shares >= enough
     going_on = chosen >= 0
     if HAS_EOS:
         chosen = tl.where(end_now, V - 1, chosen)
@@ -218,7 +234,8 @@ def sample(
     sample_kernel[(rows,)](
         logits, metadata.temperature.contiguous(), metadata.top_k.contiguous(),
         metadata.top_p.contiguous(), metadata.min_eos_p, metadata.min_new_tokens,
-        metadata.seeds.contiguous(), noise_positions(positions, state), out, *fields,
+        metadata.suno_rules.contiguous(), metadata.seeds.contiguous(),
+        noise_positions(positions, state), out, *fields,
         space.stage, columns, space.first_id, space.range_size, space.n_ranges,
         0 if state is None else state.block_tables.shape[1],
         0 if state is None else state.history.shape[1],

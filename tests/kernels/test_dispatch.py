@@ -56,7 +56,8 @@ def test_operations_are_functions_too(name: str) -> None:
 
 def test_sampling_needs_positions() -> None:
     rows = {name: torch.ones(1) for name in ("temperature", "top_p", "min_eos_p")}
-    rows |= {n: torch.zeros(1, dtype=torch.int64) for n in ("top_k", "seeds", "min_new_tokens")}
+    integers = ("top_k", "seeds", "min_new_tokens", "suno_rules")
+    rows |= {name: torch.zeros(1, dtype=torch.int64) for name in integers}
     metadata, space = kernels.SamplingMetadata(**rows), kernels.TokenSpace(stage=0)
     with pytest.raises(ValueError, match="positions"):
         kernels.sample(torch.zeros(1, 3), metadata, space)

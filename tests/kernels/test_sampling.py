@@ -72,6 +72,7 @@ def draw(logits: torch.Tensor, **changes: object) -> torch.Tensor:
         "seeds": torch.arange(n),
         "min_eos_p": torch.zeros(n),
         "min_new_tokens": torch.zeros(n, dtype=torch.int64),
+        "suno_rules": torch.zeros(n, dtype=torch.int64),
         "positions": torch.zeros(n, dtype=torch.int64),
         "stage": 0,
         "has_end": not changes.keys().isdisjoint({"min_eos_p", "min_new_tokens"}),
@@ -256,6 +257,7 @@ def options_of(n: int, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     return {
         "temperature": torch.tensor(rng.choice([0.0, 0.5, 0.7, 1.0, 2.0], n), dtype=torch.float32),
+        "suno_rules": torch.tensor(rng.integers(2, size=n)),
         "top_k": torch.tensor(rng.choice([0, 1, 5, 50, 10**6], n)),
         "top_p": torch.tensor(rng.choice([1.0, 0.95, 0.5, 1e-6], n), dtype=torch.float32),
         "seeds": torch.tensor(rng.integers(-(2**63), 2**63 - 1, n)),

@@ -24,7 +24,7 @@ def test_seeds_keep_their_bits() -> None:
 def test_a_batch_is_one_row_for_each() -> None:
     params = [
         SamplingParams(0.5, 2**64 - 1, top_k=3, top_p=0.25, min_eos_p=0.125, min_new_tokens=9),
-        SamplingParams(0.0, 7),
+        SamplingParams(0.0, 7, suno_rules=True),
     ]
     batch = batch_sampling(params, CPU)
     expected = {
@@ -34,6 +34,7 @@ def test_a_batch_is_one_row_for_each() -> None:
         "seeds": torch.tensor([-1, 7]),
         "min_eos_p": torch.tensor([0.125, 0.0]),
         "min_new_tokens": torch.tensor([9, 0]),
+        "suno_rules": torch.tensor([0, 1]),
     }
     found = asdict(batch)
     assert found.keys() == expected.keys()

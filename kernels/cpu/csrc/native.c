@@ -113,6 +113,7 @@ enum { WORDS = 40 };
     M(const i64 *, top_k) M(const i64 *, seeds) M(const i64 *, positions) \
     M(const float *, min_eos_p) /* NULL where there is no end token */ \
     M(const i64 *, min_new_tokens)   /* before so many the end token is impossible; NULL for always possible */ \
+    M(const i64 *, suno_rules) /* SamplingMetadata */ \
     M(i64, stage) M(i64, n_ranges) M(i64, range_size) \
     /* DecodeState; finished is NULL where there is none. */ \
     M(int32_t *, finished) M(i64 *, token_ids) M(i64 *, state_positions) M(i64 *, seq_lens) \
@@ -273,7 +274,7 @@ static int ascending(const void *a, const void *b) {
 }
 
 /* The least value that top-k, then top-p keep: reference.process_logits. */
-static float least_kept(const float *values, i64 n, i64 top_k, float top_p, float *sorted) {
+static float least_kept(const float *values, i64 n, i64 top_k, float top_p, int suno_rules, float *sorted) {
     const int limited = top_k > 0 && top_k < n;
     if (!limited && top_p >= 1) return -INFINITY;
     memcpy(sorted, values, n * 4);
@@ -281,13 +282,14 @@ static float least_kept(const float *values, i64 n, i64 top_k, float top_p, floa
     const float kth = limited ? sorted[n - top_k] : -INFINITY;
     if (top_p >= 1) return kth;
     i64 first = 0;
-    while (sorted[first] < kth) first++;
+    while (!suno_rules && sorted[first] < kth) first++;
     double total = 0, tail = 0;
     for (i64 j = first; j < n; j++) total += expf(sorted[j] - sorted[n - 1]);
     /* Dropped are the least likely, equal ones together, as long as they have at most 1 - p. */
     for (i64 j = first, next; j < n; j = next) {
         for (next = j; next < n && sorted[next] == sorted[j]; next++) tail += expf(sorted[next] - sorted[n - 1]);
-        if (tail / total > 1 - top_p || next == n) return sorted[j];
+        const int enough = suno_rules ? tail / total >= 1 - top_p : tail / total > 1 - top_p;
+        if (enough || next == n) return sorted[j] > kth ? sorted[j] : kth;
     }
     return kth;
 }

@@ -372,10 +372,20 @@ static int T(decode_attention)(char *out, const Queries *queries, const Source *
 /* Sampling --------------------------------------------------------------------------------------*/
 
 /* One row's column; `values` and `noise` hold 64 numbers more than there are columns. */
+/* Divide the values from `least` on; the others become -inf. */
+INLINE void T(divide)(float *values, i64 n, float by, float least) {
+    for (i64 j = 0; j < n; j += 16) {
+        const __m512 v = _mm512_loadu_ps(values + j);
+        const __mmask16 kept = _mm512_cmp_ps_mask(v, _mm512_set1_ps(least), _CMP_NLT_UQ); /* NaN stays */
+        _mm512_storeu_ps(values + j, _mm512_mask_div_ps(_mm512_set1_ps(-INFINITY), kept, v, _mm512_set1_ps(by)));
+    }
+}
+
 INLINE i64 T(sample_row)(const Sample *a, i64 row, float *values, float *noise) {
     const i64 columns = a->columns, position = a->positions[row], turn = position % a->n_ranges;
-    const i64 from = turn * a->range_size;
-    i64 to = turn == a->n_ranges - 1 ? columns : from + a->range_size;
+    const i64 from = turn * a->range_size, suno_rules = a->suno_rules[row];
+    const int open_ended = turn == a->n_ranges - 1 && (!suno_rules || a->n_ranges == 1);
+    i64 to = open_ended ? columns : from + a->range_size;
     if (a->min_new_tokens && position < a->min_new_tokens[row]) to = min_of(to, columns - 1);
     for (i64 j = 0; j < columns; j += 16) {
         const __m512 v = T(load)(a->logits, row * columns + j, first_lanes(columns - j));
@@ -383,12 +393,19 @@ INLINE i64 T(sample_row)(const Sample *a, i64 row, float *values, float *noise) 
         _mm512_storeu_ps(values + j, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), lanes, v));
     }
     if (!can_draw(values + from, to - from)) return NO_TOKEN;
-    if (a->min_eos_p && a->min_eos_p[row] > 0 && last_probability(values, columns) > a->min_eos_p[row]) return columns - 1;
+    const float min_eos_p = a->min_eos_p ? a->min_eos_p[row] : 0;
+    if (!suno_rules && min_eos_p > 0 && last_probability(values, columns) > min_eos_p) return columns - 1;
+    if (suno_rules && a->min_eos_p && min_eos_p <= 0) return columns - 1;
     if (a->temperature[row] != 0) {
-        const __m512 temperature = _mm512_set1_ps(a->temperature[row]);
-        for (i64 j = 0; j < columns; j += 16)
-            _mm512_storeu_ps(values + j, _mm512_div_ps(_mm512_loadu_ps(values + j), temperature));
-        const float least = least_kept(values, columns, a->top_k[row], a->top_p[row], noise);
+        float least = -INFINITY;
+        /* By suno's rules the temperature divides what the filters have left, and then the end is judged. */
+        if (!suno_rules) T(divide)(values, columns, a->temperature[row], least);
+        least = least_kept(values, columns, a->top_k[row], a->top_p[row], suno_rules, noise);
+        if (suno_rules) {
+            T(divide)(values, columns, a->temperature[row], least);
+            least = -INFINITY;
+            if (a->min_eos_p && last_probability(values, columns) >= min_eos_p) return columns - 1;
+        }
         random_words((uint32_t *)noise, columns, a->seeds[row], position, a->stage);
         for (i64 j = 0; j < columns; j += 16) {
             __m512 v = _mm512_loadu_ps(values + j);
