@@ -9,17 +9,17 @@ import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from bark_fast.checkpoint.config import Config, SamplingDefaults
+from bark_fast.checkpoint.config import CoarseRules, Config, SamplingDefaults
 from bark_fast.checkpoint.layout import Checkpoint
 from bark_fast.errors import InputError
 from bark_fast.stages.coarse import count_frames
 from bark_fast.stages.sampling import SamplingParams
 from bark_fast.text import Tokenizer, normalise, split_text
-from bark_fast.types import STAGES, GenerationParams, Stage, Voice
+from bark_fast.types import STAGES, GenerationParams, IntArray, Stage, Voice
 from bark_fast.validation import check_integer, check_tokens, is_finite
 from bark_fast.voices import VoiceLibrary, VoiceLike
 
@@ -37,6 +37,9 @@ class Request:
         seed: never None; drawn here if none was asked for.
         given: semantic tokens to speak; the semantic stage is over then before it begins, and the
             text is not looked at.
+        given_codes: codes [n, F] for `last_stage` to work on alone: "fine" adds the codebooks that
+            are missing, "codec" decodes those that there are.
+        coarse_rules: other windows of the coarse stage than the checkpoint's.
         last_stage: later stages do not run, and the Speech is empty where they would fill it.
     """
 
@@ -49,11 +52,15 @@ class Request:
     max_semantic_tokens: int
     seed: int
     given: tuple[int, ...] | None = None
+    given_codes: IntArray | None = field(default=None, compare=False)
+    coarse_rules: CoarseRules | None = None
     last_stage: Stage = "codec"
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that it passes through."""
+        if self.given_codes is not None:
+            return (self.last_stage,)
         first = 0 if self.given is None else 1
         return STAGES[first : STAGES.index(self.last_stage) + 1]
 

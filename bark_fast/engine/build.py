@@ -241,14 +241,10 @@ def _longest(config: Config) -> dict[Stage, int]:
 
     The last token of a sequence is never run.
     """
-    text, window = config.semantic_rules, config.coarse_rules
+    text = config.semantic_rules
     return {
         "semantic": text.max_input_semantic_length + 1 + text.max_new_tokens - 1,
-        "coarse": window.max_coarse_input_length
-        + 1
-        + window.max_coarse_history
-        + window.sliding_window_len
-        - 1,
+        "coarse": coarse.longest_window(config.coarse_rules),
     }
 
 

@@ -27,8 +27,9 @@ from bark_fast.engine.runner import Runner, Wait, is_out_of_memory
 from bark_fast.engine.scheduler import Batch, Phase, Policy, ScheduledTask, Scheduler
 from bark_fast.engine.stats import Counters, EngineStats
 from bark_fast.engine.utterance import Outcome, Progress, Result, Utterance
-from bark_fast.errors import is_asynchronous
+from bark_fast.errors import InputError, is_asynchronous
 from bark_fast.request import Request
+from bark_fast.stages.coarse import longest_window
 from bark_fast.types import STAGES, Speech, Stage
 
 Task = ScheduledTask[Utterance]
@@ -68,7 +69,11 @@ class Engine:
         Args:
             progress: called with (stage, steps done, steps at most) from the thread that steps.
             urgent: someone waits for the audio; the "auto" policy is "latency" meanwhile.
+
+        Raises:
+            InputError: its windows are longer than all the pages that there are.
         """
+        self._check_pages(request)
         with self._submitting:
             utterance = Utterance.start(
                 request,
@@ -85,6 +90,18 @@ class Engine:
             lambda future: self._cancelled.append(utterance) if future.cancelled() else None
         )
         return utterance.future
+
+    def _check_pages(self, request: Request) -> None:
+        """Check that the pages hold windows that are not the checkpoint's own."""
+        if request.coarse_rules is None:
+            return
+        pool, needed = self._pools["coarse"], longest_window(request.coarse_rules)
+        if pool.pages_for(needed) > pool.n_pages:
+            raise InputError(
+                f"max_coarse_history + sliding_window_len must fit into the {pool.n_pages} pages "
+                f"of {pool.page_size} positions that kv_cache_gib leaves for coarse tokens, "
+                f"got {needed} positions"
+            )
 
     def cancel(self, future: Future[Speech]) -> bool:
         """Give up a request; return False if it has finished already.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -91,12 +91,14 @@ class Utterance:
             urgent=urgent,
             submitted_at=time.perf_counter(),
             semantic=_semantic_task(request, config),
-            coarse=CoarseTask.start(request.voice, request.coarse, config),
+            coarse=_coarse_task(request, config),
             fine_tokens=_no_codes(config),
         )
 
     def begin(self) -> Outcome:
         """Return the first work."""
+        if self.request.given_codes is not None:
+            return self._begin_with_codes(self.request.given_codes)
         if self.request.given is None:
             return (self._causal_work("semantic"),)
         self.coarse.extend(self.request.given, complete=True)
@@ -105,7 +107,7 @@ class Utterance:
     def begin_again(self) -> Outcome:
         """Forget what was drawn, and return the first work; the same will be drawn again."""
         self.semantic = _semantic_task(self.request, self.config)
-        self.coarse = CoarseTask.start(self.request.voice, self.request.coarse, self.config)
+        self.coarse = _coarse_task(self.request, self.config)
         self.fine, self.fine_tokens = None, _no_codes(self.config)
         self.spans, self._coarse_is_ready = {}, False
         return self.begin()
@@ -197,6 +199,12 @@ class Utterance:
         self._coarse_is_ready = True
         return (self._causal_work("coarse"),)
 
+    def _begin_with_codes(self, codes: IntArray) -> Outcome:
+        if self.request.last_stage == "fine":
+            return self._begin_fine()
+        self.fine_tokens = codes
+        return (Ready(Phase.CODEC, cost=codes.shape[1]),)
+
     def _begin_fine(self) -> Outcome:
         self.fine = self._fine_task()
         if self.fine.n_frames:
@@ -205,9 +213,9 @@ class Utterance:
         return self._speech()
 
     def _fine_task(self) -> FineTask:
-        return FineTask(
-            self._coarse_codes(), self.request.voice, self.request.fine, self.config, self.device
-        )
+        given = self.request.given_codes
+        codes = self._coarse_codes() if given is None else given
+        return FineTask(codes, self.request.voice, self.request.fine, self.config, self.device)
 
     def _after_fine_pass(self) -> Outcome:
         assert self.fine is not None
@@ -258,10 +266,19 @@ def _no_codes(config: Config) -> IntArray:
     return np.empty((config.fine_rules.n_fine_codebooks, 0), dtype=np.int64)
 
 
+def _coarse_task(request: Request, config: Config) -> CoarseTask:
+    rules = request.coarse_rules
+    return CoarseTask.start(
+        request.voice,
+        request.coarse,
+        config if rules is None else replace(config, coarse_rules=rules),
+    )
+
+
 def _semantic_task(request: Request, config: Config) -> SemanticTask:
-    if request.given is not None:
+    if request.given is not None or request.given_codes is not None:
         return SemanticTask(
-            sampling=request.semantic, tokens=list(request.given), finish_reason="given"
+            sampling=request.semantic, tokens=list(request.given or ()), finish_reason="given"
         )
     history = [] if request.voice is None else request.voice.semantic_prompt.tolist()
     return SemanticTask(

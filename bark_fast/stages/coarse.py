@@ -13,12 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.config import CoarseRules, Config
 from bark_fast.kernels import TokenSpace
 from bark_fast.models.gpt import GPT
 from bark_fast.stages.causal import CausalStage, CausalTask
 from bark_fast.stages.sampling import SamplingParams
 from bark_fast.types import STAGES, IntArray, Voice
+
+
+def longest_window(rules: CoarseRules) -> int:
+    """Return the positions of the longest window; its last token is never run."""
+    prompt = rules.max_coarse_input_length + 1 + rules.max_coarse_history
+    return prompt + rules.sliding_window_len - 1
 
 
 def count_tokens(n_semantic: int, config: Config) -> int:

@@ -18,7 +18,7 @@ class CodecStage:
         self.model = model
 
     def run(self, codes: Sequence[IntArray]) -> list[Tensor]:
-        """Decode each utterance's codes [n_fine, F] to samples float32 [F * hop_length].
+        """Decode each utterance's codes [n, F] of the first n codebooks to samples float32 [F * hop_length].
 
         The samples stay on the device.
 
@@ -29,8 +29,11 @@ class CodecStage:
         least = self.model.least_frames
         short = [i for i, c in enumerate(codes) if c.shape[1] < least]
         long = [i for i, c in enumerate(codes) if c.shape[1] >= least]
+        by_codebooks = [
+            [i for i in long if len(codes[i]) == n] for n in sorted({len(codes[i]) for i in long})
+        ]
         samples: dict[int, Tensor] = {}
-        for group in [[i] for i in short] + ([long] if long else []):
+        for group in [[i] for i in short] + by_codebooks:
             for i, wave in zip(group, self._decode([codes[i] for i in group]), strict=True):
                 samples[i] = wave
         return [samples[i] for i in range(len(codes))]
