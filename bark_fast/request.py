@@ -17,13 +17,11 @@ from bark_fast.checkpoint.config import CoarseRules, Config, SamplingDefaults
 from bark_fast.checkpoint.layout import Checkpoint
 from bark_fast.errors import InputError
 from bark_fast.stages.coarse import count_frames
-from bark_fast.stages.sampling import SamplingParams
+from bark_fast.stages.sampling import LEAST_TEMPERATURE, SamplingParams
 from bark_fast.text import Tokenizer, normalise, split_text
 from bark_fast.types import STAGES, GenerationParams, IntArray, Stage, Voice
 from bark_fast.validation import check_integer, check_tokens, is_finite
 from bark_fast.voices import VoiceLibrary, VoiceLike
-
-_LEAST_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -306,8 +304,7 @@ def _sampling(
 
     temperature = float(pick("temperature", default.temperature))
     return SamplingParams(
-        # The limit of ever lower temperatures is greedy; long before, logits overflow.
-        temperature=temperature if temperature >= _LEAST_TEMPERATURE else 0.0,
+        temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
         top_k=int(pick("top_k", default.top_k)),
         top_p=float(pick("top_p", default.top_p)),
         seed=seed,

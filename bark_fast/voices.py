@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class VoiceLibrary:
 
     def __init__(self, source: Source, config: Config) -> None:
         self._source = source
-        self._config = config
+        self.config = config
         self._loaded: dict[str, Voice] = {}
         self._presets: Mapping[str, Any] = {}
         if source.find(PRESETS_FILE) is not None:
@@ -67,29 +67,37 @@ class VoiceLibrary:
             return None
         if isinstance(voice, str) and voice in self._loaded:
             return self._loaded[voice]
-        if isinstance(voice, Voice):
-            arrays: Mapping[str, Any] = voice.arrays()
-            voice_name = voice.name
-        elif isinstance(voice, Mapping):
-            arrays, voice_name = voice, name
-        elif isinstance(voice, str) and voice in self._presets:
-            arrays, voice_name = self._read_preset(voice, name), voice
-        elif (
-            isinstance(voice, (str, os.PathLike))
-            and (path := as_path(name, voice)).suffix.lower() in Voice.ENDINGS
-        ):
-            arrays, voice_name = read_npz(path, name), str(voice)
-        else:
-            known = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
-            raise InputError(
-                f"{name} must be a preset of this checkpoint ({known or 'it has none'}), the path "
-                f"of an .npz file, a mapping of arrays or a Voice, got {voice!r}"
-            )
-        checked = check_voice(arrays, self._config, name=voice_name, argument=name)
-        _warn_of_mismatch(checked, self._config, name)
+        arrays, voice_name = self.arrays(voice, name=name)
+        checked = check_voice(arrays, self.config, name=voice_name, argument=name)
+        warn_of_mismatch(checked, self.config, name)
         if isinstance(voice, str) and voice in self._presets:
             self._loaded[voice] = checked
         return checked
+
+    def arrays(self, voice: VoiceLike, *, name: str = "voice") -> tuple[Mapping[str, Any], str]:
+        """Return the arrays that `voice` holds, unchecked, and its name.
+
+        Arguments are those of `get`.
+
+        Raises:
+            InputError: there is no such voice, or its file is damaged.
+        """
+        if isinstance(voice, Voice):
+            return voice.arrays(), voice.name
+        if isinstance(voice, Mapping):
+            return voice, name
+        if isinstance(voice, str) and voice in self._presets:
+            return self._read_preset(voice, name), voice
+        if (
+            isinstance(voice, (str, os.PathLike))
+            and (path := as_path(name, voice)).suffix.lower() in Voice.ENDINGS
+        ):
+            return read_npz(path, name), str(voice)
+        known = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
+        raise InputError(
+            f"{name} must be a preset of this checkpoint ({known or 'it has none'}), the path "
+            f"of an .npz file, a mapping of arrays or a Voice, got {voice!r}"
+        )
 
     def _read_preset(self, name: str, argument: str) -> dict[str, Any]:
         files = self._presets[name]
@@ -160,6 +168,7 @@ def check_voice(
     *,
     name: str | None = "voice",
     argument: str = "voice",
+    parts: Sequence[str] = Voice.ARRAYS,
 ) -> Voice:
     """Return the arrays as a Voice, if the checkpoint can use them as history.
 
@@ -171,6 +180,7 @@ def check_voice(
         arrays: as `check_tokens` takes them.
         name: the voice's name; None if it has none.
         argument: the argument in error messages.
+        parts: the arrays that are read; the others are empty in the Voice.
 
     Raises:
         InputError: an array is missing, of the wrong kind, shape or range, or too short.
@@ -179,12 +189,14 @@ def check_voice(
 
     def checked(key: str, shape: tuple[int | None, ...], limit: int) -> IntArray:
         label = f"{argument}[{key!r}]" if name is None else f"{voice}: {key}"
+        if key not in parts:
+            return np.empty([n or 0 for n in shape], dtype=np.int64)
         return check_tokens(label, arrays.get(key), shape, limit)
 
     semantic, coarse, fine = (
         checked(key, shape, limit) for key, (shape, limit) in prompt_limits(config).items()
     )
-    if not long_enough(semantic, coarse, config):
+    if "coarse_prompt" in parts and not long_enough(semantic, coarse, config):
         raise InputError(
             f"{voice}: must hold at least 2 semantic tokens and "
             f"{math.ceil(config.semantic_to_coarse_ratio)} coarse tokens, "
@@ -193,7 +205,7 @@ def check_voice(
     return Voice(semantic, coarse, fine, argument if name is None else name)
 
 
-def _warn_of_mismatch(voice: Voice, config: Config, argument: str) -> None:
+def warn_of_mismatch(voice: Voice, config: Config, argument: str) -> None:
     """Warn if a voice's semantic and coarse tokens do not span the same time.
 
     The coarse stage pairs the wrong tokens then, which transformers does without a word.

@@ -10,7 +10,8 @@ the files unless told otherwise. The stages' sizes can be mixed.
 Token ids, rates and windows are constants of suno's code, and the defaults of transformers'
 generation configs have the same values. The codec and the tokenizer are not suno's: its code loads
 EnCodec through the encodec package and BERT's tokenizer through transformers. They may lie in the
-same folder, and are taken from the hub otherwise.
+same folder, or where that code has left them (the folder of torch.hub, the cache of the hub's
+files), and are taken from the hub otherwise.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from bark_fast.checkpoint.config import CODEC, CONFIG_FILE, NETWORKS
 from bark_fast.checkpoint.layout import Checkpoint
@@ -48,6 +51,8 @@ CODEC_FOLDER, CODEC_ID = "encodec_24khz", "facebook/encodec_24khz"
 CODEC_FILE = "encodec_24khz-d7cc33bc.th"  # as torch.hub keeps what the encodec package loads
 TOKENIZER_FOLDER = "bert-base-multilingual-cased"
 TOKENIZER_ID = f"google-bert/{TOKENIZER_FOLDER}"
+# suno's code asks for it by the old name, from before the hub's names had owners.
+_TOKENIZER_NAMES = (TOKENIZER_ID, TOKENIZER_FOLDER)
 
 # What suno calls the stages -> what transformers calls their networks.
 _NETWORKS = {"text": NETWORKS["semantic"], "coarse": NETWORKS["coarse"], "fine": NETWORKS["fine"]}
@@ -117,13 +122,13 @@ class SunoFiles:
         sections = {f"{_NETWORKS[stage]}_config": _read_shape(paths[stage]) for stage in FILES}
         sections[f"{NETWORKS['fine']}_config"]["tie_word_embeddings"] = True
         codec = _find_codec(source, local_files_only)
-        sections["codec_config"] = {} if codec is None else codec.read_json(CONFIG_FILE)
+        sections["codec_config"] = {} if codec.is_packages else codec.source.read_json(CONFIG_FILE)
         generation: dict[str, Any] = {f"{network}_config": {} for network in NETWORKS.values()}
         config = parse_config(sections, generation, where=source.name)
 
         def tensors() -> StoredTensors:
             parts = [_stage_tensors(paths[stage], _NETWORKS[stage]) for stage in FILES]
-            parts.append(_codec_tensors(source, codec))
+            parts.append(_codec_tensors(codec))
             return JoinedTensors(parts, source.name)
 
         return Checkpoint(source, config, _find_tokenizer(source, local_files_only), tensors)
@@ -180,21 +185,30 @@ def _stage_tensors(path: Path, prefix: str) -> StoredTensors:
     return RenamedTensors(TensorsInPickle(path, key="model", unread=_UNREAD), rename)
 
 
-def _find_codec(source: Source, local_files_only: bool) -> Source | None:
-    """Find the codec in transformers' layout; None if it is the encodec package's own file."""
+@dataclass(frozen=True)
+class _Codec:
+    """The folder or repository of the codec, and whether it is the encodec package's own file."""
+
+    source: Source
+    is_packages: bool = False
+
+
+def _find_codec(source: Source, local_files_only: bool) -> _Codec:
+    """Find the codec: beside the checkpoint, where the encodec package left it, or on the hub."""
     folder = source.subfolder(CODEC_FOLDER)
     if folder is not None:
-        return folder
-    if source.find(CODEC_FILE) is not None:
-        return None
-    return _elsewhere(
-        source, f"codec ({CODEC_FOLDER}/ or {CODEC_FILE})", CODEC_ID, local_files_only
-    )
+        return _Codec(folder)
+    downloads = Path(torch.hub.get_dir()) / "checkpoints"
+    for each in (source, Source(str(downloads), downloads)):
+        if each.find(CODEC_FILE) is not None:
+            return _Codec(each, is_packages=True)
+    what = f"codec ({CODEC_FOLDER}/ or {CODEC_FILE}, which may be in {downloads} too)"
+    return _Codec(_elsewhere(source, what, CODEC_ID, local_files_only))
 
 
-def _codec_tensors(source: Source, codec: Source | None) -> StoredTensors:
-    if codec is not None:
-        return RenamedTensors(TensorsInFiles(codec), f"{CODEC}.{{}}".format)
+def _codec_tensors(codec: _Codec) -> StoredTensors:
+    if not codec.is_packages:
+        return RenamedTensors(TensorsInFiles(codec.source), f"{CODEC}.{{}}".format)
 
     def rename(name: str) -> str:
         # The encodec package wraps each convolution twice, and each codebook once.
@@ -203,15 +217,25 @@ def _codec_tensors(source: Source, codec: Source | None) -> StoredTensors:
         name = name.replace("quantizer.vq.layers.", "quantizer.layers.")
         return f"{CODEC}." + name.replace("._codebook.", ".codebook.")
 
-    return RenamedTensors(TensorsInPickle(source.require(CODEC_FILE)), rename)
+    return RenamedTensors(TensorsInPickle(codec.source.require(CODEC_FILE)), rename)
 
 
 def _find_tokenizer(source: Source, local_files_only: bool) -> Source:
-    if any(source.find(file) is not None for file in ("tokenizer.json", "vocab.txt")):
-        return source
+    """Find the tokenizer: beside the checkpoint, downloaded under either name, or on the hub."""
+
+    def holds_one(source: Source) -> bool:
+        return any(source.find(file) is not None for file in ("tokenizer.json", "vocab.txt"))
+
     folder = source.subfolder(TOKENIZER_FOLDER)
+    downloaded = [Source(name, None, local_files_only=True) for name in _TOKENIZER_NAMES]
+    if holds_one(source):
+        return source
     if folder is not None:
         return folder
+    for each in downloaded:
+        # Without config.json nobody knows which kind of tokenizer it is.
+        if each.find(CONFIG_FILE) is not None and holds_one(each):
+            return each
     return _elsewhere(source, f"tokenizer ({TOKENIZER_FOLDER}/)", TOKENIZER_ID, local_files_only)
 
 

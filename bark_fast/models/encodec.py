@@ -59,7 +59,7 @@ class CodecDecoder:
             tensor.data = change(tensor.data)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Return samples float32 [B, F * hop_length] of codes int64 [B, K, F] of the first K codebooks."""
+        """Return samples float32 [B, F * hop_length] of K codebooks' codes int64 [B, K, F]."""
         frames = self._ops.codebook_sum(codes, self.codebooks[: codes.shape[1]])
         samples: Tensor = self._decoder(frames)
         return samples[:, 0]

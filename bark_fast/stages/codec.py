@@ -18,7 +18,7 @@ class CodecStage:
         self.model = model
 
     def run(self, codes: Sequence[IntArray]) -> list[Tensor]:
-        """Decode each utterance's codes [n, F] of the first n codebooks to samples float32 [F * hop_length].
+        """Decode n codebooks' codes [n, F] of each utterance to float32 [F * hop_length].
 
         The samples stay on the device.
 

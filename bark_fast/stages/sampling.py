@@ -11,6 +11,7 @@ from torch import Tensor
 from bark_fast.kernels import SamplingMetadata
 from bark_fast.models.transfer import to_device
 
+LEAST_TEMPERATURE = 1e-5  # long before, logits overflow; the limit is greedy
 NEVER_AT_ONCE = 2.0  # a min_eos_p that no probability reaches
 _MAX_TOP_K = 2**31  # beyond every vocabulary any k keeps all of it; an int64 holds this one
 

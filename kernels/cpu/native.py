@@ -228,8 +228,8 @@ class NativeBackend(TorchBackend):
             logits=logits.data_ptr(), rows=rows, columns=columns,
             temperature=metadata.temperature.data_ptr(), top_p=metadata.top_p.data_ptr(),
             top_k=metadata.top_k.data_ptr(), seeds=metadata.seeds.data_ptr(),
-            suno_rules=metadata.suno_rules.data_ptr(), positions=places.data_ptr(), stage=space.stage, n_ranges=space.n_ranges,
-            range_size=space.range_size,
+            suno_rules=metadata.suno_rules.data_ptr(), positions=places.data_ptr(),
+            stage=space.stage, n_ranges=space.n_ranges, range_size=space.range_size,
         )  # fmt: skip
         if space.has_end:
             operation.min_eos_p = metadata.min_eos_p.data_ptr()

@@ -67,11 +67,11 @@ class Sample(Operation):
     _fields_: ClassVar = _members(
         chosen=c_void_p, logits=c_void_p, rows=c_int64, columns=c_int64, temperature=c_void_p,
         top_p=c_void_p, top_k=c_void_p, seeds=c_void_p, positions=c_void_p, min_eos_p=c_void_p,
-        min_new_tokens=c_void_p, suno_rules=c_void_p, stage=c_int64, n_ranges=c_int64, range_size=c_int64,
-        finished=c_void_p, token_ids=c_void_p, state_positions=c_void_p, seq_lens=c_void_p,
-        slot_mapping=c_void_p, num_generated=c_void_p, limits=c_void_p, tables=c_void_p,
-        history=c_void_p, max_pages=c_int64, page_size=c_int64, history_width=c_int64,
-        first_id=c_int64,
+        min_new_tokens=c_void_p, suno_rules=c_void_p, stage=c_int64, n_ranges=c_int64,
+        range_size=c_int64, finished=c_void_p, token_ids=c_void_p, state_positions=c_void_p,
+        seq_lens=c_void_p, slot_mapping=c_void_p, num_generated=c_void_p, limits=c_void_p,
+        tables=c_void_p, history=c_void_p, max_pages=c_int64, page_size=c_int64,
+        history_width=c_int64, first_id=c_int64,
     )  # fmt: skip
 
 
