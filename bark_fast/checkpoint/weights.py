@@ -234,7 +234,9 @@ def build_codec_decoder(config: CodecConfig) -> torch.nn.Module:
     from transformers import EncodecConfig
     from transformers.models.encodec.modeling_encodec import EncodecDecoder
 
-    decoder: torch.nn.Module = EncodecDecoder(EncodecConfig(**config.settings))
+    # The module draws weights that are thrown away: not from the caller's seeded generator.
+    with torch.random.fork_rng(devices=[]):
+        decoder: torch.nn.Module = EncodecDecoder(EncodecConfig(**config.settings))
     for module in decoder.modules():
         if is_parametrized(module, "weight"):
             remove_parametrizations(module, "weight", leave_parametrized=True)

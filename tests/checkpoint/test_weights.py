@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bark_fast import CheckpointError
+from bark_fast import Bark, CheckpointError
 from bark_fast.checkpoint.random import save_model, settings_for
 from bark_fast.checkpoint.reading import read_config
 from bark_fast.checkpoint.source import Source
@@ -325,3 +325,12 @@ def test_the_encoder_may_be_left_out(
     slim = {name: t for name, t in stored.items() if name not in _unused(stored)}
     write(folder, "safetensors", slim)
     assert_equal(load(folder), expected)
+
+
+def test_loading_draws_nothing_from_the_callers_generator(narrow: Checkpoint) -> None:
+    """A seed that was set before a lazy load, and one that was set after it, give the same."""
+    torch.manual_seed(11)
+    Bark.from_pretrained(narrow.folder, device="cpu")
+    after = torch.rand(3)
+    torch.manual_seed(11)
+    assert torch.equal(after, torch.rand(3))
