@@ -23,8 +23,8 @@ from transformers.utils import is_flash_attn_2_available
 from bark_fast import Bark, BarkFastWarning, BarkModel, Speech
 from bark_fast.checkpoint.config import GENERATION_FILE
 from bark_fast.cli import main as bark_fast_main
-from bark_fast.compat import suno
-from bark_fast.compat.suno import SunoAPI
+from bark_fast.compat.suno import SunoAPI, session
+from bark_fast.compat.suno.cli import cli as suno_main
 from bark_fast.kernels import aot, why_not_native
 from bench.__main__ import main as bench_main
 from helpers.checkpoints import Checkpoint
@@ -42,6 +42,7 @@ _PRESET = re.compile(r"\b(?:v2/)?[a-z]{2}_speaker_\d\b")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HELPED: dict[str, Callable[[list[str]], object]] = {
     "bark-fast": bark_fast_main,
+    "bark_fast.compat.suno": suno_main,
     "bench": bench_main,
     "bark_fast.kernels.aot": aot.main,
 }
@@ -229,7 +230,7 @@ def test_page(
     write_suno_files(write_suno_folder(tmp_path / "bark_v0", narrow.model), narrow.model, SMALL)
     monkeypatch.chdir(tmp_path)
     # A program of its own, that never happens to draw a text of no length.
-    monkeypatch.setattr(suno, "_default", SunoAPI())
+    monkeypatch.setattr(session, "_current", SunoAPI())
     monkeypatch.setattr(secrets, "randbits", lambda n: 7)
     torch.manual_seed(7)
     blocks = _BLOCK.findall(text)
