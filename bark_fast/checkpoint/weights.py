@@ -52,20 +52,8 @@ def load_weights(
             the configuration.
     """
     where = stored.where
-    needed = {
-        **_gpt_shapes(NETWORKS["semantic"], config.semantic),
-        **_gpt_shapes(NETWORKS["coarse"], config.coarse),
-        **_fine_shapes(NETWORKS["fine"], config.fine),
-        **_codec_shapes(CODEC, config),
-    }
-    tied = _tied_heads(NETWORKS["fine"], config.fine)
-    normed: dict[str, tuple[str, str]] = {}  # a folded weight -> (magnitude, direction)
-    for name in needed:
-        pair = _weight_norm_pair(name, stored.names)
-        if pair is not None:
-            normed[name] = pair
+    needed, tied, normed = _needed(stored, config)
     parts = {part for pair in normed.values() for part in pair}
-    _check_names(stored, needed, normed.keys(), set(tied) | parts)
 
     tensors: dict[str, Tensor] = {}
     heads = {head: embedding for head, embedding in tied.items() if head in stored.names}
@@ -87,12 +75,7 @@ def load_weights(
             )
     for name, (magnitude, direction) in normed.items():
         g, v = tensors.pop(magnitude), tensors.pop(direction)
-        if tuple(v.shape) != needed[name] or tuple(g.shape) != (v.shape[0], 1, 1):
-            raise CheckpointError(
-                f"{where}: tensors {magnitude} and {direction} must have shapes "
-                f"{[needed[name][0], 1, 1]} and {list(needed[name])}, "
-                f"got {list(g.shape)} and {list(v.shape)}"
-            )
+        _check_weight_norm(name, (magnitude, direction), (g, v), needed[name], where)
         # Salimans & Kingma 2016, eq. 2, a norm for each slice of the first dimension.
         tensors[name] = v * (g / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))
         if not tensors[name].isfinite().all():
@@ -126,6 +109,49 @@ def _check_numbers(tensors: Mapping[str, Tensor], stored: StoredTensors) -> None
         )
 
 
+def check_tensors(stored: StoredTensors, config: Config) -> None:
+    """Check the names and shapes of tensors that cost nothing to read.
+
+    Raises:
+        CheckpointError: `load_weights` would refuse one of them.
+    """
+    needed, tied, normed = _needed(stored, config)
+    parts = {part for pair in normed.values() for part in pair}
+    read = dict(stored.read((set(needed) | parts | set(tied)) & stored.names))
+    for name, tensor in read.items():
+        shape = needed.get(name) or needed.get(tied.get(name, ""))
+        _check_tensor(name, tensor, shape, stored.where)
+    for name, pair in normed.items():
+        g, v = (read[part] for part in pair)
+        _check_weight_norm(name, pair, (g, v), needed[name], stored.where)
+
+
+def _needed(
+    stored: StoredTensors, config: Config
+) -> tuple[Shapes, dict[str, str], dict[str, tuple[str, str]]]:
+    """Return the shapes of the tensors that are needed, the embedding that each tied head is, and
+    the two tensors that each weight with a weight norm is stored as.
+
+    Raises:
+        CheckpointError: a tensor is missing, or not expected.
+    """
+    needed = {
+        **_gpt_shapes(NETWORKS["semantic"], config.semantic),
+        **_gpt_shapes(NETWORKS["coarse"], config.coarse),
+        **_fine_shapes(NETWORKS["fine"], config.fine),
+        **_codec_shapes(CODEC, config),
+    }
+    tied = _tied_heads(NETWORKS["fine"], config.fine)
+    normed: dict[str, tuple[str, str]] = {}
+    for name in needed:
+        pair = _weight_norm_pair(name, stored.names)
+        if pair is not None:
+            normed[name] = pair
+    parts = {part for pair in normed.values() for part in pair}
+    _check_names(stored, needed, normed.keys(), set(tied) | parts)
+    return needed, tied, normed
+
+
 def _check_names(
     stored: StoredTensors, needed: Shapes, in_parts: Collection[str], optional: set[str]
 ) -> None:
@@ -156,6 +182,21 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...] | None, wher
     if shape is not None and tuple(tensor.shape) != shape:
         raise CheckpointError(
             f"{where}: tensor {name} must have shape {list(shape)}, got {list(tensor.shape)}"
+        )
+
+
+def _check_weight_norm(
+    name: str,
+    pair: tuple[str, str],
+    tensors: tuple[Tensor, Tensor],
+    shape: tuple[int, ...],
+    where: str,
+) -> None:
+    (magnitude, direction), (g, v) = pair, tensors
+    if tuple(v.shape) != shape or tuple(g.shape) != (v.shape[0], 1, 1):
+        raise CheckpointError(
+            f"{where}: tensors {magnitude} and {direction} must have shapes "
+            f"{[shape[0], 1, 1]} and {list(shape)}, got {list(g.shape)} and {list(v.shape)}"
         )
 
 

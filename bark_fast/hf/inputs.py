@@ -40,12 +40,12 @@ def read_rows(input_ids: Any, attention_mask: Any, config: Config) -> list[list[
     real = np.ones(ids.shape, dtype=bool)
     if attention_mask is not None:
         mask = _to_numpy("attention_mask", attention_mask)
-        if mask.shape != ids.shape:
+        if mask.shape not in (ids.shape, (1, ids.shape[1])):
             raise InputError(
-                f"attention_mask must have the shape of input_ids, {list(ids.shape)}, "
-                f"got {list(mask.shape)}"
+                f"attention_mask must have the shape of input_ids, {list(ids.shape)}, or one row "
+                f"for all, got {list(mask.shape)}"
             )
-        real = mask == 1
+        real = np.broadcast_to(mask == 1, ids.shape)
     width = config.max_text_tokens
     lost = int(real[:, width:].sum(axis=1).max(initial=0))
     ids, real = ids[:, :width], real[:, :width]
@@ -59,7 +59,7 @@ def read_rows(input_ids: Any, attention_mask: Any, config: Config) -> list[list[
         warnings.warn(
             f"the last {lost} tokens of input_ids were cut, because the prompt holds {width}",
             BarkFastWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     rows: list[list[int]] = np.where(real, ids, -1).tolist()
     return rows

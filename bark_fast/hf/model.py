@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,30 +15,60 @@ from torch import Tensor
 from transformers.models.bark.generation_configuration_bark import BarkSemanticGenerationConfig
 from transformers.utils import is_flash_attn_2_available
 
-from bark_fast.checkpoint.config import Config
-from bark_fast.checkpoint.reading import parse_config
+from bark_fast.checkpoint.config import CODEC, NETWORKS
 from bark_fast.devices import resolve_accelerator, resolve_dtype, resolve_impl
+from bark_fast.engine.driver import Driver
 from bark_fast.engine.options import EngineOptions
 from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.hf.engine_config import read_engine_config
+from bark_fast.hf.fallback import generate_with_transformers
 from bark_fast.hf.inputs import read_rows, read_seeds, read_voices
-from bark_fast.hf.keywords import SAMPLING, Keywords
+from bark_fast.hf.keywords import Keywords
+from bark_fast.hf.not_served import NotServedError
 from bark_fast.hf.params import SECTIONS, read_sections, resolve_params
 from bark_fast.hf.serving import Serving, ServingConfig
+from bark_fast.hf.structure import Structure
 from bark_fast.request import Request
 from bark_fast.types import TOKEN_STAGES, GenerationParams, TokenStage, Voice
+
+_CAUSAL_STAGES: tuple[TokenStage, ...] = ("semantic", "coarse")
+_CODEBOOK = f"{CODEC}.quantizer.layers.0.codebook.embed"  # audio has its dtype
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A call that the engine serves.
+
+    Attributes:
+        tensors: the module's, by the names that a checkpoint has for them.
+        driver: None if an engine must be built first.
+    """
+
+    keywords: Keywords
+    params: GenerationParams
+    tensors: Mapping[str, Tensor]
+    config: ServingConfig
+    driver: Driver | None
 
 
 class BarkModel(transformers.BarkModel):
     """transformers' BarkModel; `generate` is faster and says each row as if it were alone.
 
     The engine is built at the first `generate`, on the weights of this module, and again when they
-    or the configuration have changed (load_state_dict, `.to`, edits in place; not what is written
-    through `.data`: see `reset_engine`). Torch counts no edits of a module that was made under
-    inference_mode, so there it is built at every `generate`. It shares the weights where it can use
-    them as they are. Kernels that pack them (on CPUs) keep a copy, the fine model's embeddings are
-    stacked into one tensor, and the codec is computed in float32 whatever its dtype.
+    or the configuration have changed (load_state_dict, `.to`, edits in place; `reset_engine` says
+    what goes unseen). Torch counts no edits of a module that was made under inference_mode, so
+    there it is built at every `generate`. It shares the weights where it can use them as they are.
+    Kernels that pack them (on CPUs) keep a copy, the fine model's embeddings are stacked into one
+    tensor, and the codec is computed in float32 whatever its dtype.
 
-    What differs from transformers' `generate`:
+    The engine serves where it gives what running the modules would give. Elsewhere `generate` is
+    transformers' own, with a warning that names the reason: modules that were replaced, wrapped,
+    quantised, parametrized or hooked, methods that were replaced, dropout in training, weights in
+    float64 or in several dtypes or on several devices, a float32 module under autocast to a lower
+    precision, and keywords that only transformers' loop knows (num_beams, repetition_penalty,
+    stopping_criteria, ...). Compiled modules are served. `why_not_served` asks beforehand.
+
+    What differs from transformers' `generate` where the engine serves:
 
     - A row does not depend on the others: nothing is drawn or decoded after its end, where
       transformers decodes noise up to the length of the longest, and it is the same in any batch.
@@ -45,8 +76,6 @@ class BarkModel(transformers.BarkModel):
     - `history_prompt` may be a list, one voice (or None) for each row.
     - `seed` makes speech that can be made again, whatever the batch. Its random numbers do not come
       from torch's generator, so a seed of torch's gives other samples than in transformers.
-    - Keywords that cannot be honoured are errors, before anything is computed.
-    - Dropout is never applied, not in `train()` mode either.
     - float16 on a CPU is computed in float32.
 
     Attributes:
@@ -54,16 +83,22 @@ class BarkModel(transformers.BarkModel):
         engine_options: how rows share the machine; None is what suits the device.
         engine_int8: the engine has weights in 8 bits, as in `Bark.from_pretrained(dtype="int8")`,
             whatever the module's dtype.
+        engine_strict: what the engine does not serve is an InputError, and transformers' own
+            generate never runs.
     """
 
     engine_impl: str = "auto"
     engine_options: EngineOptions | None = None
     engine_int8: bool = False
+    engine_strict: bool = False
     _serving: Serving | None = None
+    _structure: Structure | None = None
     _offload_device: torch.device | None = None
 
     def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
+        self._structure = Structure(self)
+        self._codec_settings = copy.deepcopy(self.codec_model.config.to_dict())
         self._serving = Serving()
 
     @classmethod
@@ -140,61 +175,125 @@ class BarkModel(transformers.BarkModel):
             keywords: attention_mask [B, T] (without it the pads' ids are taken for text);
                 do_sample, temperature, top_k, top_p for all stages, with "semantic_", "coarse_" or
                 "fine_" before them for one; max_new_tokens, min_new_tokens and min_eos_p of the
-                semantic stage. As in transformers the fine stage looks at its temperature alone
-                (None and 1.0: the most likely code), min_eos_p is not used unless given here, and
-                a generation_config given here is not looked at (with a warning if it differs).
+                semantic stage. With others transformers' own generate runs. As in transformers the
+                fine stage looks at its temperature alone (None and 1.0: the most likely code),
+                min_eos_p is not used unless given here, and a generation_config given here is not
+                looked at (with a warning if it differs).
 
         Returns:
             Audio [B, T] of the codec's dtype on `device`, rows padded with zeros; with
             `return_output_lengths` also a list of B lengths.
 
         Raises:
-            InputError: an argument or keyword is wrong, or asks for what this engine does not do.
-            CheckpointError: the weights are not those that the configuration asks for.
+            InputError: an argument is wrong, or transformers has no such keyword; or the engine
+                does not serve the call, and `engine_strict` is True.
         """
         if not isinstance(return_output_lengths, (bool, type(None))):
             raise InputError(
                 f"return_output_lengths must be True, False or None, got {return_output_lengths!r}"
             )
+        try:
+            plan = self._plan(keywords)
+        except NotServedError as reason:
+            if self.engine_strict:
+                raise InputError(
+                    f"generate must be what the engine serves (engine_strict), but {reason}"
+                ) from reason
+            warnings.warn(
+                f"transformers' own generate runs, without the engine, because {reason}",
+                BarkFastWarning,
+                stacklevel=2,
+            )
+        else:
+            return self._generate(plan, input_ids, history_prompt, return_output_lengths, seed)
+        audio = generate_with_transformers(
+            super().generate, input_ids, history_prompt, return_output_lengths, seed, keywords,
+            width=self._prompt_width(),
+            device=None if self._offload_device is None else torch.device("cpu"),
+        )  # fmt: skip
+        if self._offload_device is None:
+            return audio  # type: ignore[no-any-return]
+        waves, *lengths = audio if isinstance(audio, tuple) else (audio,)
+        moved = waves.to(self.device)
+        return (moved, *lengths) if lengths else moved
+
+    def why_not_served(self, **keywords: Any) -> str | None:
+        """Return why the engine does not serve `generate` with these keywords; None if it does.
+
+        Raises:
+            InputError: transformers has no such keyword.
+        """
+        try:
+            self._plan(keywords)
+        except NotServedError as reason:
+            return str(reason)
+        return None
+
+    def _plan(self, keywords: Mapping[str, Any]) -> _Plan:
+        """Return how the engine serves these keywords.
+
+        Raises:
+            NotServedError: the modules or the keywords ask for something that it does not do.
+            InputError: an argument is wrong.
+        """
         sorted_keywords = Keywords.sort(keywords)
+        assert self._structure is not None
+        assert self._serving is not None
+        tensors = self._structure.check(self)
+        _check_autocast(tensors)
+        parts = self._structure.parts(self)
         sections = read_sections(self.generation_config)
-        params = resolve_params(
-            sorted_keywords,
-            sections,
-            {
-                "semantic": self.semantic.generation_config,
-                "coarse": self.coarse_acoustics.generation_config,
-            },
+        submodels = {stage: parts[NETWORKS[stage]].generation_config for stage in _CAUSAL_STAGES}
+        params = resolve_params(sorted_keywords, sections, submodels)
+        config = ServingConfig(
+            model=read_engine_config(
+                self.generation_config, parts, tensors, sections, self._codec_settings
+            ),
+            impl=self.engine_impl,
+            options=self.engine_options,
+            device=self._offload_device,
+            offload=self._offload_device is not None,
+            int8=self.engine_int8,
         )
-        config = self._engine_config(sections)
-        sorted_keywords.check_length(config.semantic_rules.max_new_tokens)
-        sorted_keywords.warn_of_ignored_config(self.generation_config)
-        rows = read_rows(input_ids, sorted_keywords.attention_mask, config)
+        driver = self._serving.find(tensors, config)
+        return _Plan(sorted_keywords, params, tensors, config, driver)
+
+    def _generate(
+        self,
+        plan: _Plan,
+        input_ids: Any,
+        history_prompt: Any,
+        return_output_lengths: bool | None,
+        seed: Any,
+    ) -> Tensor | tuple[Tensor, list[int]]:
+        """Say each row on the engine; arguments are those of `generate`."""
+        config, keywords = plan.config.model, plan.keywords
+        keywords.warn_of_length(config.semantic_rules.max_new_tokens)
+        keywords.warn_of_ignored(self.generation_config)
+        rows = read_rows(input_ids, keywords.attention_mask, config)
         voices = read_voices(history_prompt, len(rows), config)
-        seeds = read_seeds(seed, len(rows), random=_is_random(params))
+        seeds = read_seeds(seed, len(rows), random=_is_random(plan.params))
         requests = [
-            Request.resolve("", row, voice, replace(params, seed=row_seed), config)
+            Request.resolve("", row, voice, replace(plan.params, seed=row_seed), config)
             for row, voice, row_seed in zip(rows, voices, seeds, strict=True)
         ]
         assert self._serving is not None
-        driver = self._serving.driver(
-            self.state_dict(),
-            ServingConfig(
-                model=config,
-                impl=self.engine_impl,
-                options=self.engine_options,
-                device=self._offload_device,
-                offload=self._offload_device is not None,
-                int8=self.engine_int8,
-            ),
-        )
+        driver = plan.driver or self._serving.build(plan.tensors, plan.config)
         futures = driver.finish(requests, [None] * len(requests))
         waves = [torch.from_numpy(future.result().samples) for future in futures]
         audio = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-        audio = audio.to(self.device, self.codec_model.dtype)
+        audio = audio.to(self.device, plan.tensors[_CODEBOOK].dtype)
         if return_output_lengths:
             return audio, [len(wave) for wave in waves]
         return audio
+
+    def _prompt_width(self) -> int | None:
+        """Return the length of the prompt; None if the configuration does not say it."""
+        section = getattr(self.generation_config, SECTIONS["semantic"], None)
+        if isinstance(section, Mapping):
+            section = BarkSemanticGenerationConfig(**section)
+        width = getattr(section, "max_input_semantic_length", None)
+        return width if isinstance(width, int) else None
 
     def reset_engine(self) -> None:
         """Drop the engine, so that the next `generate` builds a new one.
@@ -222,40 +321,29 @@ class BarkModel(transformers.BarkModel):
         self.reset_engine()
         self._offload_device = device
 
-    def _engine_config(self, sections: Mapping[TokenStage, Mapping[str, Any]]) -> Config:
-        """Return the configuration that the engine is built for.
-
-        Sampling settings are left out, because they may change from call to call, and the keywords
-        settle them. The longest text is as long as the positions allow.
-        """
-        # Those of the modules, because transformers 4's pipeline overwrites those in self.config.
-        shapes = {
-            "semantic_config": self.semantic.config.to_dict(),
-            "coarse_acoustics_config": self.coarse_acoustics.config.to_dict(),
-            "fine_acoustics_config": self.fine_acoustics.config.to_dict(),
-            "codec_config": self.codec_model.config.to_dict(),
-        }
-        generation: dict[str, Any] = {
-            SECTIONS[stage]: {k: v for k, v in section.items() if k not in SAMPLING}
-            for stage, section in sections.items()
-        }
-        for key in ("codebook_size", "sample_rate"):
-            generation[key] = getattr(self.generation_config, key, None)
-        semantic = generation[SECTIONS["semantic"]]
-        width = semantic.get("max_input_semantic_length")
-        if width is None:
-            width = BarkSemanticGenerationConfig().max_input_semantic_length
-        if isinstance(width, int):  # else the configuration is at fault
-            semantic["max_new_tokens"] = max(1, self.semantic.config.block_size - width)
-        return parse_config(shapes, generation, where="BarkModel")
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Apply `fn` to every tensor, which `.to`, `.half` and `.cuda` do, and drop an engine that
         would keep the old ones."""
         result = super()._apply(fn, recurse)
-        if self._serving is not None:
-            self._serving.drop_if_changed(self.state_dict)
+        if self._serving is not None and self._structure is not None:
+            structure = self._structure
+            self._serving.drop_if_changed(lambda: structure.tensors(self))
         return result
+
+
+def _check_autocast(tensors: Mapping[str, Tensor]) -> None:
+    """Check that autocast does not have the modules compute in another dtype than theirs.
+
+    Raises:
+        NotServedError: it does.
+    """
+    weight = tensors[f"{NETWORKS['semantic']}.lm_head.weight"]
+    kind = weight.device.type
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
+        return
+    dtype = torch.get_autocast_dtype(kind)
+    if dtype != weight.dtype:
+        raise NotServedError(f"autocast to {dtype} is on, and the weights are in {weight.dtype}")
 
 
 def _is_random(params: GenerationParams) -> bool:

@@ -8,21 +8,31 @@ something says otherwise).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
-from transformers import GenerationConfig
-from transformers.models.bark.generation_configuration_bark import (
-    BarkCoarseGenerationConfig,
-    BarkFineGenerationConfig,
-    BarkSemanticGenerationConfig,
+from transformers import (
+    GenerationConfig,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from bark_fast.checkpoint.config import NETWORKS
 from bark_fast.checkpoint.reading import NEUTRAL
 from bark_fast.errors import InputError
-from bark_fast.hf.keywords import HONOURED, Given, Keywords, as_dict, check_neutral
+from bark_fast.hf.keywords import (
+    GENERATION_CONFIGS,
+    HONOURED,
+    Given,
+    Keywords,
+    as_dict,
+    check_neutral,
+)
+from bark_fast.hf.not_served import NotServedError
 from bark_fast.types import TOKEN_STAGES, GenerationParams, TokenStage
 from bark_fast.validation import check_integer, check_number, check_temperature
 
@@ -31,13 +41,8 @@ SECTIONS: Mapping[TokenStage, str] = {
 }
 """The section of the model's generation_config for each stage."""
 
-GENERATION_CONFIGS: Mapping[TokenStage, type[GenerationConfig]] = {
-    "semantic": BarkSemanticGenerationConfig,
-    "coarse": BarkCoarseGenerationConfig,
-    "fine": BarkFineGenerationConfig,
-}
-"""transformers' class of each section."""
-
+# Attributes that nobody has set: None, before transformers 5 the default.
+_BLANK = GenerationConfig()
 _DEFAULTS: Mapping[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
@@ -75,7 +80,8 @@ def resolve_params(
         Parameters with nothing left open but the seed.
 
     Raises:
-        InputError: a value is out of its range, or cannot be honoured.
+        InputError: a value is one that transformers refuses too.
+        NotServedError: a value asks for something that this engine does not do.
     """
     semantic, coarse, fine = (
         _StageSettings(stage, keywords.stages[stage], sections[stage], submodels.get(stage))
@@ -89,23 +95,55 @@ def resolve_params(
         found |= stage.sampling()
     found["fine_temperature"] = fine.fine_temperature()
     found |= {"fine_top_k": 0, "fine_top_p": 1.0}
+    return GenerationParams(**found, **_lengths(semantic))
 
+
+def _lengths(semantic: _StageSettings) -> dict[str, Any]:
+    """Return what ends the semantic stage, by GenerationParams' names."""
     name, most = semantic.get("max_new_tokens")
-    if most is not None:
+    if most is None:  # transformers then looks at max_length, which it does not otherwise
+        raise NotServedError(f"{name} is None")
+    with _left_to_transformers(unless=not _is_above(most, 0)):
         check_integer(name, most, "an integer >= 1", 1, math.inf)
     name, least = semantic.get("min_new_tokens")
     if least is not None:
-        check_integer(name, least, "an integer >= 0", 0, math.inf)
+        with _left_to_transformers(unless=not isinstance(least, Real)):
+            check_integer(name, least, "an integer >= 0", 0, math.inf)
     # Not the configured one, which transformers replaces by None unless the keyword is given.
     name, min_eos_p = semantic.given.get("min_eos_p", ("", None))
     if min_eos_p is not None:
-        check_number(name, min_eos_p, "a number above 0, at most 1", 0, 1, low_open=True)
-    return GenerationParams(
-        **found,
-        max_semantic_tokens=most,
-        min_semantic_tokens=least,
-        min_eos_p=0.0 if min_eos_p is None else float(min_eos_p),
-    )
+        with _left_to_transformers(unless=not _is_above(min_eos_p, 0)):
+            check_number(name, min_eos_p, "a number above 0", 0, math.inf, low_open=True)
+    return {
+        "max_semantic_tokens": most,
+        "min_semantic_tokens": least,
+        # No probability is above 1, so then the end token has no such threshold.
+        "min_eos_p": 0.0 if min_eos_p is None or min_eos_p > 1 else float(min_eos_p),
+    }
+
+
+@contextmanager
+def _left_to_transformers(*, unless: bool) -> Iterator[None]:
+    """Leave what is wrong for the engine to transformers, `unless` that refuses it too."""
+    try:
+        yield
+    except InputError as error:
+        if unless:
+            raise
+        raise NotServedError(str(error)) from error
+
+
+def _is_above(value: Any, bound: float) -> bool:
+    return isinstance(value, Real) and value > bound
+
+
+def _refuses(warper: Callable[[Any], Any], value: Any) -> bool:
+    """Return True if transformers' `warper` of logits cannot be made for a value."""
+    try:
+        warper(value)
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 class _StageSettings:
@@ -126,15 +164,13 @@ class _StageSettings:
         except (ValueError, TypeError) as error:  # transformers looks at some values itself
             raise InputError(f"{self._where} must be a whole one: {error}") from error
         self._submodel = submodel
-        # Attributes that nobody has set: None, before transformers 5 the default.
-        self._blank = GenerationConfig()
 
     def get(self, key: str) -> tuple[str, Any]:
         """Return (the setting's name for error messages, its value)."""
         return self.given[key] if key in self.given else self._configured(key)
 
     def _configured(self, key: str) -> tuple[str, Any]:
-        blank = getattr(self._blank, key, None)
+        blank = getattr(_BLANK, key, None)
         value = getattr(self._section, key, None)
         if value != blank:
             return f"{self._where}.{key}", value
@@ -153,59 +189,80 @@ class _StageSettings:
         """Check that the end token is the configured one, which is part of the model."""
         configured = self._section.eos_token_id
         name, value = self.given.get("eos_token_id", ("", configured))
-        if value != configured:
-            raise InputError(
-                f"{name} must be left out or {configured}, as {self._where} has it, got {value!r}"
-            )
+        if value != configured and value != [configured]:
+            raise NotServedError(f"{name} is {value!r}, and {configured!r} in {self._where}")
 
     def sampling(self) -> dict[str, Any]:
         """Return temperature, top_k and top_p of a causal stage by GenerationParams' names."""
         name, sampled = self.get("do_sample")
         _check_flag(name, sampled)
-        greedy = not sampled
-        name, temperature = self.get("temperature")
-        if temperature is None:
-            temperature = 1.0
-        elif greedy:
-            check_temperature(name, temperature)
-        else:
-            check_number(
-                name, temperature, "a finite number above 0 (greedy is do_sample=False)", 0,
-                math.inf, low_open=True,
-            )  # fmt: skip
-        name, top_k = self.get("top_k")
-        top_k = 0 if top_k is None else top_k
-        check_integer(name, top_k, "an integer >= 0 (0: no limit)", 0, math.inf)
-        name, top_p = self.get("top_p")
-        top_p = 1.0 if top_p is None else top_p
-        check_number(name, top_p, "a number from 0 to 1", 0, 1)
+        greedy = not sampled  # transformers then looks at none of the others
+        temperature = self._number(
+            "temperature", TemperatureLogitsWarper, 1.0, greedy,
+            check_temperature if greedy else lambda name, value: check_number(
+                name, value, "a finite number above 0 (greedy is do_sample=False)", 0, math.inf,
+                low_open=True,
+            ),
+        )  # fmt: skip
+        top_k = self._number(
+            "top_k", TopKLogitsWarper, 0, greedy,
+            lambda name, value: check_integer(
+                name, value, "an integer >= 0 (0: no limit)", 0, math.inf
+            ),
+        )  # fmt: skip
+        top_p = self._number(
+            "top_p", TopPLogitsWarper, 1.0, greedy,
+            lambda name, value: check_number(name, value, "a number >= 0", 0, math.inf),
+        )  # fmt: skip
         if top_p == 0:  # only the most likely token is left
             greedy, top_p = True, 1.0
         return {
             f"{self.name}_temperature": 0.0 if greedy else float(temperature),
             f"{self.name}_top_k": int(top_k),
-            f"{self.name}_top_p": float(top_p),
+            f"{self.name}_top_p": min(1.0, float(top_p)),
         }
+
+    def _number(
+        self,
+        key: str,
+        warper: Callable[[Any], Any],
+        default: float,
+        greedy: bool,
+        check: Callable[[str, Any], None],
+    ) -> Any:
+        """Return a setting that `check` takes.
+
+        Args:
+            warper: what transformers makes of the setting when it samples.
+            default: stands for None.
+        """
+        name, value = self.get(key)
+        if value is None:
+            return default
+        with _left_to_transformers(unless=not greedy and _refuses(warper, value)):
+            check(name, value)
+        return value
 
     def fine_temperature(self) -> float:
         """Return the fine stage's temperature.
 
         It is 0, which takes the most likely code, where transformers does so: with 1 and with None.
         """
-        _check_flag(*self.given.get("do_sample", ("", None)))
         if "temperature" in self.given:
             name, temperature = self.given["temperature"]
         else:
             name, temperature = f"{self._where}.temperature", self._section.temperature
         if temperature is None:
             return 0.0
-        check_number(
-            name, temperature, "a finite number above 0 (the fine stage takes the most likely code "
-            "with 1.0 or None)", 0, math.inf, low_open=True,
-        )  # fmt: skip
+        divides = isinstance(temperature, Real) and temperature == temperature and temperature != 0
+        with _left_to_transformers(unless=not divides):
+            check_number(
+                name, temperature, "a finite number above 0 (the fine stage takes the most likely "
+                "code with 1.0 or None)", 0, math.inf, low_open=True,
+            )  # fmt: skip
         return 0.0 if temperature == 1.0 else float(temperature)
 
 
 def _check_flag(name: str, value: Any) -> None:
     if value is not None and not isinstance(value, (bool, np.bool_)):
-        raise InputError(f"{name} must be True or False, got {value!r}")
+        raise NotServedError(f"{name} must be True or False, got {value!r}")
