@@ -92,8 +92,11 @@ def _read_shapes(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         found["n_codes_total"] = len(names)
         found["n_codes_given"] = module.config.n_codes_given
         found["tie_word_embeddings"] = all(
-            _same_memory(tensors[head], tensors.get(f"{prefix}.input_embeds_layers.{k + 1}.weight"))
-            for k, head in enumerate(heads)
+            _same_memory(
+                tensors[f"{prefix}.lm_heads.{k}.weight"],
+                tensors.get(f"{prefix}.input_embeds_layers.{k + 1}.weight"),
+            )
+            for k in range(len(heads))
         )
     return found
 

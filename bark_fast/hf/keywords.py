@@ -130,7 +130,8 @@ class Keywords:
                 general[name] = value
                 continue
             stages[stage][key] = name, value
-            if stage == "fine" and key not in _FINE_LOOKS_AT:
+            looked_at = stage != "fine" or key in _FINE_LOOKS_AT
+            if not (looked_at or _is_neutral(value, _NEUTRAL.get(key, ()))):
                 ignored.append(name)
         for name, value in general.items():
             for stage in TOKEN_STAGES:
@@ -234,10 +235,13 @@ def check_neutral(name: str, value: Any, neutral: tuple[object, ...]) -> None:
     Raises:
         NotServedError: it is something else.
     """
+    if not _is_neutral(value, neutral):
+        raise NotServedError(f"{name} is {_short(value)}")
+
+
+def _is_neutral(value: Any, neutral: tuple[object, ...]) -> bool:
     plain = isinstance(value, (bool, int, float, str, list, tuple, dict, np.generic))
-    if value is None or (plain and any(value == one for one in neutral)):
-        return
-    raise NotServedError(f"{name} is {_short(value)}")
+    return value is None or (plain and any(value == one for one in neutral))
 
 
 def _short(value: object) -> str:

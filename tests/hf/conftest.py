@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
 import bark_fast
@@ -59,18 +58,4 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         return futures
 
     monkeypatch.setattr(Driver, "finish", watch)
-    return record
-
-
-@pytest.fixture
-def their_codes(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The codes [n_fine, F] of every row that transformers decodes."""
-    record: list[torch.Tensor] = []
-    decode = transformers.BarkModel.codec_decode
-
-    def watch(self: Any, fine_output: torch.Tensor, output_lengths: Any = None) -> Any:
-        record.extend(fine_output)
-        return decode(self, fine_output, output_lengths)
-
-    monkeypatch.setattr(transformers.BarkModel, "codec_decode", watch)
     return record

@@ -14,16 +14,17 @@ from transformers import BatchFeature
 import bark_fast
 from bark_fast import BarkFastWarning, BarkModel, InputError, Voice
 from helpers.checkpoints import Checkpoint
-from helpers.hf_models import GREEDY, Seen
+from helpers.hf_models import GREEDY, Seen, recorded_codes
 
 TEXTS = ["Hello, my dog!", "Hi", "The quick brown fox jumps over"]
 
 
-def compare(ours: Any, theirs: Any, inputs: Any, seen: Seen, their_codes: Any, **keywords: Any):
+def compare(ours: Any, theirs: Any, inputs: Any, seen: Seen, **keywords: Any):
     """The tokens are equal, and the audio that both return is within 1e-5."""
     keywords = {**GREEDY, **keywords}
     audio = ours.generate(**inputs, **keywords)
-    expected = theirs.generate(**inputs, **keywords)
+    with recorded_codes(theirs) as their_codes:
+        expected = theirs.generate(**inputs, **keywords)
     (speech,), (codes,) = seen.speeches, their_codes
     np.testing.assert_array_equal(speech.fine_tokens, codes.numpy())
     assert audio.shape == expected.shape
@@ -38,20 +39,18 @@ def compare(ours: Any, theirs: Any, inputs: Any, seen: Seen, their_codes: Any, *
 @pytest.mark.parametrize("n_voice", [None, 2, 5, 17, 40, 90], ids=lambda n: f"voice{n}")
 @pytest.mark.parametrize("max_tokens", [1, 2, 4, 19, 39, 148])
 def test_small_windows(
-    small: Checkpoint, ours: Any, theirs: Any, processor: Any, seen: Seen, their_codes: Any,
+    small: Checkpoint, ours: Any, theirs: Any, processor: Any, seen: Seen,
     n_voice: int | None, max_tokens: int,
 ) -> None:  # fmt: skip
     voice = None if n_voice is None else small.voice(n_voice)
     inputs = processor(TEXTS[0], voice_preset=voice, max_length=32)
-    compare(ours, theirs, inputs, seen, their_codes, semantic_max_new_tokens=max_tokens)
+    compare(ours, theirs, inputs, seen, semantic_max_new_tokens=max_tokens)
 
 
 @pytest.mark.parametrize("n_text", [1, 31, 32])
-def test_text_lengths(
-    ours: Any, theirs: Any, processor: Any, seen: Seen, their_codes: Any, n_text: int
-) -> None:
+def test_text_lengths(ours: Any, theirs: Any, processor: Any, seen: Seen, n_text: int) -> None:
     inputs = processor(("abcdefghijklmnopqrstuvwxyz" * 2)[:n_text], max_length=32)
-    compare(ours, theirs, inputs, seen, their_codes, semantic_max_new_tokens=20)
+    compare(ours, theirs, inputs, seen, semantic_max_new_tokens=20)
 
 
 @pytest.fixture(scope="module")
@@ -76,38 +75,33 @@ def narrow_models(narrow: Checkpoint) -> tuple[Any, Any]:
     ],
 )
 def test_bark_windows(
-    narrow: Checkpoint, narrow_models: Any, processor: Any, seen: Seen, their_codes: Any,
+    narrow: Checkpoint, narrow_models: Any, processor: Any, seen: Seen,
     n_voice: int | None, max_tokens: int,
 ) -> None:  # fmt: skip
     voice = None if n_voice is None else narrow.voice(n_voice)
     inputs = processor("Hello, my dog is cute", voice_preset=voice)
-    compare(*narrow_models, inputs, seen, their_codes, semantic_max_new_tokens=max_tokens)
+    compare(*narrow_models, inputs, seen, semantic_max_new_tokens=max_tokens)
 
 
-def test_min_eos_p(ours: Any, theirs: Any, processor: Any, seen: Seen, their_codes: Any) -> None:
+def test_min_eos_p(ours: Any, theirs: Any, processor: Any, seen: Seen) -> None:
     inputs = processor(TEXTS[0], max_length=32)
     lengths = set()
     for min_eos_p in (1e-4, 1e-3, 5e-3, 2e-2, 0.1):
         keywords = {"min_eos_p": min_eos_p, "semantic_max_new_tokens": 60}
         seen.speeches.clear()
-        their_codes.clear()
         ours.generate(**inputs, **GREEDY, **keywords)
         if len(seen.speeches.pop().semantic_tokens):  # transformers cannot make an empty one
-            speech = compare(ours, theirs, inputs, seen, their_codes, **keywords)
+            speech = compare(ours, theirs, inputs, seen, **keywords)
             lengths.add(len(speech.semantic_tokens))
     assert len(lengths) > 1, "the thresholds should have made a difference"
 
 
-def test_min_new_tokens(
-    ours: Any, theirs: Any, processor: Any, seen: Seen, their_codes: Any
-) -> None:
+def test_min_new_tokens(ours: Any, theirs: Any, processor: Any, seen: Seen) -> None:
     inputs = processor(TEXTS[0], max_length=32)
     keywords = {"min_eos_p": 1e-4, "semantic_max_new_tokens": 40}
     ours.generate(**inputs, **GREEDY, **keywords)
     assert len(seen.speeches.pop().semantic_tokens) < 17
-    speech = compare(
-        ours, theirs, inputs, seen, their_codes, **keywords, semantic_min_new_tokens=17
-    )
+    speech = compare(ours, theirs, inputs, seen, **keywords, semantic_min_new_tokens=17)
     assert len(speech.semantic_tokens) >= 17
 
 
@@ -120,25 +114,28 @@ def test_nothing_said(ours: Any, processor: Any) -> None:
     assert lengths == [0, 0]
 
 
-def test_without_a_mask_pads_are_text(
-    ours: Any, theirs: Any, processor: Any, seen: Seen, their_codes: Any
-) -> None:
+def test_without_a_mask_pads_are_text(ours: Any, theirs: Any, processor: Any, seen: Seen) -> None:
     inputs = processor(TEXTS[0], max_length=32)
     masked = ours.generate(**inputs, **GREEDY, semantic_max_new_tokens=30)
     seen.speeches.clear()
     compare(
-        ours, theirs, {"input_ids": inputs["input_ids"]}, seen, their_codes,
+        ours, theirs, {"input_ids": inputs["input_ids"]}, seen,
         semantic_max_new_tokens=30,
     )  # fmt: skip
     assert not torch.equal(ours.generate(inputs["input_ids"], **GREEDY, max_new_tokens=30), masked)
 
 
-def test_a_mask_of_zeros_inside(
-    ours: Any, theirs: Any, processor: Any, seen: Seen, their_codes: Any
-) -> None:
+def test_a_mask_for_all_rows(ours: Any, processor: Any) -> None:
+    inputs = processor(["Hello", "Howdy"], max_length=32)
+    expected = ours.generate(**inputs, **GREEDY, semantic_max_new_tokens=8)
+    inputs["attention_mask"] = inputs["attention_mask"][:1]
+    assert torch.equal(ours.generate(**inputs, **GREEDY, semantic_max_new_tokens=8), expected)
+
+
+def test_a_mask_of_zeros_inside(ours: Any, theirs: Any, processor: Any, seen: Seen) -> None:
     inputs = processor(TEXTS[0], max_length=32)
     inputs["attention_mask"][0, 2:5] = 0
-    compare(ours, theirs, inputs, seen, their_codes, semantic_max_new_tokens=30)
+    compare(ours, theirs, inputs, seen, semantic_max_new_tokens=30)
 
 
 def test_a_prompt_of_another_length(ours: Any, processor: Any) -> None:
@@ -151,12 +148,12 @@ def test_a_prompt_of_another_length(ours: Any, processor: Any) -> None:
 
 
 def test_longer_text_is_cut_with_a_warning(
-    ours: Any, theirs: Any, processor: Any, seen: Seen, their_codes: Any
+    ours: Any, theirs: Any, processor: Any, seen: Seen
 ) -> None:
     inputs = processor("abcdefghijklmnopqrstuvwxyz" * 2, max_length=32)
     assert inputs["input_ids"].shape == (1, 52)
     with pytest.warns(BarkFastWarning, match="the last 20 tokens of input_ids were cut"):
-        compare(ours, theirs, inputs, seen, their_codes, semantic_max_new_tokens=20)
+        compare(ours, theirs, inputs, seen, semantic_max_new_tokens=20)
 
 
 # Batches.
@@ -191,15 +188,18 @@ def test_rows_of_one_voice(small: Checkpoint, ours: Any, processor: Any) -> None
 
 
 def test_a_batch_is_transformers_where_that_keeps_rows_apart(
-    small: Checkpoint, ours: Any, theirs: Any, processor: Any, their_codes: Any, seen: Seen
+    small: Checkpoint, ours: Any, theirs: Any, processor: Any, seen: Seen
 ) -> None:
     """All of one length and never ended: nothing of the others gets into a row."""
     inputs = processor(TEXTS, voice_preset=small.voice(17), max_length=32)
+    their_codes: list[torch.Tensor] = []
     for lengths in (None, True):
         keywords = {**GREEDY, "semantic_max_new_tokens": 33, "semantic_min_new_tokens": 33}
         keywords["return_output_lengths"] = lengths
         audio = ours.generate(**inputs, **keywords)
-        expected = theirs.generate(**inputs, **keywords)
+        with recorded_codes(theirs) as codes_of_rows:
+            expected = theirs.generate(**inputs, **keywords)
+        their_codes += codes_of_rows
         if lengths:
             assert type(audio) is type(expected) is tuple
             assert type(audio[1]) is type(expected[1]) is list
@@ -214,7 +214,7 @@ def test_a_batch_is_transformers_where_that_keeps_rows_apart(
 
 @pytest.mark.parametrize("kind", ["dict", "BatchFeature", "numpy", "Voice", "int32"])
 def test_kinds_of_history(
-    small: Checkpoint, ours: Any, theirs: Any, processor: Any, seen: Seen, their_codes: Any,
+    small: Checkpoint, ours: Any, theirs: Any, processor: Any, seen: Seen,
     kind: str,
 ) -> None:  # fmt: skip
     arrays = small.voice(30)
@@ -230,20 +230,20 @@ def test_kinds_of_history(
     audio = ours.generate(**inputs, history_prompt=history, **GREEDY, max_new_tokens=20)
     seen.speeches.clear()
     speech = compare(
-        ours, theirs, {**inputs, "history_prompt": tensors}, seen, their_codes,
+        ours, theirs, {**inputs, "history_prompt": tensors}, seen,
         semantic_max_new_tokens=20,
     )  # fmt: skip
     np.testing.assert_array_equal(audio[0].numpy(), speech.samples)
 
 
 def test_a_voice_whose_arrays_do_not_last_equally_long(
-    small: Checkpoint, ours: Any, theirs: Any, processor: Any, seen: Seen, their_codes: Any
+    small: Checkpoint, ours: Any, theirs: Any, processor: Any, seen: Seen
 ) -> None:
     """transformers takes it."""
     long, short = small.voice(40), small.voice(11)
     voice = {**long, "coarse_prompt": short["coarse_prompt"]}
     inputs = processor(TEXTS[0], voice_preset=voice, max_length=32)
-    compare(ours, theirs, inputs, seen, their_codes, semantic_max_new_tokens=30)
+    compare(ours, theirs, inputs, seen, semantic_max_new_tokens=30)
 
 
 def test_numpy_and_lists_are_input_too(ours: Any, processor: Any) -> None:
@@ -348,8 +348,8 @@ IDS = torch.zeros(2, 32, dtype=torch.int64)
         ({"input_ids": IDS - 1}, "input_ids must be from 0 to 998, got -1 to -1"),
         ({"input_ids": IDS + 999}, "input_ids must be from 0 to 998, got 999 to 999"),
         (
-            {"attention_mask": IDS[:1] + 1},
-            r"attention_mask must have the shape of input_ids, \[2, 32\], got \[1, 32\]",
+            {"attention_mask": IDS[:, :5] + 1},
+            r"attention_mask must have the shape of input_ids, \[2, 32\], .* got \[2, 5\]",
         ),
         ({"return_output_lengths": 1}, "return_output_lengths must be True, False or None, got 1"),
         ({"seed": -1}, r"seed must be an integer from 0 to 2\*\*64 - 1, or one a row, got -1"),

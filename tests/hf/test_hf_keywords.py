@@ -1,20 +1,29 @@
-"""Keywords: what reaches each stage is what transformers' own sub-models receive, and what cannot
-be done is an error."""
+"""Keywords: what reaches each stage is what transformers' own sub-models receive, and what only
+transformers does, transformers does."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+)
 
-from bark_fast import BarkFastWarning, InputError
-from bark_fast.hf.params import GENERATION_CONFIGS, SECTIONS
-from helpers.hf_models import GREEDY, Seen
+from bark_fast import BarkFastWarning, InputError, Voice
+from bark_fast.hf.keywords import GENERATION_CONFIGS
+from bark_fast.hf.params import SECTIONS
+from helpers.checkpoints import Checkpoint
+from helpers.hf_models import GREEDY, Seen, assert_left_to_transformers
 
 
 class _EnoughError(Exception):
@@ -53,8 +62,6 @@ def received(
         found["fine_acoustics"] = {"temperature": temperature}
         raise _EnoughError
 
-    monkeypatch.setattr(transformers.BarkCausalModel, "_sample", watch)
-    monkeypatch.setattr(transformers.BarkFineModel, "generate", fine)
     before = theirs.generation_config
 
     def receive(keywords: dict[str, Any], changes: dict[str, Any] | None = None) -> Any:
@@ -62,8 +69,12 @@ def received(
         theirs.generation_config = copy.deepcopy(before)
         change(theirs, changes or {})
         try:
-            with pytest.raises(_EnoughError):
-                theirs.generate(**processor("Hello", max_length=32), **keywords)
+            # Ours does not serve where methods of transformers are replaced.
+            with monkeypatch.context() as patch:
+                patch.setattr(transformers.BarkCausalModel, "_sample", watch)
+                patch.setattr(transformers.BarkFineModel, "generate", fine)
+                with pytest.raises(_EnoughError):
+                    theirs.generate(**processor("Hello", max_length=32), **keywords)
         finally:
             theirs.generation_config = before
         return found
@@ -132,7 +143,7 @@ SHORT = {"semantic_max_new_tokens": 6}
         {"min_eos_p": None},
         {"min_new_tokens": 3},
         {"semantic_min_new_tokens": 4, "min_new_tokens": 3},
-        {"pad_token_id": 0, "use_cache": True, "num_beams": 1, "repetition_penalty": 1.0},
+        {"pad_token_id": None, "use_cache": True, "num_beams": 1, "repetition_penalty": 1.0},
     ],
     ids=str,
 )
@@ -179,9 +190,11 @@ def test_the_sub_models_own_configuration(
         assert seen.requests[0].semantic.top_k == 9
         assert seen.requests[0].coarse.top_k == 5
         assert seen.requests[0].coarse.top_p == 0.7
-        models[0].generation_config.num_beams = 4
-        with pytest.raises(InputError, match="num_beams of the semantic model must be left out"):
-            ours.generate(**processor("Hello", max_length=32))
+        for model in (models[0], models[2]):
+            model.generation_config.repetition_penalty = 1.5
+        inputs = processor("Hello", max_length=32)
+        reason = "repetition_penalty of the semantic model is 1.5"
+        assert_left_to_transformers(ours, theirs, inputs, reason, **GREEDY, **SHORT)
     finally:
         for model, config in zip(models, before, strict=True):
             model.generation_config = config
@@ -206,19 +219,22 @@ def test_unprefixed_length_is_the_semantic_stages(ours: Any, processor: Any, see
 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "semantic_max_new_tokens"])
-def test_more_than_the_positions_hold(ours: Any, processor: Any, seen: Seen, name: str) -> None:
+def test_more_than_the_positions_hold(
+    ours: Any, theirs: Any, processor: Any, seen: Seen, name: str
+) -> None:
+    """It is cut there, where transformers fails if it gets there."""
     inputs = processor("Hello", max_length=32)
     for length in (149, 10**30):
-        with pytest.raises(InputError, match=f"^{name} must be at most 148, .* got {length}$"):
+        with pytest.warns(BarkFastWarning, match=f"^{name} is {length}, .* hold 148 tokens"):
             ours.generate(**inputs, **GREEDY, **{name: length})
-    assert not seen.requests
-
-
-def test_the_length_that_transformers_can_do(theirs: Any, processor: Any) -> None:
-    inputs = processor("Hello", max_length=32)
+    assert {request.max_semantic_tokens for request in seen.requests} == {148}
     theirs.generate(**inputs, **GREEDY, semantic_max_new_tokens=148)
     with pytest.raises(IndexError):
         theirs.generate(**inputs, **GREEDY, semantic_max_new_tokens=149)
+    keywords = {**GREEDY, "semantic_max_new_tokens": 1000, "min_eos_p": 5e-3}
+    with pytest.warns(BarkFastWarning, match="is 1000"):
+        audio = ours.generate(**inputs, **keywords)
+    torch.testing.assert_close(audio, theirs.generate(**inputs, **keywords), rtol=0, atol=1e-5)
 
 
 def test_a_configured_length_is_cut(ours: Any, processor: Any, seen: Seen) -> None:
@@ -245,19 +261,38 @@ def test_prefixed_mask_comes_first(ours: Any, processor: Any, seen: Seen) -> Non
         assert torch.equal(ours.generate(**inputs, **GREEDY, **SHORT, **keywords), expected)
 
 
-REFUSED: list[tuple[str, Any]] = [
-    ("num_beams", 4),
+def everything(row: int, ids: Tensor) -> list[int]:
+    """Allow every token, which a prefix_allowed_tokens_fn may."""
+    return list(range(240))
+
+
+class _Streamer:
+    """Counts what it is given."""
+
+    def __init__(self) -> None:
+        self.n_put = 0
+
+    def put(self, value: Tensor) -> None:
+        self.n_put += 1
+
+    def end(self) -> None: ...
+
+
+LEFT: list[tuple[str, Any]] = [
+    ("num_beams", 3),
     ("semantic_num_beams", 2),
     ("coarse_num_beams", 2),
-    ("fine_num_beams", 2),
     ("num_beam_groups", 2),
     ("num_return_sequences", 3),
+    ("semantic_num_return_sequences", 2),
     ("repetition_penalty", 1.2),
     ("coarse_repetition_penalty", 1.2),
     ("encoder_repetition_penalty", 1.2),
-    ("no_repeat_ngram_size", 3),
+    ("no_repeat_ngram_size", 2),
+    ("encoder_no_repeat_ngram_size", 2),
     ("bad_words_ids", [[1]]),
     ("suppress_tokens", [1]),
+    ("begin_suppress_tokens", [1]),
     ("semantic_sequence_bias", {(1,): 2.0}),
     ("typical_p", 0.9),
     ("min_p", 0.1),
@@ -266,78 +301,201 @@ REFUSED: list[tuple[str, Any]] = [
     ("penalty_alpha", 0.6),
     ("guidance_scale", 3.0),
     ("min_length", 10),
-    ("max_length", 300),
-    ("max_time", 1.0),
+    ("max_time", 100.0),
     ("stop_strings", ["x"]),
     ("eos_token_id", 100),
+    ("eos_token_id", None),
     ("semantic_eos_token_id", 99),
     ("coarse_eos_token_id", 100),
     ("forced_eos_token_id", 100),
-    ("streamer", object()),
+    ("exponential_decay_length_penalty", (2, 1.1)),
+    ("semantic_streamer", _Streamer()),
+    ("pad_token_id", 3),
+    ("use_cache", False),
     ("use_model_defaults", False),
     ("logits_processor", LogitsProcessorList([lambda ids, scores: scores])),
     ("semantic_logits_processor", [lambda ids, scores: scores]),
-    ("stopping_criteria", StoppingCriteriaList([lambda ids, scores: True])),
-    ("prefix_allowed_tokens_fn", lambda row, ids: [1]),
+    ("stopping_criteria", StoppingCriteriaList([MaxTimeCriteria(100.0)])),
+    ("semantic_stopping_criteria", [lambda ids, scores: torch.ones(1, dtype=torch.bool)]),
+    ("prefix_allowed_tokens_fn", everything),
+    ("prompt_lookup_num_tokens", 2),
     ("assistant_model", object()),
-    ("output_scores", True),
-    ("coarse_output_attentions", True),
+    ("constraints", [object()]),
     ("coarse_attention_mask", torch.ones(1, 32)),
     ("coarse_max_new_tokens", 5),
-    ("fine_max_new_tokens", 5),
-    ("coarse_min_eos_p", 0.2),
-    ("fine_top_k", 10),
-    ("fine_top_p", 0.5),
-    ("semantic_history_prompt", {}),
-    ("voice_preset", "v2/en_speaker_6"),
-    ("temprature", 0.7),
-    ("semantic_", 1),
-    ("semantic", 1),
+    ("semantic_max_new_tokens", None),
+    ("do_sample", 1),
+    ("semantic_temperature", math.inf),
+    ("fine_temperature", -1.0),
+    ("top_p", math.nan),
+    ("semantic_min_new_tokens", -3),
+    ("semantic_max_new_tokens", 2.0),
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), REFUSED, ids=[name for name, _ in REFUSED])
-def test_what_cannot_be_honoured_is_an_error(
-    ours: Any, processor: Any, seen: Seen, name: str, value: Any
+@pytest.mark.parametrize(("name", "value"), LEFT, ids=[name for name, _ in LEFT])
+def test_what_only_transformers_does(
+    ours: Any, theirs: Any, processor: Any, seen: Seen, name: str, value: Any
 ) -> None:
-    """One that names the keyword, what it must be, and what came; nothing was computed or drawn."""
+    """It does it, in all detail, or refuses it itself; and one warning names the keyword."""
+    keywords = {**SHORT, "do_sample": True, name: value}
+    assert_left_to_transformers(ours, theirs, processor("Hello", max_length=32), name, **keywords)
+    assert not seen.requests
+    plain = {key: value for key, value in keywords.items() if key != name}
+    reason = ours.why_not_served(**keywords)
+    assert reason is not None
+    assert name in reason
+    assert ours.why_not_served(**plain) is None
+
+
+def test_greedy_values_that_only_transformers_takes(
+    ours: Any, theirs: Any, processor: Any, seen: Seen
+) -> None:
+    """Nothing but the fine stage looks at them then."""
+    for name, value in [("top_k", -1), ("semantic_temperature", "hot"), ("coarse_top_k", 2.5)]:
+        keywords = {**SHORT, **GREEDY, name: value}
+        inputs = processor("Hello", max_length=32)
+        assert_left_to_transformers(ours, theirs, inputs, name, **keywords)
+    assert not seen.requests
+
+
+def test_a_streamer_hears_the_tokens(ours: Any, processor: Any) -> None:
+    streamer = _Streamer()
+    with pytest.warns(BarkFastWarning, match="because streamer is"):
+        ours.generate(**processor("Hello", max_length=32), **GREEDY, **SHORT, streamer=streamer)
+    assert streamer.n_put > 6
+
+
+def test_rows_left_to_transformers(small: Checkpoint, ours: Any, processor: Any) -> None:
+    """With voices and seeds of their own they are said one by one, which transformers cannot."""
+    voices, texts = [small.voice(20), None], ["Hello", "Hi"]
+    keywords = {**SHORT, "do_sample": True, "repetition_penalty": 1.1}
+    inputs = processor(texts, voice_preset=voices, max_length=32)
+
+    def say(inputs: Any, **more: Any) -> Any:
+        with pytest.warns(BarkFastWarning, match="because repetition_penalty"):
+            return ours.generate(**inputs, **keywords, **more)
+
+    before = torch.get_rng_state()
+    audio, lengths = say(inputs, seed=7, return_output_lengths=True)
+    again = say(inputs, seed=[7, 8])
+    alone = say(processor(texts[1], max_length=20), seed=8, return_output_lengths=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert audio.shape == (2, max(lengths))
+    assert torch.equal(audio, again)
+    assert torch.equal(audio[1, : lengths[1]], alone[0][0])
+    assert alone[1] == [lengths[1]]
+
+
+def test_input_that_only_ours_takes_left_to_transformers(
+    small: Checkpoint, ours: Any, theirs: Any, processor: Any
+) -> None:
+    """Arrays, flags, a Voice, a short row, and a length for all stages that is one stage's."""
+    arrays = small.voice(20)
+    inputs = processor("Hello", voice_preset=arrays, max_length=32)
+    keywords = {**GREEDY, "repetition_penalty": 1.1}
+    expected = theirs.generate(**inputs, **keywords, semantic_max_new_tokens=6)
+    short = processor("Hello", max_length=20)
+    for given in (
+        {"input_ids": inputs["input_ids"].numpy(), "attention_mask": inputs["attention_mask"]},
+        {
+            "input_ids": short["input_ids"].tolist(),
+            "attention_mask": short["attention_mask"].bool(),
+        },
+        {"input_ids": short["input_ids"], "semantic_attention_mask": short["attention_mask"]},
+    ):
+        for history in (arrays, Voice(**arrays)):
+            with pytest.warns(BarkFastWarning, match="because repetition_penalty"):
+                audio = ours.generate(**given, history_prompt=history, **keywords, max_new_tokens=6)
+            assert torch.equal(audio, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("voice_preset", "v2/en_speaker_6"),
+        ("temprature", 0.7),
+        ("coarse_temprature", 0.7),
+        ("semantic_", 1),
+        ("semantic", 1),
+        ("coarse_min_eos_p", 0.2),
+        ("codebook_size", 64),
+        ("semantic_history_prompt", {}),
+        ("fine_history_prompt", {}),
+    ],
+)
+def test_what_transformers_does_not_know(
+    ours: Any, theirs: Any, processor: Any, seen: Seen, name: str, value: Any
+) -> None:
+    """It is an error before anything is computed or drawn, and names the keyword and the value."""
     before = torch.get_rng_state()
     inputs = processor("Hello", max_length=32)
     with pytest.raises(InputError) as raised:
         ours.generate(**inputs, do_sample=True, **{name: value})
-    message = str(raised.value)
-    assert message.startswith((f"{name} must be left out or ", f"{name} must not be given"))
-    assert message.endswith(f"got {value!r}")
+    assert str(raised.value).startswith(f"{name} must not be given")
+    assert str(raised.value).endswith(f"got {value!r}")
     assert not seen.requests
     assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises((TypeError, ValueError)):
+        theirs.generate(**inputs, **SHORT, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fine_top_k", 10), ("fine_num_beams", 2), ("fine_max_new_tokens", 5), ("fine_temprature", 1)],
+)
+def test_what_the_fine_stage_does_not_look_at(
+    ours: Any, theirs: Any, processor: Any, seen: Seen, name: str, value: Any
+) -> None:
+    inputs, keywords = processor("Hello", max_length=32), {**GREEDY, **SHORT, name: value}
+    with pytest.warns(BarkFastWarning, match=f"^{name} is not looked at"):
+        audio = ours.generate(**inputs, **keywords)
+    assert seen.requests
+    torch.testing.assert_close(audio, theirs.generate(**inputs, **keywords), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"do_sample": 1}, "do_sample must be True or False, got 1"),
-        ({"fine_do_sample": "no"}, "fine_do_sample must be True or False, got 'no'"),
         ({"do_sample": True, "temperature": 0}, r"temperature must be a finite number above 0"),
         ({"do_sample": True, "coarse_temperature": -1.0}, r"coarse_temperature must .* got -1\.0"),
         ({"do_sample": True, "temperature": float("nan")}, "temperature must be .* got nan"),
-        ({"do_sample": False, "semantic_temperature": "hot"}, "semantic_temperature must be .*hot"),
+        ({"do_sample": True, "semantic_temperature": "hot"}, "semantic_temperature must be .*hot"),
         ({"fine_temperature": 0.0}, r"fine_temperature must be a finite number above 0"),
-        ({"top_k": -1}, "top_k must be an integer >= 0"),
-        ({"coarse_top_k": 2.5}, r"coarse_top_k must be an integer .* got 2\.5"),
-        ({"top_p": 1.5}, r"top_p must be a number from 0 to 1, got 1\.5"),
+        ({"fine_temperature": "hot"}, r"fine_temperature must be a finite number above 0"),
+        ({"do_sample": True, "top_k": -1}, "top_k must be an integer >= 0"),
+        ({"do_sample": True, "coarse_top_k": 2.5}, r"coarse_top_k must be an integer .* got 2\.5"),
+        ({"do_sample": True, "top_p": -0.5}, r"top_p must be a number >= 0, got -0\.5"),
+        ({"do_sample": True, "top_p": "x"}, "top_p must be a number >= 0, got 'x'"),
+        ({"semantic_max_new_tokens": 0}, "semantic_max_new_tokens must be an integer >= 1, got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be an integer >= 1, got 0"),
-        ({"semantic_max_new_tokens": 2.0}, "semantic_max_new_tokens must be an integer"),
-        ({"min_new_tokens": -3}, "min_new_tokens must be an integer >= 0, got -3"),
-        ({"min_eos_p": 0}, "min_eos_p must be a number above 0, at most 1, got 0"),
-        ({"semantic_min_eos_p": 2}, "semantic_min_eos_p must be a number above 0"),
+        ({"max_new_tokens": "3"}, "max_new_tokens must be an integer >= 1, got '3'"),
+        ({"semantic_min_new_tokens": "2"}, "semantic_min_new_tokens must be an integer >= 0"),
+        ({"min_eos_p": 0}, "min_eos_p must be a number above 0, got 0"),
+        ({"semantic_min_eos_p": -1.0}, "semantic_min_eos_p must be a number above 0"),
     ],
 )  # fmt: skip
-def test_values_out_of_range(
-    ours: Any, processor: Any, seen: Seen, keywords: Any, message: str
+def test_values_that_transformers_refuses(
+    ours: Any, theirs: Any, processor: Any, seen: Seen, keywords: Any, message: str
 ) -> None:
+    """They are errors before anything is computed."""
+    inputs = processor("Hello", max_length=32)
     with pytest.raises(InputError, match=f"^{message}"):
-        ours.generate(**processor("Hello", max_length=32), **keywords)
+        ours.generate(**inputs, **keywords)
     assert not seen.requests
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        theirs.generate(**inputs, **{**SHORT, **keywords})
+
+
+def test_thresholds_that_nothing_reaches(
+    ours: Any, theirs: Any, processor: Any, seen: Seen
+) -> None:
+    inputs = processor("Hello", max_length=32)
+    for keywords in ({"min_eos_p": 2}, {"top_p": 1.5}, {"max_length": 3}):
+        keywords = {**SHORT, **GREEDY, **{f"semantic_{key}": v for key, v in keywords.items()}}
+        audio = ours.generate(**inputs, **keywords)
+        torch.testing.assert_close(audio, theirs.generate(**inputs, **keywords), rtol=0, atol=1e-5)
+    assert len(seen.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -346,8 +504,9 @@ def test_values_out_of_range(
         dict.fromkeys(["num_beams", "repetition_penalty", "streamer", "logits_processor"]),
         {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "typical_p": 1.0},
         {"logits_processor": LogitsProcessorList(), "stopping_criteria": StoppingCriteriaList()},
-        {"pad_token_id": 10_000, "use_cache": False, "renormalize_logits": False},
-        {"semantic_eos_token_id": 100, "return_dict_in_generate": True, "output_scores": False},
+        {"semantic_pad_token_id": 10_000, "use_cache": True, "renormalize_logits": False},
+        {"semantic_eos_token_id": 100, "return_dict_in_generate": True, "output_scores": True},
+        {"output_attentions": True, "output_hidden_states": True, "coarse_max_length": 3},
         {"fine_top_k": None, "fine_top_p": 1.0, "fine_num_beams": 1, "length_penalty": 2.0},
         {"generation_config": None, "semantic_bad_words_ids": None, "synced_gpus": False},
         {"use_model_defaults": True},
@@ -376,10 +535,32 @@ def test_a_generation_config_is_not_looked_at(
 
 
 @pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("semantic", {"num_beams": 3}),
+        ("coarse", {"repetition_penalty": 2.0}),
+        ("semantic", {"no_repeat_ngram_size": 2}),
+        ("fine", {"temperature": -1.0}),
+    ],
+)
+def test_what_is_configured_for_transformers_alone(
+    ours: Any, theirs: Any, processor: Any, seen: Seen, section: str, values: Any
+) -> None:
+    before = copy.deepcopy(theirs.generation_config)
+    inputs, (name,) = processor("Hello", max_length=32), values
+    try:
+        for model in (ours, theirs):
+            change(model, {SECTIONS[section]: values})
+        reason = rf"{SECTIONS[section]}\.{name}"
+        assert_left_to_transformers(ours, theirs, inputs, reason, do_sample=True, **SHORT)
+    finally:
+        theirs.generation_config = before
+    assert not seen.requests
+
+
+@pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("semantic", {"num_beams": 3}, "semantic_config.num_beams must be left out or 1"),
-        ("coarse", {"repetition_penalty": 2.0}, "repetition_penalty must be left out or 1.0"),
         ("semantic", {"temperature": -1.0, "do_sample": True}, "temperature must be a finite"),
         ("fine", {"temperature": 0.0}, "fine_acoustics_config.temperature must be a finite"),
         (
@@ -387,7 +568,7 @@ def test_a_generation_config_is_not_looked_at(
             {"max_new_tokens": 0},
             "semantic_config must be .*max_new_tokens",
         ),
-        ("semantic", {"top_k": "many"}, "semantic_config.* must be "),
+        ("semantic", {"top_k": "many", "do_sample": True}, "semantic_config.* must be "),
     ],
 )
 def test_what_is_configured_is_checked_too(
@@ -401,9 +582,11 @@ def test_what_is_configured_is_checked_too(
 
 @pytest.mark.parametrize("name", ["generation_config", "fine_generation_config"])
 def test_what_is_no_generation_config(ours: Any, processor: Any, seen: Seen, name: str) -> None:
+    """transformers does not look at it."""
     inputs = processor("Hello", max_length=32)
-    with pytest.raises(InputError, match=f"^{name} must be a GenerationConfig .* got 5"):
-        ours.generate(**inputs, **{name: 5})
+    with pytest.warns(BarkFastWarning, match=f"^{name} is not looked at"):
+        ours.generate(**inputs, **SHORT, **{name: 5})
+    seen.requests.clear()
     ours.generation_config.semantic_config = [1]
     with pytest.raises(
         InputError, match=r"model\.generation_config\.semantic_config must be a Gen"
