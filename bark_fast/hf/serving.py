@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from bark_fast.checkpoint.config import NETWORKS, Config
 from bark_fast.checkpoint.stored import TensorsInMemory
@@ -211,16 +210,12 @@ def check_weights(tensors: Mapping[str, Tensor], config: Config, *, offload: boo
     """Check that an engine runs on these tensors.
 
     Raises:
-        NotServedError: they are not plain tensors of one device and a dtype of Bark's, or not those
-            that the configuration asks for.
+        NotServedError: they are not of one device and a dtype of Bark's, or not those that the
+            configuration asks for.
     """
     devices: set[torch.device] = set()
     dtypes: dict[str, set[torch.dtype]] = {"the transformers": set(), "the codec": set()}
     for name, tensor in tensors.items():
-        # Quantised and sharded ones are of other classes, sparse ones of another layout.
-        if type(tensor) not in (Tensor, Parameter) or tensor.layout != torch.strided:
-            kind = type(tensor).__name__ if tensor.layout == torch.strided else tensor.layout
-            raise NotServedError(f"{name} is not a plain tensor but a {kind}")
         devices.add(tensor.device)
         if tensor.is_floating_point():
             part = "the transformers" if name.startswith(_TRANSFORMERS) else "the codec"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -30,6 +31,7 @@ _FREE_ATTRIBUTES = {"embedding_dim", "in_features", "num_embeddings", "out_featu
 _SIMPLE = (bool, int, float, str, tuple, type(None))
 _STATISTICS = {"cluster_size", "embed_avg", "inited"}  # of training the codec
 _MISSING = object()
+_PLAIN = (nn.Parameter, Tensor)
 
 # What transformers' generate runs of the whole model.
 _MODEL_METHODS: Mapping[str, Any] = {
@@ -78,7 +80,7 @@ class Structure:
         """Return the tensors of the modules, under the names that a checkpoint has for them.
 
         Raises:
-            NotServedError: a module or a tensor is not there.
+            NotServedError: a module or a plain tensor is not there.
         """
         return dict(self._walk(model, lambda module, node: None))
 
@@ -110,10 +112,8 @@ class Structure:
         while waiting:
             module, node = waiting.pop()
             visit(module, node)
-            parameters = module._parameters
             for name, full_name in node.tensors.items():
-                tensor = parameters.get(name)
-                yield full_name, _tensor(module, name, full_name) if tensor is None else tensor
+                yield full_name, _tensor(module, name, full_name)
             for name, child in node.children.items():
                 if name == _PARAMETRIZATIONS and name not in module._modules:
                     # It was removed, which leaves what it last computed.
@@ -159,6 +159,10 @@ def _tensor(module: nn.Module, name: str, full_name: str) -> Tensor:
         tensor = module._buffers.get(name)
     if tensor is None:
         raise NotServedError(f"there is no tensor {full_name}")
+    # Quantised and sharded ones are of other classes, sparse ones of another layout.
+    if type(tensor) not in _PLAIN or tensor.layout != torch.strided:
+        kind = tensor.layout if type(tensor) in _PLAIN else type(tensor).__name__
+        raise NotServedError(f"{full_name} is not a plain tensor but a {kind}")
     return tensor
 
 

@@ -1,0 +1,617 @@
+"""A module is more than its weights: what changes how it computes is seen, and transformers' own
+generate then says what the modules give. What changes nothing is served."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers.models.bark.modeling_bark import BarkMLP, BarkSelfAttention
+from transformers.models.encodec.modeling_encodec import EncodecLSTM, EncodecResnetBlock
+
+from bark_fast import BarkFastWarning, InputError
+from bark_fast.hf.keywords import GENERATION_CONFIGS
+from bark_fast.hf.params import SECTIONS
+from helpers.checkpoints import Checkpoint
+from helpers.hf_models import GREEDY, Seen, assert_left_to_transformers
+
+SHORT: dict[str, Any] = {**GREEDY, "semantic_max_new_tokens": 8, "semantic_min_new_tokens": 8}
+
+
+@pytest.fixture
+def inputs(processor: Any) -> Any:
+    return processor("Hello, my dog!", max_length=32)
+
+
+@pytest.fixture
+def pair(small: Checkpoint, fresh: Any) -> tuple[Any, Any]:
+    """Our model and transformers', which the test may change."""
+    return fresh, transformers.BarkModel.from_pretrained(small.folder)
+
+
+# What changes what the modules give.
+
+
+class _Doubling(nn.Linear):
+    """A linear layer whose forward is another one."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+class _Negated(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return -weight
+
+
+def hook(model: Any) -> None:
+    model.semantic.layers[0].mlp.register_forward_hook(lambda module, given, result: result * 0)
+
+
+def pre_hook(model: Any) -> None:
+    model.coarse_acoustics.layers[1].attn.register_forward_pre_hook(lambda m, x: (x[0] * 2,))
+
+
+def hook_with_keywords(model: Any) -> None:
+    model.semantic.register_forward_pre_hook(lambda m, args, kwargs: None, with_kwargs=True)
+
+
+def hook_on_codec(model: Any) -> None:
+    model.codec_model.decoder.layers[0].register_forward_hook(lambda m, x, y: -y)
+
+
+def forward_of_an_instance(model: Any) -> None:
+    norm = model.semantic.layernorm_final
+    norm.forward = types.MethodType(lambda self, x: -nn.LayerNorm.forward(self, x), norm)
+
+
+def method_of_an_instance(model: Any) -> None:
+    attention = model.fine_acoustics.layers[0].attn
+    attend = attention._attn
+    attention._attn = lambda *args, **kwargs: tuple(2 * out for out in attend(*args, **kwargs))
+
+
+def decoding_of_an_instance(model: Any) -> None:
+    decode = model.codec_decode
+    model.codec_decode = lambda codes, lengths=None: decode(codes.flip(0), lengths)
+
+
+def subclass(model: Any) -> None:
+    old = model.semantic.layers[1].mlp.in_proj
+    new = _Doubling(old.in_features, old.out_features)
+    new.load_state_dict(old.state_dict())
+    model.semantic.layers[1].mlp.in_proj = new
+
+
+def other_activation(model: Any) -> None:
+    model.coarse_acoustics.layers[0].mlp.gelu = nn.ELU()
+
+
+def activation_by_tanh(model: Any) -> None:
+    for layer in model.semantic.layers:
+        layer.mlp.gelu.approximate = "tanh"
+
+
+def no_attention(model: Any) -> None:
+    model.fine_acoustics.layers[1].mlp = nn.Identity()
+
+
+def wrapped(model: Any) -> None:
+    model.semantic.layers[0].mlp = nn.Sequential(model.semantic.layers[0].mlp, nn.Tanh())
+
+
+def parametrized(model: Any) -> None:
+    nn.utils.parametrize.register_parametrization(model.semantic.lm_head, "weight", _Negated())
+
+
+def weight_normed(model: Any) -> None:
+    nn.utils.parametrizations.weight_norm(model.coarse_acoustics.layers[0].mlp.in_proj)
+
+
+def pruned(model: Any) -> None:
+    from torch.nn.utils import prune
+
+    prune.l1_unstructured(model.semantic.layers[0].mlp.out_proj, "weight", amount=0.5)
+
+
+def fewer_layers(model: Any) -> None:
+    model.semantic.layers = model.semantic.layers[:1]
+
+
+def a_layer_twice(model: Any) -> None:
+    model.coarse_acoustics.layers[1] = model.coarse_acoustics.layers[0]
+
+
+def layers_of_another_order(model: Any) -> None:
+    model.fine_acoustics.layers = nn.ModuleList(reversed(model.fine_acoustics.layers))
+
+
+def other_epsilon(model: Any) -> None:
+    model.semantic.layers[0].layernorm_1.eps = 0.5
+
+
+def other_heads(model: Any) -> None:
+    attention = model.semantic.layers[0].attn
+    attention.num_heads, attention.head_dim = 1, 48
+
+
+def not_causal(model: Any) -> None:
+    model.semantic.layers[0].attn.is_causal = False
+
+
+def other_mask(model: Any) -> None:
+    model.semantic.layers[0].attn.bias[..., :-1, 0] = False
+
+
+def no_bias(model: Any) -> None:
+    model.semantic.layers[0].mlp.out_proj.bias = None
+
+
+def plain_tensor(model: Any) -> None:
+    head = model.semantic.lm_head
+    weight = -head.weight.detach()
+    del head.weight
+    head.weight = weight
+
+
+def dropout(model: Any) -> None:
+    for module in model.semantic.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.2
+            module.train()
+
+
+def double(model: Any) -> None:
+    model.double()
+
+
+def double_codec(model: Any) -> None:
+    model.codec_model.double()
+
+
+def one_part_in_half(model: Any) -> None:
+    model.coarse_acoustics.to(torch.bfloat16)
+
+
+def one_layer_in_half(model: Any) -> None:
+    model.fine_acoustics.layers[0].to(torch.bfloat16)
+
+
+def half_a_codec(model: Any) -> None:
+    model.codec_model.decoder.to(torch.bfloat16)
+
+
+def on_the_meta_device(model: Any) -> None:
+    model.coarse_acoustics.to("meta")
+
+
+def sparse(model: Any) -> None:
+    head = model.semantic.lm_head
+    head.weight = nn.Parameter(head.weight.detach().to_sparse(), requires_grad=False)
+
+
+def resized_embeddings(model: Any) -> None:
+    """More ids than the configuration says that there are logits of."""
+    old = model.semantic.lm_head
+    model.semantic.lm_head = nn.Linear(old.in_features, old.out_features + 8, bias=False)
+    with torch.no_grad():
+        model.semantic.lm_head.weight.zero_()[: old.out_features] = old.weight
+
+
+def data_parallel(model: Any) -> None:
+    model.semantic = nn.DataParallel(model.semantic)
+
+
+def no_codec(model: Any) -> None:
+    model.codec_model.decoder = nn.Identity()
+
+
+def quantised(model: Any) -> None:
+    linear = torch.ao.quantization.quantize_dynamic(
+        model.semantic.layers, {nn.Linear}, dtype=torch.qint8
+    )
+    model.semantic.layers = linear
+
+
+def other_embedding(model: Any) -> None:
+    model.semantic.input_embeds_layer.max_norm = 0.5
+
+
+CHANGES: list[tuple[Callable[[Any], None], str]] = [
+    (hook, r"semantic\.layers\.0\.mlp has a forward hook"),
+    (pre_hook, r"coarse_acoustics\.layers\.1\.attn has a forward hook"),
+    (hook_with_keywords, "semantic has a forward hook"),
+    (hook_on_codec, r"codec_model\.decoder\.layers\.0 has a forward hook"),
+    (forward_of_an_instance, r"semantic\.layernorm_final\.forward is not the original one"),
+    (method_of_an_instance, r"fine_acoustics\.layers\.0\.attn\._attn is not the original one"),
+    (decoding_of_an_instance, "the model's codec_decode is not the original one"),
+    (subclass, r"in_proj is a _Doubling, not the Linear that it was made with"),
+    (other_activation, r"mlp\.gelu is a ELU, not the GELU"),
+    (activation_by_tanh, r"mlp\.gelu\.approximate is 'tanh', not the 'none'"),
+    (no_attention, r"fine_acoustics\.layers\.1\.mlp is a Identity, not the BarkMLP"),
+    (wrapped, r"semantic\.layers\.0\.mlp is a Sequential"),
+    (parametrized, r"semantic\.lm_head is a ParametrizedLinear"),
+    (weight_normed, r"in_proj is a ParametrizedLinear"),
+    (pruned, r"semantic\.layers\.0\.mlp\.out_proj has a forward hook"),
+    (fewer_layers, r"semantic\.layers holds 1 modules, not the 2"),
+    (a_layer_twice, r"coarse_acoustics\.layers\.1\.attn\.layer_idx is 0, not the 1"),
+    (layers_of_another_order, r"layer_idx is"),
+    (other_epsilon, r"layernorm_1\.eps is 0\.5, not the 1e-05"),
+    (other_heads, r"attn\.num_heads is 1, not the 3"),
+    (not_causal, r"attn\.is_causal is False"),
+    (other_mask, r"attn\.bias is not the mask of what came before"),
+    (no_bias, r"there is no tensor semantic\.layers\.0\.mlp\.out_proj\.bias"),
+    (plain_tensor, r"there is no tensor semantic\.lm_head\.weight"),
+    (dropout, r"is in training mode and drops 0\.2"),
+    (double, "the weights of the transformers are in float64"),
+    (double_codec, "the weights of the codec are in float64"),
+    (one_part_in_half, "the weights of the transformers are in bfloat16, float32"),
+    (one_layer_in_half, "the weights of the transformers are in bfloat16, float32"),
+    (half_a_codec, "the weights of the codec are in bfloat16, float32"),
+    (on_the_meta_device, "the weights are on cpu, meta"),
+    (sparse, r"semantic\.lm_head\.weight is not a plain tensor but a torch\.sparse_coo"),
+    (resized_embeddings, r"output_vocab_size is 128, and its head has 136 rows"),
+    (data_parallel, "semantic is a DataParallel"),
+    (no_codec, r"codec_model\.decoder is a Identity"),
+    (quantised, r"is a Linear, not transformers' own|is a Linear, not the Linear"),
+    (other_embedding, r"input_embeds_layer\.max_norm is 0\.5"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), CHANGES, ids=[change.__name__ for change, _ in CHANGES]
+)
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")
+def test_what_the_modules_give(
+    pair: tuple[Any, Any], inputs: Any, seen: Seen, change: Callable[[Any], None], reason: str
+) -> None:
+    """It is what transformers gives, or its error; after calls that the engine served, too."""
+    ours, theirs = pair
+    if change is not on_the_meta_device:  # an engine is built before
+        ours.generate(**inputs, **SHORT)
+        seen.requests.clear()
+    for model in pair:
+        change(model)
+    assert_left_to_transformers(ours, theirs, inputs, reason, **SHORT)
+    assert not seen.requests
+    assert ours.why_not_served(**SHORT) is not None
+
+
+def test_the_changes_change_something(pair: tuple[Any, Any], inputs: Any) -> None:
+    """Or the test above would show nothing."""
+    ours, theirs = pair
+    before = ours.generate(**inputs, **SHORT)
+    for change in (
+        hook,
+        forward_of_an_instance,
+        other_epsilon,
+        other_mask,
+        decoding_of_an_instance,
+    ):
+        other = copy.deepcopy(theirs)
+        change(other)
+        assert not torch.equal(other.generate(**inputs, **SHORT), before), change.__name__
+
+
+# What changes every model of the process.
+
+
+@contextmanager
+def global_hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, given, result: result * 0.5 if isinstance(module, nn.GELU) else None
+    )
+    with_hook = "a forward hook for all modules"
+    try:
+        yield with_hook
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def global_pre_hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    handle = nn.modules.module.register_module_forward_pre_hook(lambda module, given: None)
+    try:
+        yield "a forward hook for all modules"
+    finally:
+        handle.remove()
+
+
+def replacing(cls: type, name: str) -> Callable[[pytest.MonkeyPatch], Any]:
+    @contextmanager
+    def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        original = getattr(cls, name)
+
+        def method(self: Any, *arguments: Any, **options: Any) -> Any:
+            return original(self, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cls, name, method)
+            yield rf"{cls.__name__}\.{name} is not the original one"
+
+    replaced.__name__ = f"{cls.__name__}.{name}"
+    return replaced
+
+
+@contextmanager
+def autocast(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        yield r"autocast to torch\.bfloat16 is on, and the weights are in torch\.float32"
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        global_hook,
+        global_pre_hook,
+        replacing(BarkMLP, "forward"),
+        replacing(BarkSelfAttention, "_attn"),
+        replacing(transformers.BarkCausalModel, "_sample"),
+        replacing(transformers.BarkModel, "codec_decode"),
+        replacing(transformers.GenerationMixin, "_sample"),
+        replacing(EncodecResnetBlock, "forward"),
+        replacing(EncodecLSTM, "forward"),
+        replacing(nn.LayerNorm, "forward"),
+        replacing(nn.Module, "__call__"),
+        autocast,
+    ],
+    ids=lambda around: around.__name__,
+)
+def test_what_holds_for_all_models(
+    ours: Any, theirs: Any, inputs: Any, seen: Seen, monkeypatch: pytest.MonkeyPatch, around: Any
+) -> None:
+    """And it is served again afterwards."""
+    before = ours.generate(**inputs, **SHORT)
+    seen.requests.clear()
+    with around(monkeypatch) as reason:
+        assert_left_to_transformers(ours, theirs, inputs, reason, **SHORT)
+    assert not seen.requests
+    assert torch.equal(ours.generate(**inputs, **SHORT), before)
+    assert seen.requests
+
+
+# What changes nothing.
+
+
+def compiled_part(model: Any) -> None:
+    model.semantic = torch.compile(model.semantic, backend="eager")
+
+
+def compiled_layers(model: Any) -> None:
+    for i, layer in enumerate(model.coarse_acoustics.layers):
+        model.coarse_acoustics.layers[i] = torch.compile(layer, backend="eager")
+    model.fine_acoustics.lm_heads[0] = torch.compile(model.fine_acoustics.lm_heads[0])
+
+
+def compiled_in_place(model: Any) -> None:
+    model.compile(backend="eager")
+    model.semantic.compile(backend="eager")
+
+
+def compiled_forward(model: Any) -> None:
+    model.semantic.forward = torch.compile(model.semantic.forward, backend="eager")
+
+
+def backward_hook(model: Any) -> None:
+    model.semantic.layers[0].register_full_backward_hook(lambda module, given, result: None)
+
+
+def no_encoder(model: Any) -> None:
+    model.codec_model.encoder = None
+
+
+def hooked_encoder(model: Any) -> None:
+    model.codec_model.encoder.register_forward_hook(lambda module, given, result: None)
+
+
+def training_without_dropout(model: Any) -> None:
+    model.train()
+
+
+def no_dropout_at_all(model: Any) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())
+
+
+def gradients(model: Any) -> None:
+    model.gradient_checkpointing = True
+    model.semantic.requires_grad_(False)
+    model.semantic.layers[0].requires_grad_(True)
+
+
+def folded_weight_norm(model: Any) -> None:
+    for module in model.codec_model.decoder.modules():
+        if nn.utils.parametrize.is_parametrized(module, "weight"):
+            nn.utils.parametrize.remove_parametrizations(module, "weight")
+
+
+def unused_module(model: Any) -> None:
+    model.semantic.layers[0].mlp.adapter = nn.Linear(2, 2)
+    model.vocoder = nn.Linear(2, 2)
+    model.coarse_acoustics.scale = nn.Parameter(torch.ones(1))
+
+
+def changed_configuration(model: Any) -> None:
+    """The modules were made before."""
+    model.semantic.config.num_heads = 6
+    model.semantic.config.bias = False
+    model.coarse_acoustics.config.hidden_size = 96
+    model.codec_model.config.upsampling_ratios = [8, 2]
+    model.codec_model.config.use_causal_conv = False
+
+
+def untied_head(model: Any) -> None:
+    head = model.fine_acoustics.lm_heads[1]
+    head.weight = nn.Parameter(-head.weight.detach())
+
+
+def data_elsewhere(model: Any) -> None:
+    """What replaces .data is a new tensor at another place."""
+    weight = model.semantic.layers[1].mlp.in_proj.weight
+    weight.data = -weight.data
+
+
+def written_through_data(model: Any) -> None:
+    model.coarse_acoustics.layers[1].mlp.in_proj.weight.data *= -1
+
+
+def written_through_numpy(model: Any) -> None:
+    array = model.semantic.layers[0].mlp.out_proj.weight.detach().numpy()
+    array *= -1
+
+
+def resized(model: Any) -> None:
+    torch.manual_seed(0)
+    model.fine_acoustics.resize_token_embeddings(80, mean_resizing=False)
+
+
+def state_dict_hook(model: Any) -> None:
+    """It changes what is saved, and nothing that is said."""
+    model.semantic.register_state_dict_post_hook(lambda module, state, *rest: state.clear())
+
+
+SAME = [
+    compiled_part,
+    compiled_layers,
+    compiled_in_place,
+    compiled_forward,
+    backward_hook,
+    no_encoder,
+    hooked_encoder,
+    training_without_dropout,
+    no_dropout_at_all,
+    gradients,
+    folded_weight_norm,
+    unused_module,
+    changed_configuration,
+    state_dict_hook,
+    resized,
+]
+OTHER_WEIGHTS = [
+    untied_head,
+    data_elsewhere,
+    written_through_data,
+    written_through_numpy,
+]
+
+
+@pytest.mark.parametrize("change", [*SAME, *OTHER_WEIGHTS], ids=lambda change: change.__name__)
+@pytest.mark.filterwarnings("ignore:.*get_submodule")
+def test_what_the_engine_serves(
+    pair: tuple[Any, Any], inputs: Any, seen: Seen, change: Callable[[Any], None]
+) -> None:
+    """Without a warning, which would be an error here."""
+    ours, theirs = pair
+    before = ours.generate(**inputs, **SHORT)
+    seen.requests.clear()
+    for model in pair:
+        change(model)
+    audio = ours.generate(**inputs, **SHORT)
+    assert seen.requests
+    if change in SAME:
+        torch.testing.assert_close(audio, before, rtol=0, atol=1e-5)
+    else:
+        assert not torch.equal(audio, before)
+    if change is not compiled_layers:  # transformers would compile it
+        torch.testing.assert_close(audio, theirs.generate(**inputs, **SHORT), rtol=0, atol=1e-5)
+
+
+def test_a_compiled_model(pair: tuple[Any, Any], inputs: Any, seen: Seen) -> None:
+    expected = pair[0].generate(**inputs, **SHORT)
+    assert torch.equal(torch.compile(pair[0]).generate(**inputs, **SHORT), expected)
+    assert len(seen.requests) == 2
+
+
+def test_a_hooked_compiled_module(pair: tuple[Any, Any], inputs: Any) -> None:
+    ours, theirs = pair
+    for model in pair:
+        compiled_part(model)
+        model.semantic.register_forward_hook(lambda module, given, result: None)
+    assert_left_to_transformers(ours, theirs, inputs, "semantic has a forward hook", **SHORT)
+
+
+def test_a_copy_that_runs_the_forward_of_its_original(fresh: Any) -> None:
+    compiled_forward(fresh)
+    assert fresh.why_not_served() is None
+    other = copy.deepcopy(fresh)
+    assert "semantic.forward is not the original" in other.why_not_served()
+
+
+def test_a_quantised_model(pair: tuple[Any, Any], inputs: Any) -> None:
+    """torch's quantize_dynamic makes a copy with other layers, also of a model that has spoken."""
+    pair[0].generate(**inputs, **SHORT)
+    with pytest.warns(DeprecationWarning, match="quantization"):
+        ours, theirs = (
+            torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+            for model in pair
+        )
+    assert_left_to_transformers(ours, theirs, inputs, "is a Linear", **SHORT)
+    ours.to("cpu")
+
+
+def test_autocast_to_the_dtype_of_the_weights(fresh: Any, inputs: Any, seen: Seen) -> None:
+    fresh.to(torch.bfloat16)
+    expected = fresh.generate(**inputs, **SHORT)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fresh.generate(**inputs, **SHORT), expected)
+    assert len(seen.requests) == 2
+
+
+def test_a_subclass_is_served(small: Checkpoint, fresh: Any, inputs: Any, seen: Seen) -> None:
+    """Unless it decodes in a way of its own."""
+
+    class Logging(type(fresh)):  # type: ignore[misc]
+        def generate(self, *arguments: Any, **keywords: Any) -> Any:
+            return super().generate(*arguments, **keywords)
+
+    class Silent(type(fresh)):  # type: ignore[misc]
+        def codec_decode(self, fine_output: Any, output_lengths: Any = None) -> Any:
+            return super().codec_decode(fine_output, output_lengths) * 0
+
+    expected = fresh.generate(**inputs, **SHORT)
+    assert torch.equal(Logging.from_pretrained(small.folder).generate(**inputs, **SHORT), expected)
+    silent = Silent.from_pretrained(small.folder)
+    with pytest.warns(BarkFastWarning, match="codec_decode is not the original"):
+        assert not silent.generate(**inputs, **SHORT).any()
+
+
+def test_the_parts_are_transformers(pair: tuple[Any, Any], inputs: Any) -> None:
+    """Each stage's own generate, which is transformers', whatever the engine is for."""
+    results = []
+    for model in pair:
+        rules = model.generation_config
+        semantic_rules, coarse_rules, fine_rules = (
+            GENERATION_CONFIGS[stage](**getattr(rules, section))
+            for stage, section in SECTIONS.items()
+        )
+        semantic = model.semantic.generate(
+            inputs["input_ids"], semantic_rules, attention_mask=inputs["attention_mask"],
+            max_new_tokens=8,
+        )  # fmt: skip
+        coarse = model.coarse_acoustics.generate(semantic, semantic_rules, coarse_rules, 64)
+        fine = model.fine_acoustics.generate(coarse, semantic_rules, coarse_rules, fine_rules, 64)
+        results.append((semantic, coarse, fine, model.codec_decode(fine)))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_strict_says_it_before_anything_is_computed(fresh: Any, inputs: Any) -> None:
+    ran = []
+    fresh.semantic.register_forward_hook(lambda module, given, result: ran.append(module))
+    fresh.engine_strict = True
+    before = torch.get_rng_state()
+    with pytest.raises(InputError, match=r"engine_strict.*semantic has a forward hook"):
+        fresh.generate(**inputs, do_sample=True)
+    assert not ran
+    assert torch.equal(torch.get_rng_state(), before)
