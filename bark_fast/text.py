@@ -6,6 +6,8 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import regex
 
@@ -16,6 +18,7 @@ from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
 _TITLE_END = re.compile(r"\b(Ms|Mx)\. ?$")
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_NO_TOKENIZER = f"no tokenizer found ({' or '.join(_TOKENIZER_FILES)})"
 # The files that a tokenizer may have beside one of these.
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -36,14 +39,48 @@ def normalise(text: str) -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"text must be a string, got {type(text).__name__}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"text must be valid Unicode: {error}") from error
+    check_unicode(text)
     clean = " ".join(text.split())
     if not clean:
         raise InputError(f"text must not be empty, got {text!r}")
     return clean
+
+
+def check_tokenizer(tokenizer: Any, where: str) -> None:
+    """Check that transformers has read a tokenizer, and not made one up.
+
+    Where files are missing or empty it makes one that knows its special tokens and no word.
+
+    Args:
+        where: the checkpoint's name in error messages.
+
+    Raises:
+        CheckpointError: there is no word in it.
+    """
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise CheckpointError(f"{where}: {_NO_TOKENIZER} with words in it")
+
+
+def unreadable_tokenizer(folder: Path, where: str, error: Exception) -> CheckpointError:
+    """Return the error for a tokenizer that transformers could not load from `folder`.
+
+    What transformers says is of help only if there is a file to load it from.
+    """
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        return CheckpointError(f"{where}: {_NO_TOKENIZER}")
+    return CheckpointError(f"{where}: cannot load its tokenizer: {in_one_line(error)}")
+
+
+def check_unicode(text: str, name: str = "text") -> None:
+    """Check that a string can be encoded, which half of a surrogate pair cannot.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} must be valid Unicode: {error}") from error
 
 
 class Tokenizer:
@@ -64,7 +101,7 @@ class Tokenizer:
         found = [path for file in _TOKENIZER_FILES if (path := source.find(file))]
         if not found:
             # transformers would make an empty tokenizer or ask the network.
-            raise source.missing(f"no tokenizer found ({' or '.join(_TOKENIZER_FILES)})")
+            raise source.missing(_NO_TOKENIZER)
         # All that the source gives lies in one folder, the hub's files in a snapshot of its cache:
         # transformers need not ask the network once more, for files that others may have changed.
         found += [path for file in _TOKENIZER_SETTINGS if (path := source.find(file))]
@@ -78,12 +115,9 @@ class Tokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 str(found[0].parent), local_files_only=True, trust_remote_code=False
             )
-            words = set(self._tokenizer.get_vocab()) - set(self._tokenizer.all_special_tokens)
         except Exception as error:  # many kinds, by tokenizer and by version
-            reason = in_one_line(error)
-            raise CheckpointError(f"{source.name}: cannot load its tokenizer: {reason}") from error
-        if not words:
-            raise CheckpointError(f"{found[0]}: holds no words for a tokenizer")
+            raise unreadable_tokenizer(found[0].parent, source.name, error) from error
+        check_tokenizer(self._tokenizer, source.name)
         # `encode` cuts a text that is too long, and warns with the true numbers.
         self._tokenizer.model_max_length = int(1e30)
         self._where = source.name

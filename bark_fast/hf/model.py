@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from bark_fast.request import Request
 from bark_fast.types import TOKEN_STAGES, GenerationParams, TokenStage, Voice
 
 _CAUSAL_STAGES: tuple[TokenStage, ...] = ("semantic", "coarse")
+_ENCODER = f"{CODEC}.encoder."
 _CODEBOOK = f"{CODEC}.quantizer.layers.0.codebook.embed"  # audio has its dtype
 
 
@@ -86,6 +88,13 @@ class BarkModel(transformers.BarkModel):
         engine_strict: what the engine does not serve is an InputError, and transformers' own
             generate never runs.
     """
+
+    # Missing weights that transformers need not report: masks, which it makes itself, and the
+    # statistics of training the codec.
+    _keys_to_ignore_on_load_missing = [  # noqa: RUF012 - transformers' name
+        rf"^({'|'.join(NETWORKS.values())})\.layers\.\d+\.attn\.bias$",
+        rf"^{CODEC}\.quantizer\.layers\.\d+\.codebook\.(inited|cluster_size|embed_avg)$",
+    ]
 
     engine_impl: str = "auto"
     engine_options: EngineOptions | None = None
@@ -143,6 +152,17 @@ class BarkModel(transformers.BarkModel):
         if int8:
             model.engine_int8 = True
         return loaded
+
+    def _adjust_missing_and_unexpected_keys(self, *loaded: Any) -> Any:
+        """Leave the codec's encoder out of transformers' report of missing weights, if it is missing
+        as a whole. Speaking needs none; but where a part is there, the file has lost the rest.
+        """
+        missing = set(getattr(loaded[0], "missing_keys", loaded[0]))  # before transformers 5 a list
+        encoder = {name for name in self.state_dict() if name.startswith(_ENCODER)}
+        if encoder <= missing:
+            ignored = set(self._keys_to_ignore_on_load_missing or ())
+            self._keys_to_ignore_on_load_missing = [*ignored, f"^{re.escape(_ENCODER)}"]
+        return super()._adjust_missing_and_unexpected_keys(*loaded)
 
     @property
     def device(self) -> torch.device:
@@ -303,7 +323,7 @@ class BarkModel(transformers.BarkModel):
         if self._serving is not None:
             self._serving.drop()
 
-    def enable_cpu_offload(self, accelerator_id: int = 0) -> None:
+    def enable_cpu_offload(self, accelerator_id: int | None = 0, **options: Any) -> None:
         """Keep the weights on the host, except those of the stage that runs.
 
         `generate` then computes on the CUDA device of that number, and rows go through the stages
@@ -311,9 +331,21 @@ class BarkModel(transformers.BarkModel):
         then holds them twice: for the module and for the engine. It stays so until the model is
         loaded anew. Unlike transformers' method this one does not need accelerate.
 
+        Args:
+            options: `gpu_id` is an older name of `accelerator_id`, which it comes before if it is
+                not 0. Others are not looked at, as in transformers, with a warning.
+
         Raises:
             InputError: there is no such device.
         """
+        accelerator_id = options.pop("gpu_id", 0) or accelerator_id
+        if options:
+            warnings.warn(
+                f"{', '.join(options)} is not looked at, as transformers' enable_cpu_offload does "
+                "not look at it either",
+                BarkFastWarning,
+                stacklevel=2,
+            )
         device = resolve_accelerator(accelerator_id)
         self.to("cpu")
         if device.type == "cuda":

@@ -12,8 +12,10 @@ import transformers
 from torch import Tensor
 from transformers import BatchFeature
 
+from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.unreadable import in_one_line
 from bark_fast.errors import InputError
+from bark_fast.text import check_tokenizer, check_unicode, unreadable_tokenizer
 from bark_fast.types import Voice
 from bark_fast.voices import read_npz
 
@@ -39,10 +41,30 @@ class BarkProcessor(transformers.BarkProcessor):
 
         Args:
             speaker_embeddings_dict_path: the file that lists the presets; None loads none.
+
+        Raises:
+            CheckpointError: there is no tokenizer, or a file of the folder is damaged.
+            InputError: it is neither a folder nor a hub id.
         """
-        processor: BarkProcessor = super().from_pretrained(
-            pretrained_processor_name_or_path, speaker_embeddings_dict_path, **options
-        )
+        where = str(pretrained_processor_name_or_path)
+        if not isinstance(pretrained_processor_name_or_path, (str, os.PathLike)) or not where:
+            raise InputError(
+                "pretrained_processor_name_or_path must be a folder or a hub id, got "
+                f"{pretrained_processor_name_or_path!r}"
+            )
+        folder = Path(pretrained_processor_name_or_path, options.get("subfolder") or "")
+        presets = speaker_embeddings_dict_path
+        if presets is not None and os.path.isfile(folder / presets):
+            Source(where, folder).read_json(presets)  # transformers reads it without a check
+        try:
+            processor: BarkProcessor = super().from_pretrained(
+                pretrained_processor_name_or_path, presets, **options
+            )
+        except Exception as error:  # many kinds, by tokenizer and by version
+            if not folder.is_dir():  # transformers says what is wrong with the name, or the hub
+                raise
+            raise unreadable_tokenizer(folder, where, error) from error
+        check_tokenizer(processor.tokenizer, where)
         if processor.speaker_embeddings is not None:
             # Where the list does not have this, transformers looks for presets in the root folder.
             processor.speaker_embeddings["repo_or_path"] = str(pretrained_processor_name_or_path)
@@ -83,10 +105,10 @@ class BarkProcessor(transformers.BarkProcessor):
             BatchFeature of the voice's arrays (with a list of voices a list), if there is one.
 
         Raises:
-            InputError: there is no text or no such voice, or its arrays have other shapes.
+            InputError: there is no text or no such voice, its arrays have other shapes, or the
+                tokenizer does not take an option.
         """
-        if not isinstance(text, (str, list, tuple)):
-            raise InputError(f"text must be a string or a list of them, got {text!r}")
+        _check_text(text, in_words=bool(options.get("is_split_into_words")))
         history: Any = None
         if isinstance(voice_preset, (list, tuple)):
             n_texts = 1 if isinstance(text, str) else len(text)
@@ -101,15 +123,20 @@ class BarkProcessor(transformers.BarkProcessor):
             ]
         elif voice_preset is not None:
             history = self._history(voice_preset, return_tensors)
-        encoded = super().__call__(
-            text,
-            return_tensors=return_tensors,
-            max_length=max_length,
-            add_special_tokens=add_special_tokens,
-            return_attention_mask=return_attention_mask,
-            return_token_type_ids=return_token_type_ids,
-            **options,
-        )
+        try:
+            encoded = super().__call__(
+                text,
+                return_tensors=return_tensors,
+                max_length=max_length,
+                add_special_tokens=add_special_tokens,
+                return_attention_mask=return_attention_mask,
+                return_token_type_ids=return_token_type_ids,
+                **options,
+            )
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"text and its options must be what the tokenizer takes: {error}"
+            ) from error
         if history is not None:
             encoded["history_prompt"] = history
         return encoded
@@ -121,7 +148,8 @@ class BarkProcessor(transformers.BarkProcessor):
         for key, n_dimensions in _DIMENSIONS.items():
             value = arrays.get(key)
             if value is None:
-                raise InputError(f"voice_preset must hold {key}, got {', '.join(arrays) or 'none'}")
+                held = ", ".join(map(str, arrays)) or "none"
+                raise InputError(f"voice_preset must hold {key}, got {held}")
             requirement = f"must be an array of numbers with {n_dimensions} dimensions"
             try:
                 array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
@@ -170,6 +198,24 @@ class BarkProcessor(transformers.BarkProcessor):
             reason = in_one_line(error)
             raise InputError(f"voice_preset {name!r} cannot be read: {reason}") from error
         return arrays
+
+
+def _check_text(text: Any, *, in_words: bool) -> None:
+    """Check that `text` is a string or a list of them; of lists of words, if it is `in_words`.
+
+    Raises:
+        InputError: it is something else, or there is nothing in it.
+    """
+    if not isinstance(text, (str, list, tuple)):
+        raise InputError(f"text must be a string or a list of them, got {text!r}")
+    if not isinstance(text, str) and not text:
+        raise InputError(f"text must hold at least one text, got {text!r}")
+    for i, one in enumerate([text] if isinstance(text, str) else text):
+        words = one if in_words and isinstance(one, (list, tuple)) else [one]
+        for word in words:
+            if not isinstance(word, str):
+                raise InputError(f"text[{i}] must be a string, got {word!r}")
+            check_unicode(word)
 
 
 class AutoProcessor:

@@ -429,8 +429,47 @@ def test_offloading_needs_a_device(
     for wrong in (2, -1, None, "cuda:0"):
         with pytest.raises(InputError, match=r"accelerator_id must be .* of the 2 CUDA devices"):
             fresh.enable_cpu_offload(wrong)
+    with pytest.raises(InputError, match=r"of the 2 CUDA devices, got 3"):
+        fresh.enable_cpu_offload(gpu_id=3)
     assert fresh.device == CPU
     assert fresh.generate(**inputs, **SHORT).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "number"),
+    [
+        ((), {}, 0),
+        ((1,), {}, 1),
+        ((), {"accelerator_id": 1}, 1),
+        ((), {"gpu_id": 1}, 1),
+        ((), {"gpu_id": 0}, 0),
+        ((1,), {"gpu_id": 0}, 1),
+        ((0,), {"gpu_id": 1}, 1),
+    ],
+)
+def test_the_accelerator_is_named_as_in_transformers(
+    fresh: Any, monkeypatch: pytest.MonkeyPatch, arguments: Any, keywords: Any, number: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    fresh.enable_cpu_offload(*arguments, **keywords)
+    assert fresh.device == torch.device("cuda", number)
+    with pytest.warns(BarkFastWarning, match="^offload_buffers is not looked at"):
+        fresh.enable_cpu_offload(*arguments, **keywords, offload_buffers=True)
+
+
+def test_offloading_left_to_transformers(
+    offloaded: Any, ours: Any, processor: Any, small: Checkpoint
+) -> None:
+    """It runs where the weights are."""
+    model, brought = offloaded
+    rows = processor("Hello", voice_preset=small.voice(17), max_length=32)
+    keywords = {**SHORT, "repetition_penalty": 1.2}
+    with pytest.warns(BarkFastWarning, match="because repetition_penalty"):
+        audio = model.generate(**rows, **keywords)
+    assert not brought
+    with pytest.warns(BarkFastWarning, match="because repetition_penalty"):
+        assert torch.equal(audio, ours.generate(**rows, **keywords))
 
 
 @pytest.fixture

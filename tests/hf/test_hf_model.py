@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import is_flash_attn_2_available
 
@@ -193,6 +196,42 @@ def test_save_and_load(
         loaded.generate(**inputs, **keywords), model.generate(**inputs, **keywords),
         rtol=0, atol=1e-5,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ((), False),
+        (("codec_model.encoder.",), False),
+        (("codec_model.encoder.layers.0.",), True),
+        (("codec_model.encoder.", ".attn.bias", "cluster_size", "embed_avg", "inited"), False),
+        (("codec_model.encoder.", "semantic.layers.1.mlp.in_proj.weight"), True),
+        (("codec_model.quantizer.layers.1.codebook.embed",), True),
+        (("coarse_acoustics.layernorm_final.bias",), True),
+    ],
+    ids=str,
+)
+def test_the_report_of_missing_weights(
+    small: Checkpoint, tmp_path: Path, caplog: Any, missing: Any, told: bool
+) -> None:
+    """It leaves out what speaking needs none of: transformers tells of it, which logs it."""
+    folder = tmp_path / "model"
+    shutil.copytree(small.folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if not any(part in k for part in missing)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    logger = logging.getLogger("transformers")
+    propagate, level = logger.propagate, logger.level
+    logger.propagate = True
+    logger.setLevel(logging.WARNING)
+    try:
+        _, info = bark_fast.BarkModel.from_pretrained(folder, output_loading_info=True)
+    finally:
+        logger.propagate = propagate
+        logger.setLevel(level)
+    assert bool(info["missing_keys"]) == told
+    reports = [r for r in caplog.records if "from_pretrained" not in r.message]
+    assert bool(reports) == told, [r.message for r in reports]
 
 
 @pytest.mark.parametrize(

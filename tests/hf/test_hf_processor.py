@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from bark_fast import AutoProcessor, BarkProcessor, InputError, Voice
+from bark_fast import AutoProcessor, Bark, BarkProcessor, CheckpointError, InputError, Voice
 from helpers.checkpoints import Checkpoint
 from helpers.hf_models import GREEDY
 
@@ -232,6 +235,7 @@ def test_files_are_never_unpickled(folder: Path, tmp_path: Path, kind: str) -> N
         (7, "must be a preset .* got 7"),
         ({"semantic_prompt": np.ones(3)}, "must hold coarse_prompt, got semantic_prompt"),
         ({}, "must hold semantic_prompt, got none"),
+        ({1: 2}, "must hold semantic_prompt, got 1"),
         (["announcer"], "must have an entry for each of the 2 texts, got 1"),
         (["announcer", "nobody"], "must be a preset"),
         (
@@ -257,10 +261,125 @@ def test_wrong_voices(pair: Any, voice: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("voice", [None, "announcer", ["announcer"]])
-@pytest.mark.parametrize("text", [None, 7])
+@pytest.mark.parametrize("text", [None, 7, b"Hello", {"Hello"}, np.array(["Hello"])], ids=str)
 def test_wrong_text(pair: Any, text: Any, voice: Any) -> None:
-    with pytest.raises(InputError, match=f"text must be a string or a list of them, got {text}"):
+    with pytest.raises(InputError, match=r"^text must be a string or a list of them, got "):
         pair[1](text, voice)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ([], r"text must hold at least one text, got \[\]"),
+        ((), r"text must hold at least one text, got \(\)"),
+        (["Hello", None], r"text\[1\] must be a string, got None"),
+        (["Hello", 7], r"text\[1\] must be a string, got 7"),
+        ([["Hello", "you"]], r"text\[0\] must be a string, got \['Hello', 'you'\]"),
+        ([b"Hello"], r"text\[0\] must be a string, got b'Hello'"),
+        (["Hello", "\ud800"], "text must be valid Unicode"),
+    ],
+    ids=str,
+)
+def test_wrong_texts(pair: Any, text: Any, message: str) -> None:
+    for voice in (None, "announcer"):
+        with pytest.raises(InputError, match=f"^{message}"):
+            pair[1](text, voice)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_length": -1},
+        {"max_length": "long"},
+        {"max_length": 2.5},
+        {"return_tensors": "xx"},
+        {"truncation": "sometimes"},
+        {"padding": True},
+    ],
+    ids=str,
+)
+def test_wrong_options(pair: Any, options: Any) -> None:
+    """Which transformers refuses with errors of many kinds."""
+    with pytest.raises((ArithmeticError, TypeError, ValueError)):
+        pair[0]("Hello", **options)
+    with pytest.raises(InputError, match=r"^text and its options must be what"):
+        pair[1]("Hello", **options)
+
+
+@pytest.mark.parametrize(
+    "text", ["", [""], np.str_("Hello"), ["Hel lo", "you"], [["Hel", "lo"], ["you"]]], ids=str
+)
+def test_text_that_transformers_takes(pair: Any, text: Any) -> None:
+    in_words = isinstance(text, list) and isinstance(text[0], list)
+    theirs, ours = (processor(text, is_split_into_words=in_words) for processor in pair)
+    assert_same(ours, theirs)
+
+
+def _without_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _with_empty_vocabulary(folder: Path) -> None:
+    _without_tokenizer(folder)
+    (folder / "vocab.txt").write_text("")
+
+
+def _with_a_folder_for_a_file(folder: Path) -> None:
+    _without_tokenizer(folder)
+    (folder / "tokenizer.json").mkdir()
+
+
+def _written(name: str, content: bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without_tokenizer, r"no tokenizer found \(tokenizer\.json or vocab\.txt\)"),
+        (_with_empty_vocabulary, "no tokenizer found"),
+        (_with_a_folder_for_a_file, "no tokenizer found"),
+        (_written("tokenizer.json", b"{"), "cannot load its tokenizer: "),
+        (_written("tokenizer.json", b"[]"), "cannot load its tokenizer: "),
+        (_written("tokenizer.json", b"\xff\xfe"), "cannot load its tokenizer: "),
+        (_written("tokenizer_config.json", b"[]"), "cannot load its tokenizer: "),
+    ],
+)
+def test_a_folder_whose_tokenizer_is_none(
+    small: Checkpoint, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    """It is Bark's own error, where transformers makes a tokenizer of five words."""
+    folder = tmp_path / "model"
+    shutil.copytree(small.folder, folder)
+    damage(folder)
+    said = []
+    for load in (
+        partial(BarkProcessor.from_pretrained, speaker_embeddings_dict_path=None),
+        partial(AutoProcessor.from_pretrained, speaker_embeddings_dict_path=None),
+        partial(Bark.from_pretrained, device="cpu"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as raised:
+            load(folder)
+        said.append(str(raised.value).splitlines()[0])
+    assert len(set(said)) == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_damaged_lists_of_presets(folder: Path, tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "speaker_embeddings_path.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"speaker_embeddings_path\.json: (is|must)"):
+        BarkProcessor.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", [None, 7, ""])
+def test_what_is_no_folder(name: Any) -> None:
+    with pytest.raises(InputError, match="must be a folder or a hub id, got "):
+        BarkProcessor.from_pretrained(name)
 
 
 @pytest.mark.parametrize("file", ["../secret.npy", "/etc/secret.npy", None, 3])
