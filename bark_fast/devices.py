@@ -46,7 +46,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def resolve_accelerator(accelerator_id: int) -> torch.device:
+def resolve_accelerator(accelerator_id: int | None) -> torch.device:
     """Return the CUDA device of that number, to which offloaded weights are brought.
 
     Raises:
@@ -60,7 +60,8 @@ def resolve_accelerator(accelerator_id: int) -> torch.device:
         )
     requirement = f"the number of one of the {count} CUDA devices"
     check_integer("accelerator_id", accelerator_id, requirement, 0, count - 1)
-    return torch.device("cuda", accelerator_id)
+    assert accelerator_id is not None
+    return torch.device("cuda", int(accelerator_id))
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

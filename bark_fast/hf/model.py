@@ -154,8 +154,9 @@ class BarkModel(transformers.BarkModel):
         return loaded
 
     def _adjust_missing_and_unexpected_keys(self, *loaded: Any) -> Any:
-        """Leave the codec's encoder out of transformers' report of missing weights, if it is missing
-        as a whole. Speaking needs none; but where a part is there, the file has lost the rest.
+        """Leave the codec's encoder, where all of it is missing, out of transformers' report of it.
+
+        Speaking needs none; but where a part is there, the file has lost the rest.
         """
         missing = set(getattr(loaded[0], "missing_keys", loaded[0]))  # before transformers 5 a list
         encoder = {name for name in self.state_dict() if name.startswith(_ENCODER)}
@@ -318,7 +319,8 @@ class BarkModel(transformers.BarkModel):
     def reset_engine(self) -> None:
         """Drop the engine, so that the next `generate` builds a new one.
 
-        This is for weights that were changed in a way that torch does not count (through `.data`).
+        This is for writes that torch does not count, through `.data` or numpy: those of many
+        elements of a tensor are seen, and those of a few may not be.
         """
         if self._serving is not None:
             self._serving.drop()

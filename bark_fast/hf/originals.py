@@ -86,7 +86,7 @@ def _method_names(cls: type) -> frozenset[str]:
         name
         for base in cls.__mro__
         for name, value in vars(base).items()
-        if _is_method(value) and not name.startswith("__")
+        if _is_method(value) and not name.startswith("__") and name != "extra_repr"
     )
 
 

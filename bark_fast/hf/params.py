@@ -134,7 +134,7 @@ def _left_to_transformers(*, unless: bool) -> Iterator[None]:
 
 
 def _is_above(value: Any, bound: float) -> bool:
-    return isinstance(value, Real) and value > bound
+    return isinstance(value, Real) and value > bound  # type: ignore[operator]
 
 
 def _refuses(warper: Callable[[Any], Any], value: Any) -> bool:
@@ -181,7 +181,9 @@ class _StageSettings:
 
     def check_configured(self) -> None:
         """Check that the configuration asks for nothing that only transformers does."""
-        for key, neutral in NEUTRAL.items():
+        # The coarse stage takes this id for padding of the prompt.
+        more = {"pad_token_id": ()} if self.name == "coarse" else {}
+        for key, neutral in {**NEUTRAL, **more}.items():
             if key not in HONOURED[self.name] and key not in self.given:
                 check_neutral(*self._configured(key), neutral)
 

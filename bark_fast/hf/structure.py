@@ -154,7 +154,7 @@ def _record(path: str, module: nn.Module) -> _Node:
 
 
 def _tensor(module: nn.Module, name: str, full_name: str) -> Tensor:
-    tensor = module._parameters.get(name)
+    tensor: Tensor | None = module._parameters.get(name)
     if tensor is None:
         tensor = module._buffers.get(name)
     if tensor is None:
@@ -211,7 +211,7 @@ def _check_module(module: nn.Module, node: _Node) -> None:
                 f"{node.path}.{name} is {getattr(module, name, None)!r}, not the {value!r} that it "
                 "was made with"
             )
-    if kind is nn.Dropout and module.training and module.p > 0:
+    if isinstance(module, nn.Dropout) and module.training and module.p > 0:
         raise NotServedError(f"{node.path} is in training mode and drops {module.p:g}")
     if kind in CONTAINERS and len(module._modules) != len(node.children):
         raise NotServedError(
@@ -232,10 +232,10 @@ def _kind(module: nn.Module, node: _Node) -> type:
         kind = kind.__bases__[0]
     if kind is node.kind or (kind is nn.Identity and node.kind is nn.Dropout):
         return kind
-    raise NotServedError(
-        f"{node.path} is a {type(module).__name__}, not the {node.kind.__name__} that it was made "
-        "with"
-    )
+    now, before = type(module).__name__, node.kind.__name__
+    if now == before:  # torch has several of the same name
+        now = f"{type(module).__module__}.{now}"
+    raise NotServedError(f"{node.path} is a {now}, not the {before} that it was made with")
 
 
 def _check_methods(module: nn.Module, names: frozenset[str], path: str) -> None:

@@ -229,9 +229,9 @@ def test_kept_when_nothing_changes(fresh: Any, inputs: Any) -> None:
 
 
 def test_what_data_hides(fresh: Any, inputs: Any) -> None:
-    """torch counts no version of what is written through .data."""
+    """torch counts no version of what is written through .data, so a small edit may go unseen."""
     before = fresh.generate(**inputs, **SHORT)
-    fresh.semantic.lm_head.weight.data.neg_()
+    fresh.semantic.lm_head.weight.data[:, 1] *= -9
     fresh.reset_engine()
     assert not torch.equal(fresh.generate(**inputs, **SHORT), before)
 
@@ -253,6 +253,24 @@ def test_a_snapshot_keeps_the_memory() -> None:
     snapshot = Snapshot({"weight": last})
     last.add_(1)
     assert not snapshot.holds({"weight": last})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_a_snapshot_sees_what_torch_does_not_count(dtype: torch.dtype) -> None:
+    whole = torch.zeros(300, 70, dtype=dtype)
+    for tensor in (whole, whole.t(), whole[:, ::2], whole[7]):
+        edits: list[Callable[[], Any]] = [lambda t=tensor: t.data.fill_(1)]
+        if dtype != torch.bfloat16:  # which numpy does not have
+            edits.append(lambda t=tensor: t.numpy().fill(0))
+        for edit in edits:
+            version, snapshot = tensor._version, Snapshot({"weight": tensor})
+            assert snapshot.holds({"weight": tensor})
+            edit()
+            assert tensor._version == version
+            assert not snapshot.holds({"weight": tensor})
+        whole.zero_()
+    not_numbers = torch.full((3, 5), torch.nan)
+    assert Snapshot({"weight": not_numbers}).holds({"weight": not_numbers})
 
 
 def test_options_are_the_engines(fresh: Any, inputs: Any) -> None:

@@ -540,6 +540,7 @@ def test_a_generation_config_is_not_looked_at(
         ("semantic", {"num_beams": 3}),
         ("coarse", {"repetition_penalty": 2.0}),
         ("semantic", {"no_repeat_ngram_size": 2}),
+        ("coarse", {"pad_token_id": 3}),
         ("fine", {"temperature": -1.0}),
     ],
 )
