@@ -154,8 +154,8 @@ class BarkModel(transformers.BarkModel):
         return loaded
 
     def _adjust_missing_and_unexpected_keys(self, *loaded: Any) -> Any:
-        """Leave the codec's encoder, where all of it is missing, out of transformers' report of it.
-
+        """Leave the codec's encoder out of the report of missing weights, if it is missing as a
+        whole. Speaking needs none; but where a part is there, the file has lost the rest.
         Speaking needs none; but where a part is there, the file has lost the rest.
         """
         missing = set(getattr(loaded[0], "missing_keys", loaded[0]))  # before transformers 5 a list
