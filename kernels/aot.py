@@ -25,7 +25,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from bark_fast.kernels.aot_cases import SHAPES, ModelShape, cases
@@ -147,15 +147,20 @@ def _describe(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str,
     return Launch(kernel, signature, constants, tuple(divisible), options)
 
 
-def compile_launch(launch: Launch, case: str, target: int, dtype: str) -> Report:
-    """Compile a launch for sm_`target` and read the result's properties."""
+def build(launch: Launch, target: int) -> CompiledKernel:
+    """Compile a launch for sm_`target`."""
     source = ASTSource(
         launch.kernel,
         launch.signature,
         launch.constants,
         {(i,): [["tt.divisibility", 16]] for i in launch.divisible},
     )
-    compiled = triton.compile(source, GPUTarget("cuda", target, 32), launch.options)
+    return triton.compile(source, GPUTarget("cuda", target, 32), launch.options)
+
+
+def compile_launch(launch: Launch, case: str, target: int, dtype: str) -> Report:
+    """Compile a launch for sm_`target` and read the result's properties."""
+    compiled = build(launch, target)
     ptx = compiled.asm["ptx"]
     usage = _resource_usage(compiled.asm["cubin"])
     report = Report(

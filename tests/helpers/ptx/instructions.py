@@ -1,0 +1,393 @@
+"""The table of instructions: what each does to the threads that execute it.
+
+`ARITHMETIC` is for instructions that map values of registers to a value of a register;
+`@instruction` marks a function for every other one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+
+from helpers.ptx.memory import WARP, Copy, Fault, SharedMemory
+from helpers.ptx.parser import Instruction, Program
+from helpers.ptx.values import PAIRS, UNSIGNED, encode, flush, size_of, wider
+
+if TYPE_CHECKING:
+    from helpers.ptx.cta import Cta
+
+Threads: TypeAlias = np.ndarray | None
+"""The threads that execute an instruction, bool [T]; None for all."""
+
+Execute = Callable[["Cta", Instruction, Threads], None]
+Step = Callable[["Cta", Threads], None]
+
+_TABLE: dict[str, Execute] = {}
+
+
+def instruction(*names: str) -> Callable[[Execute], Execute]:
+    """Enter a function into the table for the opcodes that begin with one of these words."""
+
+    def enter(execute: Execute) -> Execute:
+        _TABLE.update(dict.fromkeys(names, execute))
+        return execute
+
+    return enter
+
+
+@functools.lru_cache(maxsize=64)
+def steps_of(program: Program) -> list[tuple[Instruction, Step | None]]:
+    """Return each instruction with what it does; None for those that move threads (bra, ret)."""
+    return [(i, None if i.words[0] in ("bra", "ret") else _step(i)) for i in program.instructions]
+
+
+def _step(ins: Instruction) -> Step:
+    from helpers.ptx import matrices  # noqa: F401  (it enters its instructions into the table)
+
+    for words in (ins.words[:2], ins.words[:1]):
+        name = ".".join(words)
+        if name in ARITHMETIC:
+            return _arithmetic(ins, ARITHMETIC[name])
+        if name in _TABLE:
+            execute = _TABLE[name]
+            return lambda cta, threads: execute(cta, ins, threads)
+    raise NotImplementedError(f"{ins}: this instruction is not in the table")
+
+
+# Arithmetic ---------------------------------------------------------------------------------------
+
+
+class Operation(NamedTuple):
+    """An instruction that computes a register from its operands.
+
+    Attributes:
+        result, sources: types that differ from the instruction's own, which is the opcode's last
+            word; "wide" is the integer type of twice its width.
+    """
+
+    compute: Callable[..., np.ndarray]
+    result: str = ""
+    sources: tuple[str, ...] = ()
+
+
+def _arithmetic(ins: Instruction, operation: Operation) -> Step:
+    own = ins.words[-1]
+    result = wider(own) if operation.result == "wide" else operation.result or own
+    count = len(ins.operands) - 1
+    named = operation.sources + ("",) * (count - len(operation.sources))
+    kinds = [wider(own) if kind == "wide" else kind or own for kind in named]
+    if ins.words[0] == "cvt":
+        result = ins.words[-2]
+    destination, operands = ins.operands[0], list(zip(ins.operands[1:], kinds, strict=True))
+    to_zero = "ftz" in ins.words
+
+    def step(cta: Cta, threads: Threads) -> None:
+        sources = [cta.read(operand, kind) for operand, kind in operands]
+        if to_zero:
+            sources = [flush(x) for x in sources]
+        value = operation.compute(*sources)
+        if to_zero:
+            value = flush(value)
+        bits = _pack(sources, result) if result in PAIRS else encode(value, result)
+        cta.write(destination, bits, threads)
+
+    return step
+
+
+def _pack(sources: list[np.ndarray], kind: str) -> np.ndarray:
+    """Return two values as a pair in 32 bits, the first in the upper half."""
+    upper, lower = (encode(x, PAIRS[kind]).astype(np.uint32) for x in sources)
+    return (upper << np.uint32(16)) | lower
+
+
+def _wide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    kind = np.dtype(f"{x.dtype.kind}{2 * x.dtype.itemsize}")
+    return x.astype(kind) * y.astype(kind)
+
+
+def _high(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _wide(x, y) >> (8 * x.dtype.itemsize)
+
+
+def _fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    return (x.astype(np.float64) * y + z).astype(np.float32)
+
+
+def _divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return x / y if x.dtype.kind == "f" else (x - np.fmod(x, y)) // y
+
+
+def _exactly(function: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+    """Return a function of float32 that is computed in float64 and rounded."""
+    return lambda x: function(x.astype(np.float64)).astype(np.float32)
+
+
+def _field(x: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Extract bits of x; those of a signed x carry their sign."""
+    width = 8 * x.dtype.itemsize
+    left = (width - np.minimum(start + length, width)).astype(x.dtype)
+    right = (left + np.minimum(start, width).astype(x.dtype)).astype(x.dtype)
+    return np.where(length == 0, x.dtype.type(0), (x << left) >> right)
+
+
+def _count_ones(x: np.ndarray) -> np.ndarray:
+    octets = np.ascontiguousarray(x).view(np.uint8).reshape(*x.shape, -1)
+    return np.unpackbits(octets, axis=-1).sum(axis=-1)
+
+
+ARITHMETIC: dict[str, Operation] = {
+    "add": Operation(np.add),
+    "sub": Operation(np.subtract),
+    "mul": Operation(np.multiply),
+    "mul.lo": Operation(np.multiply),
+    "mul.hi": Operation(_high),
+    "mul.wide": Operation(_wide, "wide"),
+    "mad.lo": Operation(lambda x, y, z: x * y + z),
+    "mad.wide": Operation(lambda x, y, z: _wide(x, y) + z, "wide", ("", "", "wide")),
+    "fma": Operation(_fma),
+    "div": Operation(_divide),
+    "rem": Operation(np.fmod),
+    "neg": Operation(np.negative),
+    "abs": Operation(np.abs),
+    "min": Operation(lambda x, y: (np.fmin if x.dtype.kind == "f" else np.minimum)(x, y)),
+    "max": Operation(lambda x, y: (np.fmax if x.dtype.kind == "f" else np.maximum)(x, y)),
+    "and": Operation(np.bitwise_and),
+    "or": Operation(np.bitwise_or),
+    "xor": Operation(np.bitwise_xor),
+    "not": Operation(np.invert),
+    "shl": Operation(lambda x, n: x << n.astype(x.dtype), "", ("", "u32")),
+    "shr": Operation(lambda x, n: x >> n.astype(x.dtype), "", ("", "u32")),
+    "bfe": Operation(_field, "", ("", "u32", "u32")),
+    "popc": Operation(_count_ones, "u32"),
+    "selp": Operation(lambda x, y, p: np.where(p, x, y), "", ("", "", "pred")),
+    "sqrt": Operation(_exactly(np.sqrt)),
+    "rsqrt": Operation(_exactly(lambda x: 1 / np.sqrt(x))),
+    "rcp": Operation(_exactly(lambda x: 1 / x)),
+    "ex2": Operation(_exactly(np.exp2)),
+    "lg2": Operation(_exactly(np.log2)),
+    "cvt": Operation(lambda x, *_: x),
+}
+
+_COMPARE: dict[str, Callable[..., np.ndarray]] = {
+    "eq": np.equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "ne": lambda x, y: (x < y) | (x > y),
+    # The negation of the opposite: true where one of them is NaN.
+    "neu": np.not_equal, "ltu": lambda x, y: ~(x >= y), "leu": lambda x, y: ~(x > y),
+    "gtu": lambda x, y: ~(x <= y), "geu": lambda x, y: ~(x < y),
+    "equ": lambda x, y: ~((x < y) | (x > y)),
+}  # fmt: skip
+ARITHMETIC.update({f"setp.{name}": Operation(f, "pred") for name, f in _COMPARE.items()})
+
+
+# Moves --------------------------------------------------------------------------------------------
+
+
+@instruction("mov")
+def _move(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    destination, source = ins.operands
+    kind = ins.words[-1]
+    if isinstance(destination, tuple):
+        part = UNSIGNED[size_of(kind) // len(destination)]
+        bits = np.ascontiguousarray(cta.everywhere(cta.read(source, kind))).view(part)
+        for i, register in enumerate(destination):
+            cta.write(register, bits[i :: len(destination)], threads)
+    elif isinstance(source, tuple):
+        part = f"b{8 * size_of(kind) // len(source)}"
+        bits = np.stack([cta.everywhere(cta.read(x, part)) for x in source], axis=1)
+        cta.write(destination, bits.view(UNSIGNED[size_of(kind)])[:, 0], threads)
+    else:
+        cta.write(destination, encode(cta.read(source, kind), kind), threads)
+
+
+@instruction("shfl")
+def _shuffle(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    """Read another lane's register; lanes outside the segment that `clamp` tells get their own."""
+    destination, source, by, clamp, _ = ins.operands
+    cta.whole_warps(threads)
+    lane, segments = cta.lanes, cta.read(clamp, "s32")
+    segment = (segments >> 8) & 31
+    last = (lane & segment) | (segments & 31 & ~segment)
+    first, step = lane & segment, cta.read(by, "s32")
+    mode = ins.words[2]
+    other = {
+        "bfly": lane ^ step, "idx": first | (step & ~segment), "up": lane - step,
+        "down": lane + step,
+    }[mode]  # fmt: skip
+    inside = other >= last if mode == "up" else other <= last
+    warp = np.arange(len(lane)) - lane
+    bits = cta.everywhere(cta.read(source, "b32"))[warp + np.where(inside, other, lane)]
+    cta.write(destination, bits, threads)
+
+
+@instruction("redux")
+def _reduce(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    """Reduce a register over each warp."""
+    cta.whole_warps(threads)
+    kind = ins.words[-1]
+    reduce = {
+        "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and,
+        "or": np.bitwise_or, "xor": np.bitwise_xor,
+    }[ins.words[2]]  # fmt: skip
+    by_warp = cta.everywhere(cta.read(ins.operands[1], kind)).reshape(-1, WARP)
+    result = reduce.reduce(by_warp, axis=1, dtype=by_warp.dtype)
+    cta.write(ins.operands[0], encode(np.repeat(result, WARP), kind), threads)
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def _which(cta: Cta, threads: Threads) -> np.ndarray:
+    return np.arange(len(cta.lanes)) if threads is None else np.nonzero(threads)[0]
+
+
+@instruction("ld.param")
+def _load_parameter(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    destination, address = ins.operands
+    cta.write(destination, encode(cta.read(address.base, ins.words[-1]), ins.words[-1]), threads)
+
+
+@instruction("ld")
+def _load(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    destination, address = ins.operands
+    registers = destination if isinstance(destination, tuple) else (destination,)
+    size, which = size_of(ins.words[-1]), _which(cta, threads)
+    bits = np.zeros((len(cta.lanes), len(registers)), UNSIGNED[size])
+    if "shared" in ins.words:
+        offsets = cta.address(address, "u32")[which] - SharedMemory.BASE
+        bits[which] = cta.shared.load(offsets, size, len(registers), cta.numbers[which])
+    else:
+        for chosen, memory, offsets in cta.tensor_parts(cta.address(address, "u64")[which]):
+            lanes = which[chosen]
+            bits[lanes] = memory.load(offsets, size, len(registers), cta.numbers[lanes])
+    for i, register in enumerate(registers):
+        cta.write(register, bits[:, i], threads)
+
+
+@instruction("st")
+def _store(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    address, source = ins.operands
+    registers = source if isinstance(source, tuple) else (source,)
+    kind, which = ins.words[-1], _which(cta, threads)
+    bits = np.stack(
+        [cta.everywhere(encode(cta.read(x, kind), kind))[which] for x in registers], axis=1
+    )
+    if "shared" in ins.words:
+        offsets = cta.address(address, "u32")[which] - SharedMemory.BASE
+        cta.shared.store(offsets, bits, cta.numbers[which])
+    else:
+        for chosen, memory, offsets in cta.tensor_parts(cta.address(address, "u64")[which]):
+            memory.store(offsets, bits[chosen], cta.numbers[which[chosen]])
+
+
+@instruction("atom.global")
+def _atomic_add(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    """Add in global memory, thread by thread; release what the CTA did, acquire what others did."""
+    destination, address, source = ins.operands
+    assert {"acq_rel", "add", "gpu"} <= set(ins.words), f"{ins}: only a counter's atom is known"
+    kind = ins.words[-1]
+    addresses, amounts = cta.address(address, "u64"), cta.everywhere(cta.read(source, kind))
+    before = np.zeros(len(cta.lanes), amounts.dtype)
+    for t in _which(cta, threads):
+        ((_, memory, offsets),) = cta.tensor_parts(addresses[t : t + 1])
+        before[t] = memory.add(offsets, amounts[t])
+        if cta.clock is not None:
+            released = cta.releases.setdefault(int(addresses[t]), np.zeros_like(cta.clock.since))
+            np.maximum(released, cta.clock.since, out=released)
+            cta.acquired = released.copy()
+    cta.write(destination, encode(before, kind), threads)
+
+
+# Copies that run by themselves --------------------------------------------------------------------
+
+
+@instruction("cp.async")
+def _copy(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    """Copy to shared memory; where the last operand is 0, zeros instead."""
+    if ins.words[2] == "commit_group":
+        return _commit(cta, cta.copies, threads)
+    if ins.words[2] == "wait_group":
+        return _wait(cta, cta.copies, ins, threads, cta.shared.end_copy)
+    to, source, size = ins.operands[:3]
+    which = _which(cta, threads)
+    wanted = cta.everywhere(cta.read(ins.operands[3] if len(ins.operands) > 3 else size, "u32"))
+    if not np.isin(wanted[which], (0, size)).all():
+        raise Fault("a copy of a part of its size")
+    bits = np.zeros((len(cta.lanes), size // 4), np.uint32)
+    reading = which[wanted[which] == size]
+    if len(reading):
+        for chosen, memory, offsets in cta.tensor_parts(cta.address(source, "u64")[reading]):
+            lanes = reading[chosen]
+            bits[lanes] = memory.load(offsets, 4, size // 4, cta.numbers[lanes])
+    offsets = cta.address(to, "u32")[which] - SharedMemory.BASE
+    if (offsets % size).any():
+        raise Fault(f"a copy to an address that is no multiple of its {size} bytes")
+    cta.copies[-1].append(cta.shared.begin_copy(offsets, bits[which], cta.numbers[which]))
+    return None
+
+
+def _commit(cta: Cta, groups: list[list[Copy]], threads: Threads) -> None:
+    if threads is not None and (threads != cta.live).any():
+        raise Fault("a group of copies that only some threads commit")
+    groups.append([])
+
+
+def _wait(
+    cta: Cta, groups: list[list[Copy]], ins: Instruction, threads: Threads,
+    end: Callable[[Copy], None],
+) -> None:  # fmt: skip
+    """Wait until at most so many of the committed groups as the operand tells are in flight."""
+    (pending,) = ins.operands
+    if threads is not None and (threads != cta.live).any():
+        raise Fault("a wait for copies that only some threads execute")
+    while len(groups) - 1 > pending:
+        for copy in groups.pop(0):
+            end(copy)
+
+
+# Barriers -----------------------------------------------------------------------------------------
+
+
+@instruction("bar.sync")
+def _barrier(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    if ins.operands != (0,):
+        raise NotImplementedError(f"{ins}: only barrier 0, of all threads, is known")
+    cta.barrier(threads)
+
+
+@instruction("bar.warp")
+def _warp_barrier(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    if ins.operands != (-1,):
+        raise NotImplementedError(f"{ins}: only barriers of whole warps are known")
+    cta.warp_barrier(threads)
+
+
+@instruction("fence")
+def _fence(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    """Do nothing: the memory here has no second path that a fence would order."""
+
+
+@instruction("griddepcontrol")
+def _kernel_dependency(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    if ins.words[1] == "wait":
+        cta.kernel_pending = False
+
+
+# wgmma's groups are those of cp.async, by another name.
+
+
+@instruction("wgmma.fence")
+def _order_products(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    cta.whole_warps(threads)
+
+
+@instruction("wgmma.commit_group")
+def _commit_products(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    _commit(cta, cta.products, threads)
+
+
+@instruction("wgmma.wait_group")
+def _wait_for_products(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    _wait(cta, cta.products, ins, threads, cta.shared.end_read)
