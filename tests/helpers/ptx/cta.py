@@ -14,7 +14,15 @@ import numpy as np
 
 from helpers.ptx import values
 from helpers.ptx.instructions import Threads, steps_of
-from helpers.ptx.memory import WARP, Clock, Copy, Fault, GlobalMemory, Memory, SharedMemory
+from helpers.ptx.memory import (
+    WARP,
+    Access,
+    Clock,
+    Fault,
+    GlobalMemory,
+    Memory,
+    SharedMemory,
+)
 from helpers.ptx.parser import Address, Instruction, Operand, Program
 
 @dataclass(frozen=True)
@@ -50,8 +58,8 @@ class Cta:
         self.lanes = np.arange(count) % WARP
         self.live = np.ones(count, bool)
         # Groups of cp.async and wgmma that were not waited for; the last one is still open.
-        self.copies: list[list[Copy]] = [[]]
-        self.products: list[list[Copy]] = [[]]
+        self.copies: list[list[Access]] = [[]]
+        self.products: list[list[Access]] = [[]]
         self.kernel_pending = any(
             i.words == ("griddepcontrol", "wait") for i in program.instructions
         )
@@ -96,12 +104,12 @@ class Cta:
             never_set = True if dtype == bool else np.iinfo(dtype).max
             bits = np.where(threads, bits, self._registers.get(register, dtype.type(never_set)))
         elif bits.ndim == 0:
-            bits = np.broadcast_to(bits, self.live.shape)
+            bits = np.full(self.live.shape, bits)
         self._registers[register] = bits
 
     def everywhere(self, array: np.ndarray) -> np.ndarray:
         """Return a constant or an array as an array of all threads."""
-        return np.broadcast_to(array, self.live.shape)
+        return array if array.ndim else np.full(self.live.shape, array)
 
     def address(self, operand: Operand, kind: str) -> np.ndarray:
         """Return [base + offset] as int64 [T]."""
@@ -128,7 +136,7 @@ class Cta:
         if (here != self.live).any():
             raise Fault(f"a barrier that {here.sum()} of {self.live.sum()} threads reach")
         if self.clock is not None:
-            self.clock.since[self.place.number] = self.clock.now
+            self.clock.since[self.numbers] = self.clock.now
             if self.acquired is not None:
                 np.maximum(self.clock.since, self.acquired, out=self.clock.since)
                 self.acquired = None

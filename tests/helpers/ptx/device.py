@@ -83,7 +83,7 @@ class Device:
         code = self._edit(self._compiler.compile(kernel, args, kwargs))
         chosen = [i for i in itertools.product(*map(range, grid)) if self._programs(i)]
         self._random.shuffle(chosen)
-        clock = Clock(len(chosen), code.program.threads) if self._races else None
+        clock = Clock(len(chosen) * code.program.threads) if self._races else None
         named = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
         memory, arguments = self._arguments([named[name] for name in code.names], clock)
         releases: dict[int, np.ndarray] = {}

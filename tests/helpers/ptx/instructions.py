@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
-from helpers.ptx.memory import WARP, Copy, Fault, SharedMemory
+from helpers.ptx.memory import WARP, Access, Fault, SharedMemory
 from helpers.ptx.parser import Instruction, Program
 from helpers.ptx.values import PAIRS, UNSIGNED, encode, flush, size_of, wider
 
@@ -305,7 +305,7 @@ def _atomic_add(cta: Cta, ins: Instruction, threads: Threads) -> None:
 
 @instruction("cp.async")
 def _copy(cta: Cta, ins: Instruction, threads: Threads) -> None:
-    """Copy to shared memory; where the last operand is 0, zeros instead."""
+    """Access to shared memory; where the last operand is 0, zeros instead."""
     if ins.words[2] == "commit_group":
         return _commit(cta, cta.copies, threads)
     if ins.words[2] == "wait_group":
@@ -313,7 +313,7 @@ def _copy(cta: Cta, ins: Instruction, threads: Threads) -> None:
     to, source, size = ins.operands[:3]
     which = _which(cta, threads)
     wanted = cta.everywhere(cta.read(ins.operands[3] if len(ins.operands) > 3 else size, "u32"))
-    if not np.isin(wanted[which], (0, size)).all():
+    if ((wanted != 0) & (wanted != size))[which].any():
         raise Fault("a copy of a part of its size")
     bits = np.zeros((len(cta.lanes), size // 4), np.uint32)
     reading = which[wanted[which] == size]
@@ -328,15 +328,15 @@ def _copy(cta: Cta, ins: Instruction, threads: Threads) -> None:
     return None
 
 
-def _commit(cta: Cta, groups: list[list[Copy]], threads: Threads) -> None:
+def _commit(cta: Cta, groups: list[list[Access]], threads: Threads) -> None:
     if threads is not None and (threads != cta.live).any():
         raise Fault("a group of copies that only some threads commit")
     groups.append([])
 
 
 def _wait(
-    cta: Cta, groups: list[list[Copy]], ins: Instruction, threads: Threads,
-    end: Callable[[Copy], None],
+    cta: Cta, groups: list[list[Access]], ins: Instruction, threads: Threads,
+    end: Callable[[Access], None],
 ) -> None:  # fmt: skip
     """Wait until at most so many of the committed groups as the operand tells are in flight."""
     (pending,) = ins.operands
@@ -364,9 +364,11 @@ def _warp_barrier(cta: Cta, ins: Instruction, threads: Threads) -> None:
     cta.warp_barrier(threads)
 
 
-@instruction("fence")
+@instruction("fence.proxy")
 def _fence(cta: Cta, ins: Instruction, threads: Threads) -> None:
-    """Do nothing: the memory here has no second path that a fence would order."""
+    if threads is not None and (threads != cta.live).any():
+        raise Fault("a fence that only some threads execute")
+    cta.shared.fence()
 
 
 @instruction("griddepcontrol")

@@ -172,19 +172,14 @@ def _from_shared(
     found = []
     for group, word in enumerate(words[:, 0]):
         offsets = matrix_offsets(int(word), rows, transposed=transposed) - SharedMemory.BASE
+        # 16 bytes are contiguous: 8 columns, or 8 rows of a transposed matrix.
+        units = offsets[::8] if transposed else offsets[:, ::8]
         numbers = cta.numbers[group * _GROUP : (group + 1) * _GROUP]
-        found.append(_read_in_flight(cta, offsets, numbers))
+        halves, access = cta.shared.begin_read(units.ravel(), 2, 8, numbers)
+        cta.products[-1].append(access)
+        halves = halves.reshape(*units.shape, 8)
+        found.append((halves.swapaxes(1, 2) if transposed else halves).reshape(rows, 16))
     return decode(np.stack(found), kind)
-
-
-def _read_in_flight(cta: Cta, offsets: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Read halves at `offsets` for all these threads, until wgmma.wait_group."""
-    flat = offsets.ravel()
-    for number in (numbers[0], numbers[-1]):
-        thread = np.full(len(flat), number, np.int32)
-        halves = cta.shared.load(flat, 2, 1, thread)
-        cta.products[-1].append(cta.shared.begin_read(flat, 2, thread))
-    return halves.reshape(offsets.shape)
 
 
 def matrix_offsets(descriptor: int, rows: int, *, transposed: bool) -> np.ndarray:

@@ -28,30 +28,34 @@ class Clock:
 
     Attributes:
         now: the instruction's time.
-        since: int64 [CTAs]; what a CTA did before this time is ordered before now.
-        warp_since: int64 [warps of all CTAs]; likewise for what a warp did, seen from inside it.
+        since: int64 [threads]; what a thread did before this time is ordered before now.
+        warp_since: int64 [warps]; likewise for what a warp's threads did, seen from inside it.
     """
 
-    def __init__(self, ctas: int, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int) -> None:
         self.now = 0
-        self.since = np.zeros(ctas, np.int64)
-        self.warp_since = np.zeros(ctas * -(-threads // WARP), np.int64)
+        self.since = np.zeros(threads, np.int64)
+        self.warp_since = np.zeros(threads // WARP, np.int64)
 
     def ordered(
         self, time: np.ndarray, low: np.ndarray, high: np.ndarray, thread: np.ndarray
     ) -> np.ndarray:
         """Return which accesses at `time`, by threads low .. high, precede those of `thread`."""
-        before = time < np.minimum(self.since[low // self.threads], self.since[high // self.threads])
+        before = time < np.minimum(self.since[low], self.since[high])
         warp = thread // WARP
         in_warp = (low // WARP == warp) & (high // WARP == warp) & (time < self.warp_since[warp])
         return before | in_warp | ((low == thread) & (high == thread))
 
 
 class AccessLog:
-    """Remembers for each granule its last access and the threads since the last barrier."""
+    """Remembers for each granule its last access and the threads since the last barrier.
 
-    def __init__(self, granules: int) -> None:
+    Args:
+        private: only one CTA uses this memory.
+    """
+
+    def __init__(self, granules: int, *, private: bool) -> None:
+        self.private = private
         self.time = np.full(granules, -1, np.int64)
         self.low = np.zeros(granules, np.int32)
         self.high = np.zeros(granules, np.int32)
@@ -59,14 +63,20 @@ class AccessLog:
     def races(self, at: np.ndarray, thread: np.ndarray, clock: Clock) -> np.ndarray:
         """Return which of the remembered accesses to the granules `at` race with the threads'."""
         time = self.time[at]
-        return (time >= 0) & ~clock.ordered(time, self.low[at], self.high[at], thread)
+        recent = time >= (clock.since[thread[0]] if self.private else 0)
+        if not recent.any():
+            return recent
+        return recent & ~clock.ordered(time, self.low[at], self.high[at], thread)
 
     def record(self, at: np.ndarray, thread: np.ndarray, clock: Clock) -> None:
         """Remember accesses now; `thread` ascends, so that of equal places the last is highest."""
-        low, high = self.low[at], self.high[at]
-        over = clock.ordered(self.time[at], low, high, thread)
-        low = np.where(over, thread, np.minimum(low, thread))
-        high = np.where(over, thread, np.maximum(high, thread))
+        low = high = thread
+        time = self.time[at]
+        if not (self.private and time.max() < clock.since[thread[0]]):
+            low, high = self.low[at], self.high[at]
+            over = clock.ordered(time, low, high, thread)
+            low = np.where(over, thread, np.minimum(low, thread))
+            high = np.where(over, thread, np.maximum(high, thread))
         self.low[at[::-1]] = low[::-1]
         self.high[at] = high
         self.time[at] = clock.now
@@ -80,25 +90,27 @@ class Memory:
         unwritten: bool [size / GRANULE], True where there is nothing to be read yet.
         clock: finds races; None trusts the kernel.
         dependent: the kernel before this one may still be writing it.
+        private: only one CTA uses it.
     """
 
     def __init__(
         self, name: str, data: np.ndarray, *, writable: bool, unwritten: np.ndarray | None = None,
-        clock: Clock | None = None, dependent: bool = False,
+        clock: Clock | None = None, dependent: bool = False, private: bool = False,
     ) -> None:  # fmt: skip
         self.name, self.data, self.writable, self.dependent = name, data, writable, dependent
         self.unwritten = unwritten
         self.clock = clock if writable else None
         granules = -(-len(data) // GRANULE)
         if self.clock is not None:
-            self._reads, self._writes = AccessLog(granules), AccessLog(granules)
+            self._reads = AccessLog(granules, private=private)
+            self._writes = AccessLog(granules, private=private)
         self._views = {
             size: data[: len(data) // size * size].view(dtype) for size, dtype in UNSIGNED.items()
         }
 
     def load(
         self, offsets: np.ndarray, size: int, count: int, threads: np.ndarray
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         """Return `count` unsigned integers of `size` bytes at each of the threads' offsets."""
         granules = self._granules(offsets, size * count)
         if self.unwritten is not None:
@@ -170,13 +182,16 @@ class SharedMemory(Memory):
     def __init__(self, size: int, clock: Clock | None) -> None:
         data = np.full(-(-size // 16) * 16, 0xFF, np.uint8)
         unwritten = np.ones(len(data) // GRANULE, bool)
-        super().__init__("shared memory", data, writable=True, unwritten=unwritten, clock=clock)
+        super().__init__(
+            "shared memory", data, writable=True, unwritten=unwritten, clock=clock, private=True
+        )
         self._arriving = np.zeros(len(unwritten), bool)
         self._being_read = np.zeros(len(unwritten), np.int32)
+        self._unfenced = np.zeros(len(unwritten), bool)
 
     def load(
         self, offsets: np.ndarray, size: int, count: int, threads: np.ndarray
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         if self._arriving.any():
             granules = self._granules(offsets, size * count)
             self._require(~self._arriving[granules], offsets, threads, "has not arrived yet")
@@ -186,36 +201,53 @@ class SharedMemory(Memory):
         granules = super().store(offsets, values, threads)
         busy = self._arriving[granules] | (self._being_read[granules] > 0)
         self._require(~busy, offsets, threads, "is written while a copy or product is in flight")
+        self._unfenced[granules] = True
         return granules
 
-    def begin_copy(self, offsets: np.ndarray, values: np.ndarray, threads: np.ndarray) -> Copy:
+    def fence(self) -> None:
+        """Let products, which read by another path than threads write (a proxy), see all writes."""
+        self._unfenced[:] = False
+
+    def begin_copy(self, offsets: np.ndarray, values: np.ndarray, threads: np.ndarray) -> Access:
         """Store what a copy will bring; nothing may touch it before `end_copy`."""
         granules = self.store(offsets, values, threads)
         self._arriving[granules] = True
-        return Copy(granules, threads)
+        return Access(granules, threads)
 
-    def end_copy(self, copy: Copy) -> None:
+    def end_copy(self, copy: Access) -> None:
         self._arriving[copy.granules] = False
         if self.clock is not None:
             thread = np.repeat(copy.threads, copy.granules.shape[1])
             self._writes.record(copy.granules.ravel(), thread, self.clock)
 
-    def begin_read(self, offsets: np.ndarray, size: int, threads: np.ndarray) -> Copy:
-        """Note that a product reads these places until `end_read`."""
-        granules = self._granules(offsets, size)
-        np.add.at(self._being_read, granules.ravel(), 1)
-        return Copy(granules, threads)
+    def begin_read(
+        self, offsets: np.ndarray, size: int, count: int, threads: np.ndarray
+    ) -> tuple[np.ndarray, Access]:
+        """Load for a product of all these threads, which goes on reading until `end_read`."""
+        first = np.full(len(offsets), threads[0])
+        values = self.load(offsets, size, count, first)
+        granules = self._granules(offsets, size * count)
+        self._require(~self._unfenced[granules], offsets, first, "is read by wgmma without a fence")
+        self._being_read[granules] += 1
+        access = Access(granules, threads)
+        self._record_product(access)
+        return values, access
 
-    def end_read(self, copy: Copy) -> None:
-        np.subtract.at(self._being_read, copy.granules.ravel(), 1)
+    def end_read(self, access: Access) -> None:
+        self._being_read[access.granules] -= 1
+        self._record_product(access)
+
+    def _record_product(self, access: Access) -> None:
+        """Remember that the last of the threads reads as well as the first: that all do."""
         if self.clock is not None:
-            thread = np.repeat(copy.threads, copy.granules.shape[1])
-            self._reads.record(copy.granules.ravel(), thread, self.clock)
+            for number in (access.threads[0], access.threads[-1]):
+                thread = np.full(access.granules.size, number)
+                self._reads.record(access.granules.ravel(), thread, self.clock)
 
 
 @dataclass(frozen=True)
-class Copy:
-    """Granules [n, k] of shared memory that n threads' accesses in flight use."""
+class Access:
+    """What is in flight: granules [n, k] of shared memory, and threads, one a row or all for all."""
 
     granules: np.ndarray
     threads: np.ndarray
