@@ -161,6 +161,8 @@ class Cta:
     def run(self) -> None:
         """Execute the program to its end; a fault names its instruction."""
         groups = {0: self.live.copy()}
+        if self.clock is not None:
+            self.clock.forget()
         with np.errstate(all="ignore"):
             while groups:
                 start = min(groups)

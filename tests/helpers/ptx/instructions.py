@@ -125,6 +125,11 @@ def _exactly(function: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.n
     return lambda x: function(x.astype(np.float64)).astype(np.float32)
 
 
+def _amount(n: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return by how much to shift x: a register's width or more shifts everything out."""
+    return np.minimum(n, 8 * x.dtype.itemsize).astype(x.dtype)
+
+
 def _field(x: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Extract bits of x; those of a signed x carry their sign."""
     width = 8 * x.dtype.itemsize
@@ -158,8 +163,8 @@ ARITHMETIC: dict[str, Operation] = {
     "or": Operation(np.bitwise_or),
     "xor": Operation(np.bitwise_xor),
     "not": Operation(np.invert),
-    "shl": Operation(lambda x, n: x << n.astype(x.dtype), "", ("", "u32")),
-    "shr": Operation(lambda x, n: x >> n.astype(x.dtype), "", ("", "u32")),
+    "shl": Operation(lambda x, n: x << _amount(n, x), "", ("", "u32")),
+    "shr": Operation(lambda x, n: x >> _amount(n, x), "", ("", "u32")),
     "bfe": Operation(_field, "", ("", "u32", "u32")),
     "popc": Operation(_count_ones, "u32"),
     "selp": Operation(lambda x, y, p: np.where(p, x, y), "", ("", "", "pred")),
@@ -286,14 +291,15 @@ def _store(cta: Cta, ins: Instruction, threads: Threads) -> None:
 def _atomic_add(cta: Cta, ins: Instruction, threads: Threads) -> None:
     """Add in global memory, thread by thread; release what the CTA did, acquire what others did."""
     destination, address, source = ins.operands
-    assert {"acq_rel", "add", "gpu"} <= set(ins.words), f"{ins}: only a counter's atom is known"
+    if not {"add", "gpu"} <= set(ins.words):
+        raise NotImplementedError(f"{ins}: only a counter's atomic is in the table")
     kind = ins.words[-1]
     addresses, amounts = cta.address(address, "u64"), cta.everywhere(cta.read(source, kind))
     before = np.zeros(len(cta.lanes), amounts.dtype)
     for t in _which(cta, threads):
         ((_, memory, offsets),) = cta.tensor_parts(addresses[t : t + 1])
         before[t] = memory.add(offsets, amounts[t])
-        if cta.clock is not None:
+        if cta.clock is not None and "acq_rel" in ins.words:
             released = cta.releases.setdefault(int(addresses[t]), np.zeros_like(cta.clock.since))
             np.maximum(released, cta.clock.since, out=released)
             cta.acquired = released.copy()

@@ -24,7 +24,8 @@ class Fault(Exception):
 class Clock:
     """Knows what is ordered before the instruction that runs now.
 
-    Threads are numbered through all CTAs of a launch, and every instruction has its own time.
+    Threads are numbered through all CTAs of a launch, and every instruction has its own time. CTAs
+    run one after another here, which orders nothing: each begins with `forget`.
 
     Attributes:
         now: the instruction's time.
@@ -36,6 +37,9 @@ class Clock:
         self.now = 0
         self.since = np.zeros(threads, np.int64)
         self.warp_since = np.zeros(threads // WARP, np.int64)
+
+    def forget(self) -> None:
+        self.since[:] = self.warp_since[:] = 0
 
     def ordered(
         self, time: np.ndarray, low: np.ndarray, high: np.ndarray, thread: np.ndarray
