@@ -53,6 +53,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x = x.contiguous()
     width = x.shape[-1]
     out = torch.empty_like(x)
+    block = power_of_two(width)
     layer_norm_kernel[(x.numel() // width,)](
         x,
         weight,
@@ -60,9 +61,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out,
         LAYER_NORM_EPS,
         C=width,
-        BLOCK_C=power_of_two(width),
+        BLOCK_C=block,
         HAS_BIAS=bias is not None,
-        num_warps=4,
+        num_warps=_num_warps(block),
         **ALWAYS,
     )
     return out
@@ -71,13 +72,24 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def row_stats(x: Tensor) -> Tensor:
     """Return mean and reciprocal standard deviation of each row of x [N, C], float32 [N, 2]."""
     out = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
+    block = power_of_two(x.shape[1])
     row_stats_kernel[(len(x),)](
         x,
         out,
         LAYER_NORM_EPS,
         C=x.shape[1],
-        BLOCK_C=power_of_two(x.shape[1]),
-        num_warps=4,
+        BLOCK_C=block,
+        num_warps=_num_warps(block),
         **ALWAYS,
     )
     return out
+
+
+def _num_warps(block: int) -> int:
+    """Return the warps of a program that holds a row of `block` columns, 8 or more a thread.
+
+    With one column a thread the compiler fuses the first addition between threads with the square
+    before it. The two threads of an exchange then round different terms, the threads of a warp
+    disagree about its sum, and which of them stores it for the other warps is undefined.
+    """
+    return min(4, max(1, block // 256))
