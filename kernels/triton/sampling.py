@@ -105,6 +105,8 @@ def sample_kernel(
         if tl.load(finished_ptr + row) != 0:
             tl.store(out_ptr + row, tl.full((), 0, tl.int64))
             return
+        # All threads read it, and one writes it at the end: the reductions between are barriers.
+        next_position = tl.load(model_position_ptr + row) + 1
     v = tl.arange(0, BLOCK_V)
     position = tl.load(positions_ptr + row)
     turn = position % n_ranges
@@ -201,12 +203,14 @@ def sample_kernel(
         tl.store(finished_ptr + row, 1, mask=more == 0)
         tl.store(seq_len_ptr + row, tl.full((), 0, tl.int64), mask=more == 0)
         tl.store(slot_mapping_ptr + row, tl.full((), -1, tl.int64), mask=more == 0)
-        at = tl.load(model_position_ptr + row) + 1
-        page = tl.load(tables_ptr + row * max_pages + at // PAGE_SIZE, mask=more, other=0)
+        page = tl.load(
+            tables_ptr + row * max_pages + next_position // PAGE_SIZE, mask=more, other=0
+        )
+        slot = page * PAGE_SIZE + next_position % PAGE_SIZE
         tl.store(token_ptr + row, token, mask=more)
-        tl.store(model_position_ptr + row, at, mask=more)
-        tl.store(seq_len_ptr + row, at + 1, mask=more)
-        tl.store(slot_mapping_ptr + row, page * PAGE_SIZE + at % PAGE_SIZE, mask=more)
+        tl.store(model_position_ptr + row, next_position, mask=more)
+        tl.store(seq_len_ptr + row, next_position + 1, mask=more)
+        tl.store(slot_mapping_ptr + row, slot, mask=more)
 
 
 def sample(
