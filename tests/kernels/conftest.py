@@ -7,6 +7,7 @@ kernels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from bark_fast import kernels
 from bark_fast.kernels.triton import attention, codebook, linear
 from helpers.kernels import DEVICE
+from helpers.ptx import Compiler
 
 
 @pytest.fixture
@@ -53,3 +55,11 @@ def compiled_impl(request: pytest.FixtureRequest) -> str:
     if request.param == "native" and missing:
         pytest.skip(f"no native kernels here: {missing}")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def ptx_compiler() -> Iterator[Compiler]:
+    """Compiles for sm_90, in a process of its own, and keeps what it compiled."""
+    compiler = Compiler()
+    yield compiler
+    compiler.close()

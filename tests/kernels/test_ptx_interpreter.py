@@ -58,7 +58,9 @@ def run(
     arguments = []
     for i, tensor in enumerate(tensors):
         data = tensor.reshape(-1).view(np.uint8)
-        unwritten = ~readable.reshape(-1, 2).all(axis=1) if i == 0 and readable is not None else None
+        unwritten = (
+            ~readable.reshape(-1, 2).all(axis=1) if i == 0 and readable is not None else None
+        )
         last = i == len(tensors) - 1
         piece = Memory(
             f"tensor {i}", data, writable=last, unwritten=unwritten, clock=clock,

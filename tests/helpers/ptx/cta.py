@@ -25,6 +25,7 @@ from helpers.ptx.memory import (
 )
 from helpers.ptx.parser import Address, Instruction, Operand, Program
 
+
 @dataclass(frozen=True)
 class Place:
     """A CTA of a launch: its index in the grid, the grid, and its number in the order of running."""

@@ -85,7 +85,7 @@ class Device:
         self._random.shuffle(chosen)
         clock = Clock(len(chosen) * code.program.threads) if self._races else None
         named = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-        memory, arguments = self._arguments([named[name] for name in code.names], clock)
+        memory, arguments = self._arguments({name: named[name] for name in code.names}, clock)
         releases: dict[int, np.ndarray] = {}
         for number, index in enumerate(chosen):
             Cta(
@@ -95,16 +95,16 @@ class Device:
         self.ran.append((code, chosen))
 
     def _arguments(
-        self, given: list[Any], clock: Clock | None
+        self, given: dict[str, Any], clock: Clock | None
     ) -> tuple[GlobalMemory, list[int]]:
         memory = GlobalMemory()
         places: dict[int, int] = {}
         bits: list[int] = []
-        for number, value in enumerate(given):
+        for name, value in given.items():
             if isinstance(value, Tensor):
                 place = _place(value)
                 if place not in places:
-                    places[place] = memory.add(self._memory(f"argument {number}", value, clock))
+                    places[place] = memory.add(self._memory(name, value, clock))
                 bits.append(places[place] + value.storage_offset() * value.element_size())
             elif isinstance(value, float):
                 bits.append(int(np.float32(value).view(np.uint32)))

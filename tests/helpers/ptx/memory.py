@@ -112,9 +112,7 @@ class Memory:
             size: data[: len(data) // size * size].view(dtype) for size, dtype in UNSIGNED.items()
         }
 
-    def load(
-        self, offsets: np.ndarray, size: int, count: int, threads: np.ndarray
-    ) -> np.ndarray:
+    def load(self, offsets: np.ndarray, size: int, count: int, threads: np.ndarray) -> np.ndarray:
         """Return `count` unsigned integers of `size` bytes at each of the threads' offsets."""
         granules = self._granules(offsets, size * count)
         if self.unwritten is not None:
@@ -193,9 +191,7 @@ class SharedMemory(Memory):
         self._being_read = np.zeros(len(unwritten), np.int32)
         self._unfenced = np.zeros(len(unwritten), bool)
 
-    def load(
-        self, offsets: np.ndarray, size: int, count: int, threads: np.ndarray
-    ) -> np.ndarray:
+    def load(self, offsets: np.ndarray, size: int, count: int, threads: np.ndarray) -> np.ndarray:
         if self._arriving.any():
             granules = self._granules(offsets, size * count)
             self._require(~self._arriving[granules], offsets, threads, "has not arrived yet")

@@ -1,0 +1,485 @@
+"""The compiled code of the kernels, executed: what sm_90 would run, on a machine without a GPU.
+
+The kernels' own Python side launches them, and `helpers.ptx` runs the PTX that Triton makes of the
+launch. Some programs of each grid run, in random order. Every access is checked: inputs end where
+their rows do, what no kernel wrote is NaN and must not be read, outputs begin as NaN, and shared
+memory and the programs' meeting point must be free of races.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bark_fast import kernels
+from bark_fast.kernels.aot_cases import SHAPES
+from bark_fast.kernels.triton import attention, linear
+from bark_fast.kernels.triton.norm import row_stats
+from helpers.kernel_cases import Sequences, exact_bidirectional, exact_linear, exact_norm
+from helpers.kernels import assert_accurate
+from helpers.ptx import Code, Compiler, Device, Fault, parse
+
+pytestmark = pytest.mark.slow
+
+HALF = [torch.bfloat16, torch.float16]
+ROWS = (64, 17, 16, 1)
+PAGE_SIZE = 64
+BARK = SHAPES["large"]
+WIDTH, HEADS, HEAD_SIZE = BARK.width, BARK.heads, BARK.width // BARK.heads
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.fixture
+def dependent(monkeypatch: pytest.MonkeyPatch) -> kernels.Backend:
+    """The backend with programmatic dependent launch, which CPU tensors do not get by themselves."""
+    monkeypatch.setattr(linear, "can_launch_dependent", lambda x: True)
+    monkeypatch.setattr(attention, "can_launch_dependent", lambda x: True)
+    return kernels.backend("triton", pdl=True)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of a decode step: x [M, k] @ weight [n, k].T."""
+
+    k: int
+    n: int
+    norm: bool = False
+    gelu: bool = False
+    residual: bool = False
+
+    def options(self, rows: int, dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            "norm": (1 + randn(self.k, seed=2, dtype=dtype) / 10, None) if self.norm else None,
+            "gelu": self.gelu,
+            "residual": randn(rows, self.n, seed=3, dtype=dtype) if self.residual else None,
+        }
+
+    def programs(self) -> list[int]:
+        """Return the first program of a row of the grid, one in the middle, and the last."""
+        last = -(-self.n // linear.DECODE.block_n) - 1
+        return [0, last // 3, last]
+
+    def columns(self) -> Tensor:
+        n = linear.DECODE.block_n
+        found = [torch.arange(p * n, min((p + 1) * n, self.n)) for p in self.programs()]
+        return torch.cat(found)
+
+
+PRODUCTS = {
+    "out": Product(WIDTH, WIDTH, residual=True),
+    "fc1": Product(WIDTH, 4 * WIDTH, norm=True, gelu=True),
+    "fc2": Product(4 * WIDTH, WIDTH, residual=True),
+    "semantic head": Product(WIDTH, BARK.semantic_ids, norm=True),
+    "coarse head": Product(WIDTH, BARK.coarse_ids, norm=True),
+}
+
+
+def head_of(options: dict[str, Any], rows: int) -> dict[str, Any]:
+    residual = options["residual"]
+    return options | {"residual": None if residual is None else residual[:rows].clone()}
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_decode_products(name: str, dtype: torch.dtype, ptx_compiler: Compiler) -> None:
+    """Accurate, and row i has the same bits in every batch."""
+    case = PRODUCTS[name]
+    x = randn(max(ROWS), case.k, dtype=dtype)
+    weight = randn(case.n, case.k, seed=1, dtype=dtype) / case.k**0.5
+    options = case.options(max(ROWS), dtype)
+    columns = case.columns()
+    plain = kernels.fused_linear(x, weight, **options)[:, columns]
+    extras = {k: v for k, v in options.items() if k != "residual"}
+    residual = None if options["residual"] is None else options["residual"][:, columns]
+    exact = exact_linear(x, weight[columns], residual=residual, **extras)
+    alike: Tensor | None = None
+    for rows in ROWS:
+        with Device(ptx_compiler, programs=lambda p: p[0] in case.programs(), seed=rows):
+            got = kernels.fused_linear(
+                x[:rows].clone(), weight, **head_of(options, rows), decode=True, impl="triton"
+            )
+        others = torch.ones(case.n, dtype=torch.bool)
+        others[columns] = False
+        assert got[:, others].isnan().all(), "a program writes its own columns only"
+        got = got[:, columns]
+        if alike is None:
+            alike = got
+            assert_accurate(got, plain, exact)
+        assert torch.equal(got, alike[:rows]), f"a row's bits depend on the batch: {rows} rows"
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_decode_keys_and_values_go_to_their_pages(
+    dtype: torch.dtype, ptx_compiler: Compiler
+) -> None:
+    case = Product(WIDTH, 3 * WIDTH, norm=True)
+    x = randn(max(ROWS), WIDTH, dtype=dtype)
+    weight = randn(3 * WIDTH, WIDTH, seed=1, dtype=dtype) / WIDTH**0.5
+    norm = case.options(1, dtype)["norm"]
+    # A program each of queries, keys and values; the last of values.
+    programs = [5, WIDTH // 16 + 9, 2 * WIDTH // 16, 3 * WIDTH // 16 - 1]
+    columns = torch.cat([torch.arange(16 * p, 16 * (p + 1)) for p in programs])
+    plain = kernels.fused_linear(x, weight, norm=norm)[:, columns]
+    exact = exact_linear(x, weight[columns], norm=norm)
+    slots = torch.randperm(2 * PAGE_SIZE, generator=torch.Generator().manual_seed(5))[: max(ROWS)]
+    slots[3] = -1  # an empty row of the batch
+    alike: Tensor | None = None
+    for rows in ROWS:
+        pages = torch.full((2, 2, HEADS, PAGE_SIZE, HEAD_SIZE), torch.nan, dtype=dtype)
+        k_pages, v_pages = pages[0].clone(), pages[1].clone()
+        with Device(
+            ptx_compiler,
+            programs=lambda p: p[0] in programs,
+            writable=[k_pages, v_pages],
+            seed=rows,
+        ):
+            q = kernels.qkv_to_pages(
+                x[:rows].clone(), weight, None, norm=norm, k_pages=k_pages, v_pages=v_pages,
+                slot_mapping=slots[:rows].clone(), decode=True, impl="triton",
+            )  # fmt: skip
+        at, offset = slots[:rows] // PAGE_SIZE, slots[:rows] % PAGE_SIZE
+        stored = [p[at, :, offset].flatten(1) for p in (k_pages, v_pages)]
+        got = torch.cat([q.flatten(1), *stored], dim=1)[:, columns]
+        written = slots[:rows] >= 0
+        expected = 16 * len(programs) * int(written.sum()) - 16 * int(written.sum())
+        found = int((~k_pages.isnan()).sum() + (~v_pages.isnan()).sum())
+        assert found == expected, "a slot for each row that has one, and nothing else"
+        assert not q[:, :, :].flatten(1)[:, columns[:16]].isnan().any(), "queries need no slot"
+        if alike is None:
+            alike = got
+            assert_accurate(got[written], plain[written], exact[written])
+        assert torch.equal(got[written], alike[:rows][written]), f"{rows} rows"
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"), [(1, "fc1"), (17, "fc2"), (1, "out"), (17, "coarse head")]
+)
+def test_decode_products_of_bark_small(rows: int, name: str, ptx_compiler: Compiler) -> None:
+    """768 and 3072 columns are no multiple of a block: what is behind them is masked."""
+    shape, dtype = SHAPES["small"], torch.bfloat16
+    large = PRODUCTS[name]
+    n = {WIDTH: shape.width, 4 * WIDTH: 4 * shape.width}.get(large.n, large.n)
+    case = replace(large, k=large.k // WIDTH * shape.width, n=n)
+    x = randn(rows, case.k, dtype=dtype)
+    weight = randn(case.n, case.k, seed=1, dtype=dtype) / case.k**0.5
+    options = case.options(rows, dtype)
+    with Device(ptx_compiler, programs=lambda p: p[0] in case.programs()):
+        got = kernels.fused_linear(x, weight, **options, decode=True, impl="triton")
+    columns = case.columns()
+    plain, exact = kernels.fused_linear(x, weight, **options), exact_linear(x, weight, **options)
+    assert_accurate(got[:, columns], plain[:, columns], exact[:, columns])
+
+
+@pytest.mark.parametrize(("name", "rows"), [("out", 1), ("fc1", 17), ("fc2", 1)])
+def test_dependent_products(
+    name: str, rows: int, ptx_compiler: Compiler, dependent: kernels.Backend
+) -> None:
+    """The weights alone are read before the kernel before has ended; the result is the same."""
+    case, dtype = PRODUCTS[name], torch.bfloat16
+    x = randn(rows, case.k, dtype=dtype)
+    weight = randn(case.n, case.k, seed=1, dtype=dtype) / case.k**0.5
+    options = case.options(rows, dtype)
+    results = []
+    for backend in (dependent, kernels.backend("triton")):
+        norm = [] if options["norm"] is None else [options["norm"][0]]
+        if backend is not dependent:
+            case_programs = case.programs()
+        with pytest.MonkeyPatch.context() as patch:
+            if backend is not dependent:
+                patch.setattr(linear, "can_launch_dependent", lambda x: False)
+            case_programs = case.programs()
+            with Device(
+                ptx_compiler, programs=lambda p: p[0] in case_programs, weights=[weight, *norm]
+            ) as device:
+                y = backend.fused_linear(x, weight, **options, decode=True)
+        assert ("griddepcontrol.wait" in device.ran[-1][0].ptx) == (backend is dependent)
+        results.append(y[:, case.columns()])
+    assert torch.equal(*results)
+    with (
+        Device(ptx_compiler, programs=lambda p: p[0] == 0),
+        pytest.raises(Fault, match=r"access to weight_ptr before griddepcontrol\.wait"),
+    ):
+        dependent.fused_linear(x, weight, **options, decode=True)
+
+
+# Attention ----------------------------------------------------------------------------------------
+
+LENGTHS = [700, 257, 0, 1, 64]
+SOME_HEADS = (0, 7)
+
+
+def attend(
+    compiler: Compiler, sequences: Sequences, q: Tensor, chosen: list[int], *, seed: int = 0,
+    backend: kernels.Backend | None = None, edit: Callable[[Code], Code] = lambda code: code,
+) -> Tensor:  # fmt: skip
+    """Decode some of the sequences, for `SOME_HEADS`; the meeting points must be zero again."""
+    workspace = torch.zeros(len(chosen) * HEADS, dtype=torch.int32)
+    with Device(
+        compiler, programs=lambda p: p[1] in SOME_HEADS, writable=[workspace], seed=seed, edit=edit
+    ):
+        out = (backend or kernels.backend("triton")).paged_attention(
+            q[chosen].clone(), sequences.k_pages, sequences.v_pages,
+            block_tables=sequences.tables[chosen].clone(),
+            seq_lens=torch.tensor(sequences.lengths)[chosen], max_queries=1, max_length=1024,
+            decode=True, workspace=workspace,
+        )  # fmt: skip
+    assert not workspace.any()
+    return out[:, list(SOME_HEADS)]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_decode_attention(dtype: torch.dtype, ptx_compiler: Compiler) -> None:
+    """Unwritten pages are not read; neither the programs' order nor the batch changes a bit."""
+    sequences = Sequences(LENGTHS, PAGE_SIZE, heads=HEADS, size=HEAD_SIZE, dtype=dtype)
+    q = randn(len(LENGTHS), HEADS, HEAD_SIZE, dtype=dtype)
+    everyone = list(range(len(LENGTHS)))
+    got = attend(ptx_compiler, sequences, q, everyone)
+    plain = sequences.run(q, [1] * len(LENGTHS), "torch")[:, list(SOME_HEADS)]
+    for i, length in enumerate(LENGTHS):
+        if length == 0:
+            assert (got[i] == 0).all()
+        else:
+            exact = sequences.exact(q[i : i + 1], i)[:, list(SOME_HEADS)]
+            assert_accurate(got[i : i + 1], plain[i : i + 1], exact)
+    shuffled = random.Random(1).sample(everyone, len(everyone))
+    assert torch.equal(attend(ptx_compiler, sequences, q, shuffled, seed=1), got[shuffled])
+    for alone in (0, 1):
+        assert torch.equal(attend(ptx_compiler, sequences, q, [alone], seed=2)[0], got[alone])
+
+
+@pytest.mark.parametrize("page_size", [16, 1024])
+def test_decode_attention_with_other_pages(page_size: int, ptx_compiler: Compiler) -> None:
+    """Blocks of keys that span pages, and pages of several blocks: the same bits."""
+    results = []
+    for size in (page_size, PAGE_SIZE):
+        sequences = Sequences([330], PAGE_SIZE, heads=HEADS, size=HEAD_SIZE, dtype=HALF[0])
+        keys, values = sequences.keys[0], sequences.values[0]
+        n_pages = -(-330 // size)
+        for name, source in (("k_pages", keys), ("v_pages", values)):
+            pages = torch.full((n_pages, size, HEADS, HEAD_SIZE), torch.nan, dtype=HALF[0])
+            pages.view(-1, HEADS, HEAD_SIZE)[:330] = source
+            setattr(sequences, name, pages.transpose(1, 2).contiguous())
+        sequences.tables = torch.arange(n_pages)[None]
+        q = randn(1, HEADS, HEAD_SIZE, dtype=HALF[0])
+        results.append(attend(ptx_compiler, sequences, q, [0]))
+    assert torch.equal(*results)
+
+
+def test_dependent_attention(ptx_compiler: Compiler, dependent: kernels.Backend) -> None:
+    sequences = Sequences([300, 20], PAGE_SIZE, heads=HEADS, size=HEAD_SIZE, dtype=HALF[0])
+    q = randn(2, HEADS, HEAD_SIZE, dtype=HALF[0])
+    want = attend(ptx_compiler, sequences, q, [0, 1])
+    assert torch.equal(attend(ptx_compiler, sequences, q, [0, 1], backend=dependent), want)
+
+
+# Planted faults -----------------------------------------------------------------------------------
+
+
+def lines_of(code: Code, *words: str) -> list[int]:
+    """Return the lines of the instructions whose opcode begins with these words."""
+    found = code.program.instructions
+    return [i.line for i in found if i.words[: len(words)] == words]
+
+
+def without(code: Code, line: int) -> Code:
+    lines = code.ptx.split("\n")
+    lines[line - 1] = ""
+    ptx = "\n".join(lines)
+    return replace(code, ptx=ptx, program=parse(ptx))
+
+
+@pytest.mark.parametrize("name", ["fc1", "fc2"])
+def test_a_product_without_one_of_its_barriers_is_a_race(name: str, ptx_compiler: Compiler) -> None:
+    case, dtype = PRODUCTS[name], torch.bfloat16
+    x, weight = randn(17, case.k, dtype=dtype), randn(case.n, case.k, seed=1, dtype=dtype)
+
+    def run(edit: Callable[[Code], Code]) -> Code:
+        with Device(ptx_compiler, programs=lambda p: p == (3, 1, 0), edit=edit) as device:
+            kernels.fused_linear(x, weight, **case.options(17, dtype), decode=True, impl="triton")
+        return device.ran[-1][0]
+
+    code = run(lambda code: code)
+    barriers = lines_of(code, "bar", "sync") + lines_of(code, "bar", "warp")
+    assert len(barriers) > 8
+    for line in barriers:
+        with pytest.raises(Fault, match=r"^PTX line \d+ \(\w+\.py:\d+\): .* while another thread"):
+            run(lambda code, line=line: without(code, line))
+    for line in lines_of(code, "cp", "async", "wait_group"):
+        with pytest.raises(Fault, match="has not arrived yet|in flight"):
+            run(lambda code, line=line: without(code, line))
+
+
+def test_attention_without_its_release_is_a_race(ptx_compiler: Compiler) -> None:
+    """The program that combines the parts may read them because of its atomic's order alone."""
+    sequences = Sequences([700], PAGE_SIZE, heads=HEADS, size=HEAD_SIZE, dtype=HALF[0])
+    q = randn(1, HEADS, HEAD_SIZE, dtype=HALF[0])
+
+    def relaxed(code: Code) -> Code:
+        assert "atom.global.gpu.acq_rel" in code.ptx
+        ptx = code.ptx.replace("atom.global.gpu.acq_rel", "atom.global.gpu.relaxed")
+        return replace(code, ptx=ptx, program=parse(ptx))
+
+    with pytest.raises(Fault, match=r"ld\.global.*is read while another thread writes it"):
+        attend(ptx_compiler, sequences, q, [0], edit=relaxed)
+
+
+def test_a_key_outside_the_sequence_is_found(ptx_compiler: Compiler) -> None:
+    """A length that is one too large reads a key that was never written."""
+    sequences = Sequences([70], PAGE_SIZE, heads=HEADS, size=HEAD_SIZE, dtype=HALF[0])
+    sequences.lengths = [71]
+    with pytest.raises(Fault, match=r"cp\.async.* was never written"):
+        attend(ptx_compiler, sequences, randn(1, HEADS, HEAD_SIZE, dtype=HALF[0]), [0])
+
+
+# Prefill and fine: products and attention by wgmma ------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_tiled_products(dtype: torch.dtype, ptx_compiler: Compiler) -> None:
+    """A whole tile and one of two rows; a row's bits do not depend on the others."""
+    x, weight = randn(130, 256, dtype=dtype), randn(256, 256, seed=1, dtype=dtype) / 16
+    with Device(ptx_compiler, programs=lambda p: p[1] == 1):
+        got = kernels.fused_linear(x, weight, gelu=True, impl="triton")[:, 128:]
+    plain, exact = (f(x, weight, gelu=True)[:, 128:] for f in (kernels.fused_linear, exact_linear))
+    assert_accurate(got, plain, exact)
+    with Device(ptx_compiler, programs=lambda p: p[1] == 1) as device:
+        alone = kernels.fused_linear(x[128:].clone(), weight, gelu=True, impl="triton")[:, 128:]
+    assert torch.equal(alone, got[128:])
+    assert "wgmma.mma_async" in device.ran[-1][0].ptx
+
+
+def test_tiled_keys_and_values_with_a_norm(ptx_compiler: Compiler) -> None:
+    """The statistics' launch and the tile's; keys go to pages of the engine's size."""
+    dtype, rows, heads = torch.bfloat16, 40, 2
+    width = heads * HEAD_SIZE
+    x, weight = randn(rows, width, dtype=dtype), randn(3 * width, width, seed=1, dtype=dtype) / 11
+    norm = (1 + randn(width, seed=2, dtype=dtype) / 10, None)
+    pages = torch.full((2, 1, heads, PAGE_SIZE, HEAD_SIZE), torch.nan, dtype=dtype)
+    k_pages, v_pages = pages[0].clone(), pages[1].clone()
+    with Device(ptx_compiler, writable=[k_pages, v_pages]):
+        q = kernels.qkv_to_pages(
+            x, weight, None, norm=norm, k_pages=k_pages, v_pages=v_pages,
+            slot_mapping=torch.arange(rows), impl="triton",
+        )  # fmt: skip
+    stored = [p[0, :, :rows].transpose(0, 1).flatten(1) for p in (k_pages, v_pages)]
+    got = torch.cat([q.flatten(1), *stored], dim=1)
+    assert_accurate(
+        got, kernels.fused_linear(x, weight, norm=norm), exact_linear(x, weight, norm=norm)
+    )
+    assert k_pages[0, :, rows:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_attention_of_prompts(dtype: torch.dtype, ptx_compiler: Compiler) -> None:
+    sequences = Sequences([130, 70], PAGE_SIZE, heads=2, size=HEAD_SIZE, dtype=dtype)
+    q = randn(130 + 20, 2, HEAD_SIZE, dtype=dtype)
+    with Device(ptx_compiler):
+        sequences.check(q, [130, 20], "triton")
+
+
+def test_attention_of_frames(ptx_compiler: Compiler) -> None:
+    """Slices of one projection; 70 frames end within a block."""
+    q, k, v = randn(2, 70, 3, 2, HEAD_SIZE, dtype=HALF[0]).unbind(2)
+    with Device(ptx_compiler):
+        got = kernels.bidirectional_attention(q, k, v, impl="triton")
+    assert_accurate(got, kernels.bidirectional_attention(q, k, v), exact_bidirectional(q, k, v))
+
+
+# What is before and behind the layers -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_embedding(tokens: int, dtype: torch.dtype, ptx_compiler: Compiler) -> None:
+    """A decode step's, and with a silent stream that of a prompt; only the rows asked for exist."""
+    table = torch.full((2, 50, WIDTH), torch.nan, dtype=dtype)
+    ids = torch.tensor([[3, 49, 0, 7], [5, -1, 5, -1]])[:, :tokens].clone()
+    for stream in range(2):
+        for i in ids[stream][ids[stream] >= 0]:
+            table[stream, i] = randn(WIDTH, seed=int(i) + 100 * stream, dtype=dtype)
+    positions, places = torch.tensor([7, 0, 1, 30])[:tokens].clone(), randn(40, WIDTH, dtype=dtype)
+    with Device(ptx_compiler):
+        got = kernels.embedding_sum(
+            ids, table, positions=positions, position_table=places, impl="triton"
+        )
+    exact = places[positions].double()
+    for stream in range(2):
+        used = ids[stream] >= 0
+        exact[used] += table[stream][ids[stream][used]].double()
+    plain = kernels.embedding_sum(
+        ids, table.nan_to_num(), positions=positions, position_table=places
+    )
+    assert_accurate(got, plain, exact)
+
+
+@pytest.mark.parametrize("width", [64, 128, 500, 768, 1024])
+def test_layer_norm(width: int, ptx_compiler: Compiler) -> None:
+    """All threads of a program agree on the row's mean and deviation, whatever its width."""
+    dtype = torch.bfloat16
+    x, weight, bias = (randn(*shape, width, dtype=dtype) for shape in ((3,), (), ()))
+    with Device(ptx_compiler):
+        got = kernels.layer_norm(x, weight, bias, impl="triton")
+        stats = row_stats(x)
+    assert_accurate(got, kernels.layer_norm(x, weight, bias), exact_norm(x, weight, bias))
+    assert torch.allclose(stats[:, 0].double(), x.double().mean(1), atol=1e-6)
+
+
+def decode_state(rows: int, *, limits: list[int], ended: int) -> kernels.DecodeState:
+    positions = torch.arange(rows) * 60 + 62  # 62, 122, ...: some cross a page with this token
+    generator = torch.Generator().manual_seed(1)
+    finished = torch.zeros(rows, dtype=torch.int32)
+    finished[ended] = 1
+    return kernels.DecodeState(
+        token_ids=torch.zeros(rows, dtype=torch.int64), positions=positions,
+        seq_lens=positions + 1, slot_mapping=torch.zeros(rows, dtype=torch.int64),
+        block_tables=torch.randperm(16 * rows, generator=generator).view(rows, 16),
+        num_generated=torch.arange(rows) + 3, limits=torch.tensor(limits), finished=finished,
+        history=torch.full((rows, 16), -1), page_size=PAGE_SIZE,
+    )  # fmt: skip
+
+
+STATE = (
+    "token_ids", "positions", "seq_lens", "slot_mapping", "num_generated", "finished", "history",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("stage", ["semantic", "coarse"])
+def test_sampler(stage: str, dtype: torch.dtype, ptx_compiler: Compiler) -> None:
+    """The tokens and the next step's state are those of plain torch."""
+    semantic = stage == "semantic"
+    columns = BARK.semantic_ids if semantic else BARK.coarse_ids
+    space = kernels.TokenSpace(
+        stage=0 if semantic else 1, first_id=0 if semantic else 10_000, has_end=semantic,
+        n_ranges=1 if semantic else 2, range_size=1024,
+    )  # fmt: skip
+    rows, ended = 6, 5
+    logits = randn(rows, columns, seed=3, dtype=dtype) * 2
+    logits[3, -1] = 14  # so likely that the semantic stage ends
+    metadata = kernels.SamplingMetadata(
+        temperature=torch.tensor([0.7, 0.0, 1.0, 0.7, 0.5, 0.7]),
+        top_k=torch.tensor([0, 0, 50, 0, 1000, 0]),
+        top_p=torch.tensor([1.0, 1.0, 0.9, 1.0, 1.0, 1.0]),
+        seeds=torch.tensor([1, -5, 2**40, 7, -(2**63), 9]),
+        min_eos_p=torch.full((rows,), 0.2),
+        min_new_tokens=torch.tensor([0, 0, 99, 0, 0, 0]),
+    )
+    expected = decode_state(rows, limits=[4, 99, 99, 99, 99, 99], ended=ended)
+    want = kernels.sample(logits, metadata, space, state=expected)
+    state = decode_state(rows, limits=[4, 99, 99, 99, 99, 99], ended=ended)
+    with Device(ptx_compiler, writable=[getattr(state, name) for name in STATE], seed=4):
+        got = kernels.sample(logits, metadata, space, state=state, impl="triton")
+    running = [row for row in range(rows) if row != ended]
+    assert got[running].tolist() == want[running].tolist()
+    for name in STATE:
+        assert torch.equal(getattr(state, name), getattr(expected, name)), name
+    assert bool(state.finished[3]) == semantic
