@@ -23,7 +23,7 @@ from bark_fast.kernels.triton import attention, linear
 from bark_fast.kernels.triton.norm import row_stats
 from helpers.kernel_cases import Sequences, exact_bidirectional, exact_linear, exact_norm
 from helpers.kernels import assert_accurate
-from helpers.ptx import Code, Compiler, Device, Fault, parse
+from helpers.ptx import Code, Compiler, Device, PtxError, parse
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype) -> Tensor:
 
 @pytest.fixture
 def dependent(monkeypatch: pytest.MonkeyPatch) -> kernels.Backend:
-    """The backend with programmatic dependent launch, which CPU tensors do not get by themselves."""
+    """Launch programmatic dependents, which CPU tensors do not get by themselves."""
     monkeypatch.setattr(linear, "can_launch_dependent", lambda x: True)
     monkeypatch.setattr(attention, "can_launch_dependent", lambda x: True)
     return kernels.backend("triton", pdl=True)
@@ -181,34 +181,39 @@ def test_decode_products_of_bark_small(rows: int, name: str, ptx_compiler: Compi
 
 @pytest.mark.parametrize(("name", "rows"), [("out", 1), ("fc1", 17), ("fc2", 1)])
 def test_dependent_products(
-    name: str, rows: int, ptx_compiler: Compiler, dependent: kernels.Backend
-) -> None:
+    name: str, rows: int, ptx_compiler: Compiler, dependent: kernels.Backend,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """The weights alone are read before the kernel before has ended; the result is the same."""
     case, dtype = PRODUCTS[name], torch.bfloat16
     x = randn(rows, case.k, dtype=dtype)
     weight = randn(case.n, case.k, seed=1, dtype=dtype) / case.k**0.5
     options = case.options(rows, dtype)
-    results = []
-    for backend in (dependent, kernels.backend("triton")):
-        norm = [] if options["norm"] is None else [options["norm"][0]]
-        if backend is not dependent:
-            case_programs = case.programs()
-        with pytest.MonkeyPatch.context() as patch:
-            if backend is not dependent:
-                patch.setattr(linear, "can_launch_dependent", lambda x: False)
-            case_programs = case.programs()
-            with Device(
-                ptx_compiler, programs=lambda p: p[0] in case_programs, weights=[weight, *norm]
-            ) as device:
-                y = backend.fused_linear(x, weight, **options, decode=True)
-        assert ("griddepcontrol.wait" in device.ran[-1][0].ptx) == (backend is dependent)
-        results.append(y[:, case.columns()])
-    assert torch.equal(*results)
+    norm = [] if options["norm"] is None else [options["norm"][0]]
+    device = Device(
+        ptx_compiler, programs=lambda p: p[0] in case.programs(), weights=[weight, *norm]
+    )
+    with device:
+        got = dependent.fused_linear(x, weight, **options, decode=True)
+        monkeypatch.setattr(linear, "can_launch_dependent", lambda x: False)
+        want = dependent.fused_linear(x, weight, **options, decode=True)
+    waits = ["griddepcontrol.wait" in code.ptx for code, _ in device.ran]
+    assert waits == [True, False]
+    columns = case.columns()
+    assert torch.equal(got[:, columns], want[:, columns])
+
+
+def test_a_dependent_product_reads_nothing_but_weights_early(
+    ptx_compiler: Compiler, dependent: kernels.Backend
+) -> None:
+    """A weight that is not said to be one could be the result of the kernel before."""
+    case, dtype = PRODUCTS["out"], torch.bfloat16
+    x, weight = randn(1, case.k, dtype=dtype), randn(case.n, case.k, seed=1, dtype=dtype)
     with (
         Device(ptx_compiler, programs=lambda p: p[0] == 0),
-        pytest.raises(Fault, match=r"access to weight_ptr before griddepcontrol\.wait"),
+        pytest.raises(PtxError, match=r"access to weight_ptr before griddepcontrol\.wait"),
     ):
-        dependent.fused_linear(x, weight, **options, decode=True)
+        dependent.fused_linear(x, weight, **case.options(1, dtype), decode=True)
 
 
 # Attention ----------------------------------------------------------------------------------------
@@ -311,10 +316,12 @@ def test_a_product_without_one_of_its_barriers_is_a_race(name: str, ptx_compiler
     barriers = lines_of(code, "bar", "sync") + lines_of(code, "bar", "warp")
     assert len(barriers) > 8
     for line in barriers:
-        with pytest.raises(Fault, match=r"^PTX line \d+ \(\w+\.py:\d+\): .* while another thread"):
+        with pytest.raises(
+            PtxError, match=r"^PTX line \d+ \(\w+\.py:\d+\): .* while another thread"
+        ):
             run(lambda code, line=line: without(code, line))
     for line in lines_of(code, "cp", "async", "wait_group"):
-        with pytest.raises(Fault, match="has not arrived yet|in flight"):
+        with pytest.raises(PtxError, match=r"has not arrived yet|in flight"):
             run(lambda code, line=line: without(code, line))
 
 
@@ -328,7 +335,7 @@ def test_attention_without_its_release_is_a_race(ptx_compiler: Compiler) -> None
         ptx = code.ptx.replace("atom.global.gpu.acq_rel", "atom.global.gpu.relaxed")
         return replace(code, ptx=ptx, program=parse(ptx))
 
-    with pytest.raises(Fault, match=r"ld\.global.*is read while another thread writes it"):
+    with pytest.raises(PtxError, match=r"ld\.global.*is read while another thread writes it"):
         attend(ptx_compiler, sequences, q, [0], edit=relaxed)
 
 
@@ -336,7 +343,7 @@ def test_a_key_outside_the_sequence_is_found(ptx_compiler: Compiler) -> None:
     """A length that is one too large reads a key that was never written."""
     sequences = Sequences([70], PAGE_SIZE, heads=HEADS, size=HEAD_SIZE, dtype=HALF[0])
     sequences.lengths = [71]
-    with pytest.raises(Fault, match=r"cp\.async.* was never written"):
+    with pytest.raises(PtxError, match=r"cp\.async.* was never written"):
         attend(ptx_compiler, sequences, randn(1, HEADS, HEAD_SIZE, dtype=HALF[0]), [0])
 
 

@@ -22,10 +22,19 @@ programmatic dependent launch an access to the previous kernel's results before 
 from helpers.ptx.compiler import Code, Compiler
 from helpers.ptx.cta import Cta, Place
 from helpers.ptx.device import Device
-from helpers.ptx.memory import Clock, Fault, GlobalMemory, Memory
+from helpers.ptx.memory import Clock, GlobalMemory, Memory, PtxError
 from helpers.ptx.parser import Program, parse
 
 __all__ = [
-    "Clock", "Code", "Compiler", "Cta", "Device", "Fault", "GlobalMemory", "Memory", "Place",
-    "Program", "parse",
+    "Clock",
+    "Code",
+    "Compiler",
+    "Cta",
+    "Device",
+    "GlobalMemory",
+    "Memory",
+    "Place",
+    "Program",
+    "PtxError",
+    "parse",
 ]  # fmt: skip

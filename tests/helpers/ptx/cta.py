@@ -18,17 +18,17 @@ from helpers.ptx.memory import (
     WARP,
     Access,
     Clock,
-    Fault,
     GlobalMemory,
     Memory,
+    PtxError,
     SharedMemory,
 )
-from helpers.ptx.parser import Address, Instruction, Operand, Program
+from helpers.ptx.parser import Address, Operand, Program
 
 
 @dataclass(frozen=True)
 class Place:
-    """A CTA of a launch: its index in the grid, the grid, and its number in the order of running."""
+    """A CTA of a launch: its index in the grid, the grid, and its number in the running order."""
 
     index: tuple[int, int, int]
     grid: tuple[int, int, int]
@@ -91,7 +91,7 @@ class Cta:
             return values.immediate(operand, kind)
         bits = self._registers.get(operand)  # type: ignore[arg-type]
         if bits is None:
-            raise Fault(f"{operand} is read before it is written")
+            raise PtxError(f"{operand} is read before it is written")
         return values.decode(bits, kind)
 
     def write(self, register: Operand, bits: np.ndarray, threads: Threads) -> None:
@@ -102,7 +102,7 @@ class Cta:
         dtype = _register_dtype(self.program, register.rstrip("0123456789"))
         bits = bits.astype(dtype, copy=False)
         if threads is not None:
-            never_set = True if dtype == bool else np.iinfo(dtype).max
+            never_set = 1 if dtype.kind == "b" else np.iinfo(dtype).max
             bits = np.where(threads, bits, self._registers.get(register, dtype.type(never_set)))
         elif bits.ndim == 0:
             bits = np.full(self.live.shape, bits)
@@ -126,7 +126,7 @@ class Cta:
         parts = self.memory.parts(addresses)
         for _, memory, _ in parts:
             if memory.dependent and self.kernel_pending:
-                raise Fault(f"an access to {memory.name} before griddepcontrol.wait")
+                raise PtxError(f"an access to {memory.name} before griddepcontrol.wait")
         return parts
 
     # Barriers -------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Cta:
         """Order all that the CTA did before all that it will do."""
         here = np.ones_like(self.live) if threads is None else threads
         if (here != self.live).any():
-            raise Fault(f"a barrier that {here.sum()} of {self.live.sum()} threads reach")
+            raise PtxError(f"a barrier that {here.sum()} of {self.live.sum()} threads reach")
         if self.clock is not None:
             self.clock.since[self.numbers] = self.clock.now
             if self.acquired is not None:
@@ -154,7 +154,7 @@ class Cta:
         here = np.ones_like(self.live) if threads is None else threads
         by_warp = here.reshape(-1, WARP)
         if (by_warp.any(axis=1) != by_warp.all(axis=1)).any():
-            raise Fault("an instruction of whole warps that a part of a warp reaches")
+            raise PtxError("an instruction of whole warps that a part of a warp reaches")
         return by_warp.all(axis=1)
 
     # Control --------------------------------------------------------------------------------------
@@ -191,8 +191,8 @@ class Cta:
             if step is not None:
                 try:
                     step(self, threads)
-                except Fault as fault:
-                    raise Fault(f"{instruction}: {fault}") from None
+                except PtxError as fault:
+                    raise PtxError(f"{instruction}: {fault}") from None
                 continue
             leaving = here if threads is None else threads
             if instruction.words[0] == "bra":

@@ -1,4 +1,4 @@
-"""Runs the Triton kernels that are launched inside a `with` block, on CPU tensors, from their PTX."""
+"""Runs the Triton kernels that a `with` block launches, on CPU tensors, from their PTX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,16 +121,6 @@ class Device:
             name, _bytes(tensor), writable=writable, unwritten=self._unwritten[place], clock=clock,
             dependent=place not in self._weights,
         )  # fmt: skip
-
-
-def without(code: Code, line: int) -> Code:
-    """Return the code with one line of its PTX, as faults number them, taken out."""
-    from helpers.ptx.parser import parse
-
-    lines = code.ptx.split("\n")
-    lines[line - 1] = ""
-    ptx = "\n".join(lines)
-    return replace(code, ptx=ptx, program=parse(ptx))
 
 
 def _place(tensor: Tensor) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
-from helpers.ptx.memory import WARP, Access, Fault, SharedMemory
+from helpers.ptx.memory import WARP, Access, PtxError, SharedMemory
 from helpers.ptx.parser import Instruction, Program
 from helpers.ptx.values import PAIRS, UNSIGNED, encode, flush, size_of, wider
 
@@ -320,7 +320,7 @@ def _copy(cta: Cta, ins: Instruction, threads: Threads) -> None:
     which = _which(cta, threads)
     wanted = cta.everywhere(cta.read(ins.operands[3] if len(ins.operands) > 3 else size, "u32"))
     if ((wanted != 0) & (wanted != size))[which].any():
-        raise Fault("a copy of a part of its size")
+        raise PtxError("a copy of a part of its size")
     bits = np.zeros((len(cta.lanes), size // 4), np.uint32)
     reading = which[wanted[which] == size]
     if len(reading):
@@ -329,14 +329,14 @@ def _copy(cta: Cta, ins: Instruction, threads: Threads) -> None:
             bits[lanes] = memory.load(offsets, 4, size // 4, cta.numbers[lanes])
     offsets = cta.address(to, "u32")[which] - SharedMemory.BASE
     if (offsets % size).any():
-        raise Fault(f"a copy to an address that is no multiple of its {size} bytes")
+        raise PtxError(f"a copy to an address that is no multiple of its {size} bytes")
     cta.copies[-1].append(cta.shared.begin_copy(offsets, bits[which], cta.numbers[which]))
     return None
 
 
 def _commit(cta: Cta, groups: list[list[Access]], threads: Threads) -> None:
     if threads is not None and (threads != cta.live).any():
-        raise Fault("a group of copies that only some threads commit")
+        raise PtxError("a group of copies that only some threads commit")
     groups.append([])
 
 
@@ -347,7 +347,7 @@ def _wait(
     """Wait until at most so many of the committed groups as the operand tells are in flight."""
     (pending,) = ins.operands
     if threads is not None and (threads != cta.live).any():
-        raise Fault("a wait for copies that only some threads execute")
+        raise PtxError("a wait for copies that only some threads execute")
     while len(groups) - 1 > pending:
         for copy in groups.pop(0):
             end(copy)
@@ -373,7 +373,7 @@ def _warp_barrier(cta: Cta, ins: Instruction, threads: Threads) -> None:
 @instruction("fence.proxy")
 def _fence(cta: Cta, ins: Instruction, threads: Threads) -> None:
     if threads is not None and (threads != cta.live).any():
-        raise Fault("a fence that only some threads execute")
+        raise PtxError("a fence that only some threads execute")
     cta.shared.fence()
 
 

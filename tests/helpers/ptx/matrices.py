@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from helpers.ptx.instructions import Threads, instruction
-from helpers.ptx.memory import WARP, Fault, SharedMemory
+from helpers.ptx.memory import WARP, PtxError, SharedMemory
 from helpers.ptx.parser import Instruction, Operand
 from helpers.ptx.values import decode
 
@@ -140,7 +140,7 @@ def _group_product(cta: Cta, ins: Instruction, threads: Threads) -> None:
     """D [64, N] = A @ B (+ D), where B, and A or not, are in shared memory."""
     warps = cta.whole_warps(threads)
     if not warps.all():
-        raise Fault("wgmma that not all warps reach")
+        raise PtxError("wgmma that not all warps reach")
     columns, kind = int(re.fullmatch(r"m64n(\d+)k16", ins.words[4])[1]), ins.words[-1]
     if kind not in ("f16", "bf16") or ins.words[5] != "f32":
         raise NotImplementedError(f"{ins}: this type is not in the table")
@@ -168,7 +168,7 @@ def _from_shared(
     """Return a matrix [groups, rows, 16] that `descriptor` tells the place and layout of."""
     words = cta.read(descriptor, "b64").reshape(-1, _GROUP)
     if (words != words[:, :1]).any():
-        raise Fault("wgmma with descriptors that differ within its four warps")
+        raise PtxError("wgmma with descriptors that differ within its four warps")
     found = []
     for group, word in enumerate(words[:, 0]):
         offsets = matrix_offsets(int(word), rows, transposed=transposed) - SharedMemory.BASE

@@ -17,8 +17,8 @@ GRANULE = 2  # bytes that are watched together: the smallest value that the kern
 WARP = 32
 
 
-class Fault(Exception):
-    """Says what a kernel must not do, and where it does it."""
+class PtxError(Exception):
+    """Says what a kernel does that it must not, and where."""
 
 
 class Clock:
@@ -129,7 +129,7 @@ class Memory:
         """Store values [threads, count] of unsigned integers; return the granules."""
         size = values.dtype.itemsize
         if not self.writable:
-            raise Fault(f"a store to {self.name}, which is no output")
+            raise PtxError(f"a store to {self.name}, which is no output")
         granules = self._granules(offsets, size * values.shape[1])
         if self.clock is not None:
             thread = np.repeat(threads, granules.shape[1])
@@ -150,7 +150,7 @@ class Memory:
         """Add to the one integer at offset [1], which an atomic may; return what it was."""
         self._granules(offset, amount.itemsize)
         if not self.writable:
-            raise Fault(f"an atomic on {self.name}, which is no output")
+            raise PtxError(f"an atomic on {self.name}, which is no output")
         view, place = self._views[amount.itemsize], int(offset[0]) // amount.itemsize
         before = view[place]
         view[place] = before + amount
@@ -160,9 +160,11 @@ class Memory:
         """Return the granules of `size` bytes at each offset, [n, size / GRANULE]."""
         if offsets.min() < 0 or offsets.max() + size > len(self.data):
             worst = offsets.min() if offsets.min() < 0 else offsets.max()
-            raise Fault(f"{size} bytes at {worst} of {self.name}, which has {len(self.data)}")
+            raise PtxError(f"{size} bytes at {worst} of {self.name}, which has {len(self.data)}")
         if (offsets % size).any():
-            raise Fault(f"{size} bytes at an address of {self.name} that is not a multiple of them")
+            raise PtxError(
+                f"{size} bytes at an address of {self.name} that is not a multiple of them"
+            )
         return (offsets // GRANULE)[:, None] + np.arange(max(1, size // GRANULE))
 
     def _require(
@@ -170,7 +172,7 @@ class Memory:
     ) -> None:
         if not good.all():
             bad = np.nonzero(~good.reshape(len(offsets), -1).all(axis=1))[0][0]
-            raise Fault(f"byte {offsets[bad]} of {self.name} {fault} (thread {threads[bad]})")
+            raise PtxError(f"byte {offsets[bad]} of {self.name} {fault} (thread {threads[bad]})")
 
 
 class SharedMemory(Memory):
@@ -212,6 +214,8 @@ class SharedMemory(Memory):
         """Store what a copy will bring; nothing may touch it before `end_copy`."""
         granules = self.store(offsets, values, threads)
         self._arriving[granules] = True
+        # The ISA asks for a fence here too, but Triton 3.6 makes none behind cp.async.
+        self._unfenced[granules] = False
         return Access(granules, threads)
 
     def end_copy(self, copy: Access) -> None:
@@ -247,7 +251,7 @@ class SharedMemory(Memory):
 
 @dataclass(frozen=True)
 class Access:
-    """What is in flight: granules [n, k] of shared memory, and threads, one a row or all for all."""
+    """Granules [n, k] of shared memory in flight, and the threads: one a row, or all for all."""
 
     granules: np.ndarray
     threads: np.ndarray
@@ -276,6 +280,6 @@ class GlobalMemory:
 
     def _locate(self, number: int, addresses: np.ndarray) -> tuple[Memory, np.ndarray]:
         if not 1 <= number <= len(self._tensors):
-            raise Fault(f"an access at {addresses[0]:#x}, where there is no tensor")
+            raise PtxError(f"an access at {addresses[0]:#x}, where there is no tensor")
         start = number * self._SPACING + self._SPACING // 2
         return self._tensors[number - 1], addresses - start
