@@ -13,6 +13,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import helpers.kernel_cases
+import helpers.kernels
 from bark_fast import kernels
 from bark_fast.kernels.triton import attention, codebook, linear
 from helpers.kernels import DEVICE
@@ -63,3 +65,10 @@ def ptx_compiler() -> Iterator[Compiler]:
     compiler = Compiler()
     yield compiler
     compiler.close()
+
+
+@pytest.fixture
+def cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the helpers' tensors on the CPU, where the PTX interpreter can read them."""
+    for module in (helpers.kernels, helpers.kernel_cases):
+        monkeypatch.setattr(module, "DEVICE", torch.device("cpu"))

@@ -3,7 +3,9 @@
     parser        text -> Program: instructions, labels, parameters
     values        PTX types as numpy dtypes; bfloat16; rounding and flushing
     memory        bytes with bounds, with what was never written, and with races
-    instructions  the table of instructions: arithmetic, moves, loads, stores, barriers
+    table         from an opcode to what it does
+    arithmetic    instructions that compute a register from registers
+    instructions  moves, loads, stores, copies, barriers
     matrices      ldmatrix, stmatrix, mma.sync and wgmma
     cta           all threads of one program in lock step, diverging and meeting again
     compiler      a process that compiles launches, because this one may run Triton's interpreter

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.ptx import values
-from helpers.ptx.instructions import Threads, steps_of
+# (The first three enter their instructions into the table.)
+from helpers.ptx import arithmetic, instructions, matrices, values  # noqa: F401
 from helpers.ptx.memory import (
     WARP,
     Access,
@@ -24,6 +24,7 @@ from helpers.ptx.memory import (
     SharedMemory,
 )
 from helpers.ptx.parser import Address, Operand, Program
+from helpers.ptx.table import Threads, steps_of
 
 
 @dataclass(frozen=True)

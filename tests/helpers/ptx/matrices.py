@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from helpers.ptx.instructions import Threads, instruction
 from helpers.ptx.memory import WARP, PtxError, SharedMemory
 from helpers.ptx.parser import Instruction, Operand
+from helpers.ptx.table import Threads, instruction
 from helpers.ptx.values import decode
 
 if TYPE_CHECKING:

@@ -162,9 +162,7 @@ class Memory:
             worst = offsets.min() if offsets.min() < 0 else offsets.max()
             raise PtxError(f"{size} bytes at {worst} of {self.name}, which has {len(self.data)}")
         if (offsets % size).any():
-            raise PtxError(
-                f"{size} bytes at an address of {self.name} that is not a multiple of them"
-            )
+            raise PtxError(f"{size} bytes at an address of {self.name} that is not a multiple")
         return (offsets // GRANULE)[:, None] + np.arange(max(1, size // GRANULE))
 
     def _require(
