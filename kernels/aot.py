@@ -162,7 +162,7 @@ def compile_launch(launch: Launch, case: str, target: int, dtype: str) -> Report
     """Compile a launch for sm_`target` and read the result's properties."""
     compiled = build(launch, target)
     ptx = compiled.asm["ptx"]
-    usage = _resource_usage(compiled.asm["cubin"])
+    usage = resource_usage(compiled.asm["cubin"])
     report = Report(
         launch=launch,
         case=case,
@@ -191,7 +191,7 @@ def _tensor_core(ptx: str) -> str:
     return ""
 
 
-def _resource_usage(cubin: bytes) -> dict[str, int]:
+def resource_usage(cubin: bytes) -> dict[str, int]:
     """Return REG, STACK and LOCAL of the one function in `cubin`, read by Triton's cuobjdump."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
