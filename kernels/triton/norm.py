@@ -86,7 +86,7 @@ def row_stats(x: Tensor) -> Tensor:
 
 
 def _num_warps(block: int) -> int:
-    """Return the warps of a program that holds a row of `block` columns, 8 or more a thread.
+    """Return the warps of a program for a row of `block` columns: 8 a thread, or a single warp.
 
     With one column a thread the compiler fuses the first addition between threads with the square
     before it. The two threads of an exchange then round different terms, the threads of a warp
