@@ -5,6 +5,8 @@ See `test_executed_ptx.py`.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -147,14 +149,18 @@ def test_sampler(stage: str, dtype: torch.dtype, ptx_compiler: Compiler) -> None
     rows, ended = 6, 5
     logits = randn(rows, columns, seed=3, dtype=dtype) * 2
     logits[3, -1] = 14  # so likely that the semantic stage ends
-    metadata = kernels.SamplingMetadata(
-        temperature=torch.tensor([0.7, 0.0, 1.0, 0.7, 0.5, 0.7]),
-        top_k=torch.tensor([0, 0, 50, 0, 1000, 0]),
-        top_p=torch.tensor([1.0, 1.0, 0.9, 1.0, 1.0, 1.0]),
-        seeds=torch.tensor([1, -5, 2**40, 7, -(2**63), 9]),
-        min_eos_p=torch.full((rows,), 0.2),
-        min_new_tokens=torch.tensor([0, 0, 99, 0, 0, 0]),
-    )
+    # Whatever else a row can ask for is off: 0.
+    names = [field.name for field in dataclasses.fields(kernels.SamplingMetadata)]
+    fields = {name: torch.zeros(rows, dtype=torch.int64) for name in names}
+    fields |= {
+        "temperature": torch.tensor([0.7, 0.0, 1.0, 0.7, 0.5, 0.7]),
+        "top_k": torch.tensor([0, 0, 50, 0, 1000, 0]),
+        "top_p": torch.tensor([1.0, 1.0, 0.9, 1.0, 1.0, 1.0]),
+        "seeds": torch.tensor([1, -5, 2**40, 7, -(2**63), 9]),
+        "min_eos_p": torch.full((rows,), 0.2),
+        "min_new_tokens": torch.tensor([0, 0, 99, 0, 0, 0]),
+    }
+    metadata = kernels.SamplingMetadata(**fields)
     expected = decode_state(rows, limits=[4, 99, 99, 99, 99, 99], ended=ended)
     want = kernels.sample(logits, metadata, space, state=expected)
     state = decode_state(rows, limits=[4, 99, 99, 99, 99, 99], ended=ended)
