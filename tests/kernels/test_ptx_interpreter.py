@@ -106,6 +106,15 @@ COMPARISONS = [
     )
 ]  # fmt: skip
 
+COMPARISONS += [
+    (f"setp.{name}.{kind}", [kind, kind], "pred", function)
+    for kind in ("f32", "f16", "bf16")
+    for name, function in (
+        ("nan", lambda x, y: np.isnan(x) | np.isnan(y)),
+        ("num", lambda x, y: (x <= y) | (x > y)),
+    )
+]
+
 CONVERSIONS = [
     ("cvt.u64.u32", ["u32"], "u64", lambda x: x.astype(np.uint64)),
     ("cvt.s64.s32", ["s32"], "s64", lambda x: x.astype(np.int64)),

@@ -140,6 +140,7 @@ _COMPARE: dict[str, Callable[..., np.ndarray]] = {
     "neu": np.not_equal, "ltu": lambda x, y: ~(x >= y), "leu": lambda x, y: ~(x > y),
     "gtu": lambda x, y: ~(x <= y), "geu": lambda x, y: ~(x < y),
     "equ": lambda x, y: ~((x < y) | (x > y)),
+    "nan": lambda x, y: np.isnan(x) | np.isnan(y), "num": lambda x, y: ~(np.isnan(x) | np.isnan(y)),
 }  # fmt: skip
 _OPERATIONS.update({f"setp.{name}": Operation(f, "pred") for name, f in _COMPARE.items()})
 TABLE.update({name: partial(_step, operation=o) for name, o in _OPERATIONS.items()})
