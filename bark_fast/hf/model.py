@@ -155,7 +155,8 @@ class BarkModel(transformers.BarkModel):
 
     def _adjust_missing_and_unexpected_keys(self, *loaded: Any) -> Any:
         """Leave the codec's encoder out of the report of missing weights, if it is missing as a
-        whole. Speaking needs none; but where a part is there, the file has lost the rest.
+        whole.
+
         Speaking needs none; but where a part is there, the file has lost the rest.
         """
         missing = set(getattr(loaded[0], "missing_keys", loaded[0]))  # before transformers 5 a list
