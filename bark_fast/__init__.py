@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bark_fast.audio import AudioWriter
 from bark_fast.errors import (
     BarkFastError,
     BarkFastWarning,
@@ -64,6 +65,7 @@ _LAZY = {
 
 __all__ = [
     "AsyncBark",
+    "AudioWriter",
     "AutoModel",
     "AutoProcessor",
     "Bark",

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import numpy as np
 
 from bark_fast import __version__
-from bark_fast.audio import check_audio_path, save_audio
+from bark_fast.audio import FORMATS, AudioTarget, AudioWriter, check_audio_path
 from bark_fast.errors import BarkFastError, BarkFastWarning, InputError
-from bark_fast.files import check_path
-from bark_fast.types import FloatArray, GenerationParams, Speech, Voice
+from bark_fast.files import check_path, check_writable
+from bark_fast.types import GenerationParams, Speech, Voice
 
 if TYPE_CHECKING:
     from bark_fast.bark import Bark
@@ -99,9 +101,16 @@ def _add_say_options(say: argparse.ArgumentParser) -> None:
         "--output",
         default="speech.wav",
         metavar="FILE",
-        help=".wav or .flac (default: speech.wav)",
+        help='.wav, .flac, .mp3, .opus, ...; "-" is standard output (default: speech.wav)',
     )
-    say.add_argument("--subtype", help="PCM_16 (default), PCM_24 or, for .wav, FLOAT")
+    say.add_argument(
+        "--format",
+        help=f"{', '.join(FORMATS)} (default: what the file's ending says, else wav)",
+    )
+    say.add_argument(
+        "--subtype",
+        help="PCM_16 (default), PCM_24 or, for wav and pcm, FLOAT; for ogg OPUS or VORBIS",
+    )
     say.add_argument("--voice", help="a preset's name (see `bark-fast voices`) or an .npz file")
     say.add_argument(
         "--save-voice", metavar="FILE", help="write the (first) speaker to an .npz file"
@@ -184,15 +193,40 @@ def _say(arguments: argparse.Namespace) -> int:
     params = GenerationParams(
         **{f.name: getattr(arguments, f"param_{f.name}") for f in fields(GenerationParams)}
     )
-    check_audio_path(arguments.output, arguments.subtype, name="--output")
+    target = _check_output(arguments)
     if arguments.save_voice is not None:
-        check_path(arguments.save_voice, Voice.ENDINGS, name="--save-voice")
+        voice_path = check_path(arguments.save_voice, Voice.ENDINGS, name="--save-voice")
+        check_writable(voice_path, name="--save-voice")
     if not 0 <= arguments.pause <= 60:
         raise InputError(f"--pause must be from 0 to 60 seconds, got {arguments.pause:g}")
     text = _read_stdin() if arguments.text == "-" else arguments.text
     if not text.strip():
         raise InputError("TEXT must not be empty")
+    if arguments.output != "-":
+        return _speak(text, params, target, arguments)
+    with contextlib.redirect_stdout(sys.stderr):  # so that nothing else gets among the audio
+        return _speak(text, params, target, arguments)
 
+
+def _check_output(arguments: argparse.Namespace) -> AudioTarget:
+    """Return where the audio goes, if it can, with `arguments.format` settled for "-"."""
+    if arguments.output != "-":
+        path = check_audio_path(
+            arguments.output, arguments.subtype, format=arguments.format, name="--output"
+        )
+        check_writable(cast(Path, path), name="--output")
+        return path
+    stdout = getattr(sys.stdout, "buffer", None)
+    if stdout is None:
+        raise InputError('--output must be a file where there is no standard output, got "-"')
+    arguments.format = arguments.format or "wav"
+    return check_audio_path(stdout, arguments.subtype, format=arguments.format, name="--output")
+
+
+def _speak(
+    text: str, params: GenerationParams, target: AudioTarget, arguments: argparse.Namespace
+) -> int:
+    """Say the text, writing each part as soon as it is there."""
     from bark_fast.bark import Bark
 
     bark = Bark.from_pretrained(
@@ -202,45 +236,70 @@ def _say(arguments: argparse.Namespace) -> int:
         revision=arguments.revision,
         local_files_only=arguments.offline,
     )
-    progress = sys.stderr.isatty() if arguments.progress is None else arguments.progress
-    parts = list(
-        bark.stream(
-            text,
-            voice=arguments.voice,
-            params=params,
-            language=arguments.language,
-            progress=progress,
-        )
+    tell = arguments.progress is not False
+    parts = bark.stream(
+        text,
+        voice=arguments.voice,
+        params=params,
+        language=arguments.language,
+        progress=sys.stderr.isatty() if arguments.progress is None else arguments.progress,
     )
-    samples = _join(parts, bark.sample_rate_hz, arguments.pause)
-    speaker = None if arguments.save_voice is None else _first_voice(parts, bark)
-    save_audio(arguments.output, samples, bark.sample_rate_hz, subtype=arguments.subtype)
-    if speaker is not None:
-        speaker.save(arguments.save_voice)
-    if arguments.progress is not False:
-        spent = sum(sum(part.timings.values()) for part in parts)
-        length = len(samples) / bark.sample_rate_hz
+    writer = AudioWriter(
+        target,
+        bark.sample_rate_hz,
+        subtype=arguments.subtype,
+        format=arguments.format,
+        name="--output",
+    )
+    said: list[Speech] = []
+    try:
+        with writer:
+            _write(parts, said, writer, arguments, bark)
+    except BaseException:
+        if tell and writer.saved:
+            kept = f"{arguments.output}: the first {writer.duration_s:.2f} s of speech"
+            print(kept, file=sys.stderr)
+        raise
+    if tell:
+        spent = sum(sum(part.timings.values()) for part in said)
         print(
-            f"{arguments.output}: {length:.2f} s of speech in {spent:.2f} s, seed {parts[0].seed}",
+            f"{arguments.output}: {writer.duration_s:.2f} s of speech in {spent:.2f} s, "
+            f"seed {said[0].seed}",
             file=sys.stderr,
         )
     return 0
 
 
-def _join(parts: Sequence[Speech], sample_rate_hz: int, pause_s: float) -> FloatArray:
-    """Return the samples of all parts, with a pause between two."""
-    silence = np.zeros(round(pause_s * sample_rate_hz), dtype=np.float32)
-    return np.concatenate([piece for part in parts for piece in (silence, part.samples)][1:])
+def _write(
+    parts: Iterable[Speech],
+    said: list[Speech],
+    writer: AudioWriter,
+    arguments: argparse.Namespace,
+    bark: Bark,
+) -> None:
+    """Write each part when it comes, with a pause before all but the first, and add it to `said`;
+    write the voice of the first that is long enough for one."""
+    silence = np.zeros(round(arguments.pause * bark.sample_rate_hz), dtype=np.float32)
+    speaker: Voice | None = None
+    for part in parts:
+        if said:
+            writer.write(silence)
+        writer.write(part.samples)
+        said.append(part)
+        if arguments.save_voice is not None and speaker is None:
+            speaker = _voice_of(part, bark)
+            if speaker is not None:
+                speaker.save(arguments.save_voice)
+    if arguments.save_voice is not None and speaker is None:
+        raise InputError("--save-voice needs more speech than TEXT gave (a few tokens)")
 
 
-def _first_voice(parts: Sequence[Speech], bark: Bark) -> Voice:
-    """Return the voice of the first part that is long enough for one."""
+def _voice_of(part: Speech, bark: Bark) -> Voice | None:
+    """Return the voice of a part, if it is long enough for one."""
     from bark_fast.voices import long_enough
 
-    for part in parts:
-        if long_enough(part.semantic_tokens, part.coarse_tokens, bark.config):
-            return part.to_voice()
-    raise InputError("--save-voice needs more speech than TEXT gave (a few tokens)")
+    enough = long_enough(part.semantic_tokens, part.coarse_tokens, bark.config)
+    return part.to_voice() if enough else None
 
 
 def _read_stdin() -> str:

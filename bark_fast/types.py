@@ -6,14 +6,14 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from bark_fast.audio import save_audio
+from bark_fast.audio import AudioTarget, save_audio
 from bark_fast.errors import InputError
-from bark_fast.files import check_path, replacing
+from bark_fast.files import check_file, check_path, is_file, writing
 from bark_fast.validation import (
     check_integer,
     check_number,
@@ -133,19 +133,26 @@ class Voice:
         """Return the three arrays by the names that preset files use."""
         return {name: getattr(self, name) for name in self.ARRAYS}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | bytes | os.PathLike[Any] | BinaryIO) -> None:
         """Write a preset that this library, transformers and suno's code read (one .npz file).
+
+        Args:
+            path: ends in .npz; or a binary file, which stays open.
 
         Raises:
             InputError: the ending or the folder is wrong, or an array is not of tokens.
+            OSError: the file cannot be written.
         """
-        target = check_path(path, self.ENDINGS)
+        if is_file(path):
+            check_file(path)
+        else:
+            path = check_path(path, self.ENDINGS)  # type: ignore[arg-type]
         # numpy would pickle anything else, and nobody could read it.
         arrays = {
             key: check_tokens(key, array, (None,) if key == "semantic_prompt" else (None,) * 2)
             for key, array in self.arrays().items()
         }
-        with replacing(target) as partial, partial.open("wb") as file:
+        with writing(path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -191,15 +198,23 @@ class Speech:
             raise InputError("to_voice() needs a speech with at least one frame, got an empty one")
         return Voice(self.semantic_tokens, self.coarse_tokens, self.fine_tokens, name)
 
-    def save(self, path: str | os.PathLike[str], *, subtype: str | None = None) -> None:
-        """Write an audio file.
+    def save(
+        self, path: AudioTarget, *, subtype: str | None = None, format: str | None = None
+    ) -> None:
+        """Write an audio file; `AudioWriter` writes one piece by piece.
 
         Args:
-            path: ends in .wav or .flac, which says the kind. The file appears only when it is
-                whole.
-            subtype: "PCM_16" (the default), "PCM_24" or, for .wav, "FLOAT".
+            path: anything that `open` takes. The file appears only when it is whole; links are
+                followed, and pipes and devices written to. Or a binary file, which is written where
+                it stands and stays open.
+            subtype: "PCM_16" (the default), "PCM_24" or, for wav and pcm, "FLOAT"; for ogg "OPUS"
+                (the default) or "VORBIS".
+            format: "wav", "flac", "mp3", "opus" or "ogg" (both Opus in Ogg), "pcm" or "raw" (both
+                little-endian samples alone). None takes the ending of the name, and wav for a pipe
+                or a device without one.
 
         Raises:
-            InputError: another ending or subtype.
+            InputError: another ending, format or subtype.
+            OSError: the file cannot be written.
         """
-        save_audio(path, self.samples, self.sample_rate_hz, subtype=subtype)
+        save_audio(path, self.samples, self.sample_rate_hz, subtype=subtype, format=format)

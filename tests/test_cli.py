@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,121 @@ def test_formats(small: Checkpoint, arguments: list[str], kind: tuple[str, str])
     assert os.listdir() == [arguments[1]]
 
 
+def read(content: bytes) -> np.ndarray:
+    """The samples of a WAV file, or of a stream without a length."""
+    return soundfile.read(io.BytesIO(content), dtype="float32")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["-o", "a.MP3"], ("MP3", "MPEG_LAYER_III")),
+        (["-o", "a.opus"], ("OGG", "OPUS")),
+        (["-o", "a.ogg", "--subtype", "VORBIS"], ("OGG", "VORBIS")),
+        (["-o", "no ending", "--format", "FLAC"], ("FLAC", "PCM_16")),
+        (["-o", "a.mp3", "--format", "wav"], ("WAV", "PCM_16")),
+    ],
+)
+def test_more_formats(small: Checkpoint, arguments: list[str], kind: tuple[str, str]) -> None:
+    assert say(small, "Hello. You.", *arguments) == 0
+    info = soundfile.info(arguments[1])
+    assert (info.format, info.subtype) == kind
+    assert info.frames > 0
+    assert os.listdir() == [arguments[1]]
+
+
+@pytest.mark.parametrize("output", ["-", "/dev/stdout", "/dev/fd/1"])
+def test_standard_output(
+    small: Checkpoint,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+) -> None:
+    stream = Bark.stream
+
+    def talkative(*arguments: Any, **options: Any) -> Any:
+        if output == "-":
+            print("what another library has to say")
+        return stream(*arguments, **options)
+
+    monkeypatch.setattr(Bark, "stream", talkative)
+    assert say(small, "Hello. You.", "--seed", "5", "-o", output) == 0
+    printed = capfdbinary.readouterr()
+    assert f"{output}: ".encode() in printed.err
+    assert os.listdir() == []
+    assert say(small, "Hello. You.", "--seed", "5") == 0
+    np.testing.assert_array_equal(read(printed.out), samples("speech.wav"))
+
+
+def test_no_standard_output(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as without:
+        without.setattr(sys, "stdout", io.StringIO())
+        assert say(small, "Hello", "-o", "-") == 2
+    assert "--output must be a file where there is no standard output" in capsys.readouterr().err
+
+
+def test_links_and_long_names(small: Checkpoint) -> None:
+    os.symlink("far.wav", "near.wav")
+    long = "\udcff" + "n" * 250 + ".wav"
+    for name in ("near.wav", long):
+        assert say(small, "Hello", "-o", name) == 0
+    assert os.path.islink("near.wav")
+    assert sorted(os.listdir()) == sorted(["far.wav", "near.wav", long])
+    os.symlink("far.npz", "near.npz")
+    assert say(small, "Hello", "-q", "--save-voice", "near.npz") == 0
+    assert os.path.islink("near.npz")
+    assert small.bark.load_voice("far.npz").fine_prompt.shape[1] > 0
+
+
+def test_nothing_is_loaded_for_what_cannot_be_written(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Bark, "from_pretrained", None)
+    os.symlink("absent/a.wav", "gone.wav")
+    os.symlink("absent/a.npz", "gone.npz")
+    for option, name in (
+        ("-o", "gone.wav"),
+        ("-o", "n" * 252 + ".wav"),
+        ("--save-voice", "gone.npz"),
+    ):
+        assert say(small, "Hello", option, name) == 2
+        assert "must be a file that can be written, got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), 130), (OSError("no memory"), 2)]
+)
+@pytest.mark.parametrize("output", ["a.wav", "a.mp3"])
+def test_what_was_said_is_kept(
+    small: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    output: str,
+) -> None:
+    stream = Bark.stream
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        parts = stream(*arguments, **options)
+        yield next(parts)
+        yield next(parts)
+        raise error
+
+    monkeypatch.setattr(Bark, "stream", interrupted)
+    text = "One two. Three four. Five."
+    assert say(small, text, "--save-voice", "me.npz", "--seed", "5", "-o", output) == status
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0].startswith(f"{output}: the first ")
+    assert printed[1] == f"bark-fast: {'interrupted' if status == 130 else 'error: no memory'}"
+    monkeypatch.setattr(Bark, "stream", stream)
+    assert say(small, "One two. Three four.", "--seed", "5", "-o", f"short.{output[2:]}") == 0
+    np.testing.assert_array_equal(samples(output), samples(f"short.{output[2:]}"))
+    assert sorted(os.listdir()) == sorted([output, "me.npz", f"short.{output[2:]}"])
+
+
 def test_seeds(small: Checkpoint) -> None:
     sampled = ["--temperature", "1", "--subtype", "FLOAT", "--min-eos-p", "0"]
     for file, seed in (("a.wav", "1"), ("b.wav", "1"), ("c.wav", "2")):
@@ -134,10 +251,12 @@ def test_voices_given_and_saved(tiny: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_speaker_too_short_to_save(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """Said before anything is written: a voice file that nobody can use helps nobody."""
+    """A voice file that nobody can use helps nobody; what was said is kept."""
     assert say(small, "H", "--max-semantic-tokens", "1", "--save-voice", "me.npz") == 2
-    assert "bark-fast: error: --save-voice needs more speech" in capsys.readouterr().err
-    assert os.listdir() == []
+    printed = capsys.readouterr().err
+    assert printed.startswith("speech.wav: the first ")
+    assert "bark-fast: error: --save-voice needs more speech" in printed
+    assert os.listdir() == ["speech.wav"]
 
 
 def test_quiet(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,6 +420,41 @@ def test_ctrl_c(tiny: Path) -> None:
     assert rest.rstrip().endswith(b"bark-fast: interrupted")
     assert b"Traceback" not in rest
     assert os.listdir() == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_in_the_middle(tiny: Path) -> None:
+    """What was said goes on to a pipe at once, and is kept in a file."""
+    text = "This text is long. " * 200
+    command = [*_MODULE, "say", text, "--model", str(tiny), "--max-semantic-tokens", "20"]
+    for output in ("-", "kept.flac"):
+        with subprocess.Popen(
+            [*command, "--progress", "-o", output],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            # A pipe that nobody reads would fill.
+            reader = threading.Thread(target=lambda: heard.append(process.stdout.read()))
+            heard: list[bytes] = []
+            reader.start()
+            seen = b""
+            while not re.search(rb"\r\d*[2-9]/\d", seen):
+                more = os.read(process.stderr.fileno(), 4096)
+                assert more, seen
+                seen += more
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read()
+            reader.join()
+        assert process.returncode == 130
+        assert rest.splitlines()[-2].startswith(f"{output}: the first ".encode())
+        assert rest.splitlines()[-1] == b"bark-fast: interrupted"
+        spoken = read(heard[0]) if output == "-" else samples(output)
+        assert len(spoken) > 24_000 // 4
+    assert os.listdir() == ["kept.flac"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes")

@@ -31,6 +31,7 @@ ORDER = [
     "checkpoint",
     "types",
     "audio",
+    "encoders",
     "files",
     "validation",
     "errors",

@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bark_fast import GenerationParams, InputError, Speech
-from bark_fast.audio import check_audio_path, save_audio
-from bark_fast.files import replacing
+from bark_fast.audio import check_audio_path
 from bark_fast.types import TOKEN_STAGES
 
 # GenerationParams: in range and out of range, by the end of the name
@@ -171,59 +170,3 @@ def test_paths_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     _speech().save("a.wav")
     _speech().to_voice().save("a.npz")
     assert sorted(os.listdir()) == ["a.npz", "a.wav"]
-
-
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    """libsndfile's own error is no OSError, which is what users of files look for."""
-    path = tmp_path / f"{'n' * 249}.wav"  # no room for the ending of the unfinished file
-    with pytest.raises(OSError, match=r"nnn\.wav"):
-        save_audio(path, np.zeros(8, dtype=np.float32), 24_000)
-    assert not list(tmp_path.iterdir())
-
-
-# Files appear whole or not at all
-
-
-def test_replacing(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    target.write_text("old")
-    with replacing(target) as partial:
-        assert partial.parent == tmp_path
-        partial.write_text("new")
-        assert target.read_text() == "old"
-    assert target.read_text() == "new"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("started", [False, True])
-def test_replacing_leaves_nothing(
-    tmp_path: Path, error: type[BaseException], started: bool
-) -> None:
-    def write() -> None:
-        with replacing(tmp_path / "file") as partial:
-            if started:
-                partial.write_text("half")
-            raise error
-
-    with pytest.raises(error):
-        write()
-    assert os.listdir(tmp_path) == []
-    (tmp_path / "file").write_text("old")
-    with pytest.raises(error):
-        write()
-    assert os.listdir(tmp_path) == ["file"]
-    assert (tmp_path / "file").read_text() == "old"
-
-
-def test_replacing_something_that_cannot_be_replaced(tmp_path: Path) -> None:
-    target = tmp_path / "folder"
-    target.mkdir()
-
-    def write() -> None:
-        with replacing(target) as partial:
-            partial.write_text("whole")
-
-    with pytest.raises(OSError):
-        write()
-    assert os.listdir(tmp_path) == ["folder"]
