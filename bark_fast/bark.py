@@ -71,6 +71,10 @@ class Bark:
         offload: bool = False,
         revision: str | None = None,
         local_files_only: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        subfolder: str = "",
+        variant: str | None = None,
     ) -> Bark:
         """Load a checkpoint.
 
@@ -90,6 +94,11 @@ class Bark:
                 little memory. Utterances then go through the stages together.
             revision: of a hub repository; the newest if None.
             local_files_only: ask nothing of the network.
+            cache_dir: where files from the hub are kept; None is the hub's own place.
+            token: for private repositories of the hub; None and True take the stored one.
+            subfolder: where the files are in the folder or repository. A tokenizer or voices that
+                are not there are taken from beside it.
+            variant: of the weights: "fp16" for model.fp16.safetensors.
 
         Raises:
             InputError: an argument is not one of these.
@@ -103,7 +112,15 @@ class Bark:
         check_offload(offload, chosen_device)
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
-        checkpoint = open_checkpoint(model, revision, local_files_only)
+        checkpoint = open_checkpoint(
+            model,
+            revision,
+            local_files_only,
+            cache_dir=cache_dir,
+            token=token,
+            subfolder=subfolder,
+            variant=variant,
+        )
         # Small and quick to fail first: the weights are the slow part.
         requests = RequestBuilder.of(checkpoint)
         loaded = load_engine(

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
@@ -181,12 +181,23 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="of a hub repository")
     parser.add_argument("--offline", action="store_true", help="ask nothing of the network")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where files from the hub are kept")
+    parser.add_argument("--token", help="for the hub (default: the stored one, or HF_TOKEN)")
+    parser.add_argument("--subfolder", default="", help="of the folder or hub repository")
+    parser.add_argument("--variant", help="of the weights: fp16 for model.fp16.safetensors")
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     _add_source_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16, int8")
+
+
+def _source_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return how `_add_source_options` was answered, as `Bark.from_pretrained` takes it."""
+    names = ("revision", "cache_dir", "token", "subfolder", "variant")
+    options = {name: getattr(arguments, name) for name in names}
+    return {**options, "local_files_only": arguments.offline}
 
 
 def _say(arguments: argparse.Namespace) -> int:
@@ -233,8 +244,7 @@ def _speak(
         arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
-        revision=arguments.revision,
-        local_files_only=arguments.offline,
+        **_source_options(arguments),
     )
     tell = arguments.progress is not False
     parts = bark.stream(
@@ -312,9 +322,7 @@ def _read_stdin() -> str:
 def _voices(arguments: argparse.Namespace) -> int:
     from bark_fast.voices import open_voices
 
-    for name in open_voices(
-        arguments.model, revision=arguments.revision, local_files_only=arguments.offline
-    ).names:
+    for name in open_voices(arguments.model, **_source_options(arguments)).names:
         print(name)
     return 0
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import regex
 
+from bark_fast.checkpoint.layout import TOKENIZER_FILES
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.unreadable import in_one_line, what_it_is
 from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
 
 _TITLE_END = re.compile(r"\b(Ms|Mx)\. ?$")
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-_NO_TOKENIZER = f"no tokenizer found ({' or '.join(_TOKENIZER_FILES)})"
+_NO_TOKENIZER = f"no tokenizer found ({' or '.join(TOKENIZER_FILES)})"
 # The files that a tokenizer may have beside one of these.
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -66,7 +66,7 @@ def unreadable_tokenizer(folder: Path, where: str, error: Exception) -> Checkpoi
 
     What transformers says is of help only if there is a file to load it from.
     """
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         return CheckpointError(f"{where}: {_NO_TOKENIZER}")
     return CheckpointError(f"{where}: cannot load its tokenizer: {in_one_line(error)}")
 
@@ -98,7 +98,7 @@ class Tokenizer:
         """
         from transformers import AutoTokenizer
 
-        found = [path for file in _TOKENIZER_FILES if (path := source.find(file))]
+        found = [path for file in TOKENIZER_FILES if (path := source.find(file))]
         if not found:
             # transformers would make an empty tokenizer or ask the network.
             raise source.missing(_NO_TOKENIZER)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bark_fast.checkpoint.config import Config
+from bark_fast.checkpoint.layout import PRESETS_FILE
 from bark_fast.checkpoint.opening import open_checkpoint
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.suno import SunoFiles
@@ -20,7 +21,6 @@ from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
 from bark_fast.types import IntArray, Voice
 from bark_fast.validation import as_path, check_tokens
 
-PRESETS_FILE = "speaker_embeddings_path.json"
 # Folders of suno's presets, one file each, as its code keeps them; the checkpoint's own last.
 _NPZ_FOLDERS = ("prompts/", "assets/prompts/", "")
 
@@ -237,10 +237,12 @@ def open_voices(
     *,
     revision: str | None = None,
     local_files_only: bool = False,
+    **options: Any,
 ) -> VoiceLibrary:
     """Return the voices of a checkpoint without its weights.
 
-    Arguments are those of `Bark.from_pretrained`.
+    Arguments are those of `Bark.from_pretrained`; `options` are its cache_dir, token, subfolder and
+    variant.
     """
-    checkpoint = open_checkpoint(model, revision, local_files_only)
+    checkpoint = open_checkpoint(model, revision, local_files_only, **options)
     return VoiceLibrary(checkpoint.source, checkpoint.config)

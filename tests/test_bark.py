@@ -252,9 +252,8 @@ def test_no_tokens_are_an_empty_speech(small: Checkpoint, nothing: Any, tmp_path
     assert small.bark.speak_tokens([]) == small.bark.generate([]) == small.bark.semantic([]) == []
     one.save(tmp_path / "empty.wav")
     assert soundfile.info(tmp_path / "empty.wav").frames == 0
-    with pytest.raises(InputError, match=r"path must end in \.wav for a speech without samples"):
-        one.save(tmp_path / "empty.flac")  # libsndfile would write a file of no bytes
-    assert not (tmp_path / "empty.flac").exists()
+    one.save(tmp_path / "empty.flac")  # of libsndfile's own accord a file of no bytes
+    assert soundfile.info(tmp_path / "empty.flac").frames <= 1
     with pytest.raises(InputError, match="at least one frame, got an empty one"):
         one.to_voice()
 

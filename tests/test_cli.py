@@ -422,6 +422,10 @@ def test_ctrl_c(tiny: Path) -> None:
     assert os.listdir() == []
 
 
+def _keep_all(file: Any, kept: list[bytes]) -> None:
+    kept.append(file.read())
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_in_the_middle(tiny: Path) -> None:
     """What was said goes on to a pipe at once, and is kept in a file."""
@@ -438,8 +442,8 @@ def test_ctrl_c_in_the_middle(tiny: Path) -> None:
             assert process.stdout is not None
             assert process.stderr is not None
             # A pipe that nobody reads would fill.
-            reader = threading.Thread(target=lambda: heard.append(process.stdout.read()))
             heard: list[bytes] = []
+            reader = threading.Thread(target=_keep_all, args=(process.stdout, heard))
             reader.start()
             seen = b""
             while not re.search(rb"\r\d*[2-9]/\d", seen):

@@ -10,13 +10,16 @@ from bark_fast.checkpoint.reading import read_config
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import StoredTensors, TensorsInFiles
 
+PRESETS_FILE = "speaker_embeddings_path.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint whose weights have not been read yet.
 
     Attributes:
-        source: its files, among them its voices.
+        source: where its voices are.
         config: its two configuration files, read and checked.
         tokenizer: the files of its tokenizer.
         tensors: finds the weights, under the names of transformers' BarkModel.
@@ -34,4 +37,9 @@ def open_transformers(source: Source) -> Checkpoint:
     Raises:
         CheckpointError: the configuration is missing or contradicts itself.
     """
-    return Checkpoint(source, read_config(source), source, lambda: TensorsInFiles(source))
+    return Checkpoint(
+        source.holding(PRESETS_FILE),
+        read_config(source),
+        source.holding(*TOKENIZER_FILES),
+        lambda: TensorsInFiles(source),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,12 +23,20 @@ class Source:
         folder: the folder, or None for the hub.
         revision: a hub revision, or None for the newest.
         local_files_only: use only what was downloaded before, and ask nothing of the network.
+        cache_dir: where the hub's files are kept, or None for its own place.
+        token: for the hub; True takes the stored one, False none.
+        variant: of the weights: "fp16" for model.fp16.safetensors.
+        parent: what this is a subfolder of.
     """
 
     name: str
     folder: Path | None
     revision: str | None = None
     local_files_only: bool = False
+    cache_dir: str | os.PathLike[str] | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    variant: str | None = None
+    parent: Source | None = None
 
     @classmethod
     def open(
@@ -37,12 +45,21 @@ class Source:
         *,
         revision: str | None = None,
         local_files_only: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        subfolder: str = "",
+        variant: str | None = None,
     ) -> Source:
         """Resolve `model` to a folder that exists, else to a hub id ("owner/name").
 
+        Args:
+            subfolder: where the files are in it, with forward slashes.
+
         Raises:
-            InputError: it is neither.
+            InputError: it is neither, or another argument is of the wrong kind.
         """
+        _check_options(cache_dir, token, subfolder, variant)
+        options: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "variant": variant}
         if not isinstance(model, (str, os.PathLike)) or not str(model).strip():
             raise InputError(f"model must be a folder or a hub id, got {model!r}")
         folder = as_path("model", model)
@@ -51,7 +68,7 @@ class Source:
             folder = folder.expanduser()
         # Those of os.path, because a name that is too long for a file is none.
         if os.path.isdir(folder):
-            return cls(str(model), folder)
+            return cls(str(model), folder, **options)._below(subfolder)
         if os.path.exists(folder):
             raise InputError(f"model must be a folder, not a file, got {str(model)!r}")
         parts = str(model).split("/")
@@ -60,7 +77,29 @@ class Source:
             raise InputError(
                 f"model must be a folder that exists or a hub id (owner/name), got {str(model)!r}"
             )
-        return cls(str(model), None, revision, local_files_only)
+        found = cls(str(model), None, revision, local_files_only, **options)
+        return found._below(subfolder)
+
+    def _below(self, subfolder: str) -> Source:
+        """Return the source of a subfolder; "" is this one."""
+        below = PurePosixPath(subfolder).as_posix()
+        if below == ".":
+            return self
+        folder = None
+        if self.folder is not None:
+            folder = self.folder / subfolder
+            if not os.path.isdir(folder):
+                raise InputError(f"subfolder must be a folder in {self.name}, got {subfolder!r}")
+        return replace(self, name=f"{self.name}/{below}", folder=folder, parent=self)
+
+    def holding(self, *files: str) -> Source:
+        """Return this source if it has one of `files`, else its parent if that has one.
+
+        A subfolder may have weights alone, with the tokenizer and the voices beside it.
+        """
+        if self.parent is None or any(self.find(file) for file in files):
+            return self
+        return self.parent if any(self.parent.find(file) for file in files) else self
 
     def find(self, file: str) -> Path | None:
         """Return the local path of `file` (relative, with forward slashes), None if there is none.
@@ -74,6 +113,9 @@ class Source:
         if self.folder is not None:
             path = self.folder / relative
             return path if os.path.isfile(path) else None
+        if self.parent is not None:
+            file = f"{self.name[len(self.parent.name) + 1 :]}/{file}"
+            return self.parent.find(file)
         return self._download(file)
 
     def subfolder(self, name: str) -> Source | None:
@@ -93,6 +135,7 @@ class Source:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+        options: dict[str, Any] = {"cache_dir": self.cache_dir, "token": self.token}
         try:
             return Path(
                 hf_hub_download(
@@ -100,6 +143,7 @@ class Source:
                     file,
                     revision=self.revision,
                     local_files_only=self.is_offline,
+                    **{name: value for name, value in options.items() if value is not None},
                 )
             )
         except LocalEntryNotFoundError as error:
@@ -184,3 +228,17 @@ class Source:
                 f"{path}: must hold a JSON object, got a {type(content).__name__}"
             )
         return content
+
+
+def _check_options(cache_dir: Any, token: Any, subfolder: Any, variant: Any) -> None:
+    if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
+        raise InputError(f"cache_dir must be a folder or None, got {cache_dir!r}")
+    if token is not None and not isinstance(token, (str, bool)):
+        raise InputError(f"token must be a string, True, False or None, got {type(token).__name__}")
+    path = PurePosixPath(subfolder) if isinstance(subfolder, str) else None
+    if path is None or path.is_absolute() or ".." in path.parts or "\\" in subfolder:
+        raise InputError(f"subfolder must be a path within the checkpoint, got {subfolder!r}")
+    if variant is not None and (
+        not isinstance(variant, str) or not variant or set(variant) & set("/\\")
+    ):
+        raise InputError(f'variant must be a name such as "fp16" or None, got {variant!r}')

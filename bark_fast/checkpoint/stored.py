@@ -1,7 +1,8 @@
 """The tensors of a checkpoint, by name, wherever they are stored.
 
 transformers' files are model.safetensors, model.safetensors.index.json with its shards,
-pytorch_model.bin, and pytorch_model.bin.index.json with its shards; `checkpoint.suno` knows suno's.
+pytorch_model.bin, and pytorch_model.bin.index.json with its shards, each with a variant's name
+before its ending if one is asked for; `checkpoint.suno` knows suno's.
 Files are mapped and copied tensor by tensor, and mapped anew every `_REMAP_BYTES`, because pages
 that were read count as resident until their mapping ends.
 """
@@ -23,6 +24,7 @@ from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.unreadable import in_one_line, why_unreadable
 from bark_fast.errors import CheckpointError
 
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _REMAP_BYTES = 64 * 2**20
 _SAFE_GLOBALS_LOCK = threading.Lock()  # torch's list is one for all threads
 
@@ -135,6 +137,14 @@ class _TensorsByFile:
                         del tensor
 
 
+def _with_variant(file: str, variant: str | None) -> str:
+    """Return the name of the file of a variant: "model.fp16.safetensors"."""
+    if variant is None:
+        return file
+    stem, _, ending = file.rpartition(".")
+    return f"{stem}.{variant}.{ending}"
+
+
 class TensorsInFiles(_TensorsByFile):
     """The tensors of one file or of several shards, in transformers' layout."""
 
@@ -145,16 +155,17 @@ class TensorsInFiles(_TensorsByFile):
 
     def _locate(self, source: Source) -> dict[str, Path]:
         """Return the file of each tensor."""
-        for file in ("model.safetensors", "pytorch_model.bin"):
+        files = [_with_variant(file, source.variant) for file in _WEIGHTS]
+        for file, plain in zip(files, _WEIGHTS, strict=True):
             path = source.find(file)
             if path is not None:
                 with self._mapped(path) as (names, _):
                     return dict.fromkeys(names, path)
-            if source.find(f"{file}.index.json") is not None:
-                return self._locate_shards(source, f"{file}.index.json")
+            index = _with_variant(f"{plain}.index.json", source.variant)
+            if source.find(index) is not None:
+                return self._locate_shards(source, index)
         raise source.missing(
-            "no weights found (model.safetensors, pytorch_model.bin, or either with .index.json "
-            "and its shards)"
+            f"no weights found ({', '.join(files)}, or either with .index.json and its shards)"
         )
 
     def _locate_shards(self, source: Source, index: str) -> dict[str, Path]:

@@ -110,14 +110,23 @@ class SunoFiles:
             if size not in (None, "large", "small"):
                 raise InputError(f'{stage} must be "large", "small" or None, got {size!r}')
 
-    def open(self, *, revision: str | None = None, local_files_only: bool = False) -> Checkpoint:
+    def open(
+        self, *, revision: str | None = None, local_files_only: bool = False, **options: Any
+    ) -> Checkpoint:
         """Find the files and read all but the weights.
+
+        Args:
+            revision, local_files_only, options: those of `Source.open`.
 
         Raises:
             InputError: `model` is neither a folder nor a hub id.
             CheckpointError: a file is missing or damaged, or contradicts another.
         """
-        source = Source.open(self.model, revision=revision, local_files_only=local_files_only)
+        source = Source.open(
+            self.model, revision=revision, local_files_only=local_files_only, **options
+        )
+        if source.variant is not None:
+            raise InputError(f"variant must be None for suno's own files, got {source.variant!r}")
         paths = {stage: _find(source, stage, getattr(self, stage)) for stage in FILES}
         sections = {f"{_NETWORKS[stage]}_config": _read_shape(paths[stage]) for stage in FILES}
         sections[f"{NETWORKS['fine']}_config"]["tie_word_embeddings"] = True
@@ -241,7 +250,12 @@ def _find_tokenizer(source: Source, local_files_only: bool) -> Source:
 
 def _elsewhere(source: Source, what: str, hub_id: str, local_files_only: bool) -> Source:
     """Open the hub repository that has what the checkpoint lacks."""
-    other = Source.open(hub_id, local_files_only=local_files_only)
+    other = Source.open(
+        hub_id,
+        local_files_only=local_files_only,
+        cache_dir=source.cache_dir,
+        token=source.token,
+    )
     try:
         other.require(CONFIG_FILE)  # it says which kind of codec, and of tokenizer
     except CheckpointError as error:
