@@ -328,12 +328,27 @@ class Bark:
             warn_of_silence(speech.text, len(made), stacklevel=4)
         return results
 
-    def split(self, text: str, *, language: str = "en", max_tokens: int | None = None) -> list[str]:
+    def split(
+        self,
+        text: str,
+        *,
+        language: str = "en",
+        max_tokens: int | None = None,
+        normalize_text: bool | str | None = None,
+    ) -> list[str]:
         """Return the pieces that `stream` would say one after another.
 
-        They are sentences, or parts of sentences that are too long for one utterance.
+        They are sentences, which end with their line too, or parts of sentences that are too long
+        for one utterance. Pieces after a speaker's tag ("MAN:", "WOMAN:", "[MAN]", "[WOMAN]") begin
+        with it, up to the next one.
+
+        Args:
+            language, max_tokens: as `stream` has them.
+            normalize_text: as in `GenerationParams`.
         """
-        return self.requests.split(text, language=language, max_tokens=max_tokens)
+        return self.requests.split(
+            text, language=language, max_tokens=max_tokens, normalize_text=normalize_text
+        )
 
     def stream(
         self,
@@ -347,8 +362,8 @@ class Bark:
         """Say a text of any length, one sentence at a time, in one voice throughout.
 
         Args:
-            text: split at the ends of sentences; a sentence too long for one utterance is split
-                further.
+            text: split at the ends of sentences and of lines; a sentence too long for one utterance
+                is split further. What follows a speaker's tag ("MAN:", "WOMAN:") begins with it.
             voice: as in `generate`; None takes the first sentence's own voice for the others.
             params: as in `generate`; sentence i uses seed + i.
             language: a code such as "en" or "de", for the abbreviations that end no sentence.

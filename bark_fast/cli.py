@@ -128,6 +128,8 @@ def _add_say_options(say: argparse.ArgumentParser) -> None:
     _add_model_options(say)
     group = say.add_argument_group("sampling", "what is not given comes from the checkpoint")
     for field in fields(GenerationParams):
+        if field.name == "normalize_text":
+            continue
         kind = (
             int
             if field.name == "seed" or "top_k" in field.name or "tokens" in field.name
@@ -139,6 +141,13 @@ def _add_say_options(say: argparse.ArgumentParser) -> None:
             dest=f"param_{field.name}",
             metavar=kind.__name__.upper(),
         )
+    say.add_argument(
+        "--normalize-text",
+        action=argparse.BooleanOptionalAction,
+        dest="param_normalize_text",
+        help="spell numbers, dates, money, units and abbreviations in words, in the language of "
+        "the text (default: what the checkpoint says, for Bark's own no)",
+    )
     quiet = say.add_mutually_exclusive_group()
     quiet.add_argument(
         "--progress",

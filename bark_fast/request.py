@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 from bark_fast.checkpoint.config import CoarseRules, Config, SamplingDefaults
 from bark_fast.checkpoint.layout import Checkpoint
 from bark_fast.errors import InputError
+from bark_fast.spelling import Spelling
 from bark_fast.stages.coarse import count_frames
 from bark_fast.stages.sampling import LEAST_TEMPERATURE, SamplingParams
 from bark_fast.text import Tokenizer, normalise, split_text
 from bark_fast.types import STAGES, GenerationParams, IntArray, Stage, Voice
-from bark_fast.validation import check_integer, check_tokens, is_finite
+from bark_fast.validation import check_integer, check_tokens, is_finite, is_language
 from bark_fast.voices import VoiceLibrary, VoiceLike
 
 
@@ -124,6 +125,7 @@ class RequestBuilder:
         self.config = config
         self.tokenizer = tokenizer
         self.voices = voices
+        self._spelling = Spelling()
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> RequestBuilder:
@@ -155,6 +157,8 @@ class RequestBuilder:
         """
         checked = checked_params(params)
         clean = normalise(text)
+        if (spell := self._spell(checked.normalize_text, "en")) is not None:
+            clean = normalise(spell(clean))
         ids = self.tokenizer.encode(clean)
         loaded = self.voices.get(voice)
         return Request.resolve(clean, ids, loaded, checked, self.config, last_stage=last_stage)
@@ -210,13 +214,35 @@ class RequestBuilder:
         ]
         return requests, single
 
-    def split(self, text: str, *, language: str = "en", max_tokens: int | None = None) -> list[str]:
+    def _spell(self, asked: bool | str | None, language: str) -> Callable[[str], str] | None:
+        """Return what spells numbers and the like in words, if that is asked for.
+
+        Args:
+            asked: as in `GenerationParams.normalize_text`; None is what the checkpoint says.
+            language: that of the text.
+        """
+        chosen = self.config.normalize_text if asked is None else asked
+        if chosen is False:
+            return None
+        return self._spelling.load(language if chosen is True else str(chosen))
+
+    def split(
+        self,
+        text: str,
+        *,
+        language: str = "en",
+        max_tokens: int | None = None,
+        normalize_text: bool | str | None = None,
+    ) -> list[str]:
         """Split a text into sentences, and those too long for one utterance into parts.
+
+        Args:
+            normalize_text: as in `GenerationParams`.
 
         Raises:
             InputError: an argument is wrong, or nothing of the text can be said.
         """
-        if not isinstance(language, str) or not language.isascii() or not language.isalpha():
+        if not is_language(language):
             raise InputError(f'language must be a code such as "en", got {language!r}')
         rules = self.config.semantic_rules
         limit = rules.max_new_tokens
@@ -229,6 +255,7 @@ class RequestBuilder:
             max_duration_s=limit / rules.semantic_rate_hz,
             count_tokens=self.tokenizer.count,
             language=language,
+            spell=self._spell(normalize_text, language),
         )
         # Invisible characters are no tokens; a piece of nothing else cannot be said.
         sayable = [piece for piece in pieces if self.tokenizer.count(piece)]

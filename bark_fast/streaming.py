@@ -43,11 +43,16 @@ class StreamPlan:
         clean, checked = normalise(text), checked_params(params)
         loaded = requests.voices.get(voice)
         first = Request.resolve(clean, [], loaded, checked, requests.config)
-        self.pieces = requests.split(text, language=language, max_tokens=first.max_semantic_tokens)
+        self.pieces = requests.split(
+            text,
+            language=language,
+            max_tokens=first.max_semantic_tokens,
+            normalize_text=checked.normalize_text,
+        )
         self.n_begun = 0
         self._requests = requests
         self._voice: Voice | None = first.voice
-        self._params = checked
+        self._params = replace(checked, normalize_text=False)  # the pieces are
         self._first_seed = first.seed
 
     def peek(self, n_waiting: int) -> Request | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,26 +202,69 @@ def split_text(
     max_duration_s: float,
     count_tokens: Callable[[str], int],
     language: str = "en",
+    spell: Callable[[str], str] | None = None,
 ) -> list[str]:
     """Split `text` into sentences, and those that are too long for one utterance further.
 
+    The end of a line is the end of a sentence: headings, verse and lists have no full stops.
     Sentence ends come from sentencex (Wikimedia), which knows the marks of most scripts whatever
     `language` says; the language adds its abbreviations. A sentence over `max_tokens` or
-    `max_duration_s` (estimated) is split at clause marks, then between words, then anywhere.
+    `max_duration_s` (estimated) is split at clause marks, then between words, then anywhere. What
+    follows a speaker's tag begins with the tag, up to the next one.
+
+    Args:
+        spell: writes numbers and the like in words, before what is too long is split.
 
     Raises:
         InputError: the text is empty or not a string.
     """
-    from sentencex import segment
 
     def fits(piece: str) -> bool:
         return estimate_duration_s(piece) <= max_duration_s and count_tokens(piece) <= max_tokens
 
     whole = normalise(text)  # says what is wrong with it before any work
-    sentences = [" ".join(s.split()) for s in _join_titles(segment(language, text))]
+    sentences = list(_sentences(text, language))
+    if spell is not None:
+        whole = normalise(spell(whole)) if not sentences else whole
+        sentences = [" ".join(spell(s).split()) for s in sentences]
     # "..." alone is a sentence to the splitter, but nothing to say.
     speakable = [s for s in sentences if _is_sayable(s)]
-    return [piece for s in speakable or [whole] for piece in _split_to_fit(s, fits)]
+    return list(_split_by_speaker(speakable or [whole], fits))
+
+
+def _sentences(text: str, language: str) -> Iterator[str]:
+    """Yield the sentences of each line, with white space normalised."""
+    from sentencex import segment
+
+    for line in text.splitlines():
+        for sentence in _join_titles(segment(language, line)):
+            if clean := " ".join(sentence.split()):
+                yield clean
+
+
+def _split_by_speaker(sentences: Iterable[str], fits: Callable[[str], bool]) -> Iterator[str]:
+    """Split sentences into pieces that fit, each with the tag of its speaker before it."""
+    speaker, alone = "", ""
+    for sentence in sentences:
+        tags = [speaker, *_SPEAKER.findall(sentence)]
+        longest = max(tags, key=len)
+        # A tag that takes half of an utterance's room would leave none for the text.
+        carried = bool(longest) and fits(f"{longest} {longest}")
+
+        def fits_with_tag(piece: str, longest: str = longest, carried: bool = carried) -> bool:
+            bare = not carried or _SPEAKER.match(piece)
+            return fits(piece if bare else f"{longest} {piece}")
+
+        for piece in _split_to_fit(sentence, fits_with_tag):
+            if carried and piece in _SPEAKER.findall(piece):
+                speaker = alone = piece  # for the piece that follows
+                continue
+            tagged = carried and speaker and not _SPEAKER.match(piece)
+            yield f"{speaker} {piece}" if tagged else piece
+            alone = ""
+            speaker = (_SPEAKER.findall(piece) or [speaker])[-1]
+    if alone:
+        yield alone
 
 
 def _join_titles(segments: list[str]) -> list[str]:
@@ -250,6 +293,8 @@ def _split_to_fit(text: str, fits: Callable[[str], bool], level: int = 0) -> Ite
         yield from _split_to_fit(current.strip(), fits, level + 1)
 
 
+# Bark's tags for the one who speaks, at the beginning or after a space.
+_SPEAKER = re.compile(r"(?<!\S)(?:\[(?:MAN|WOMAN)\]:?|(?:MAN|WOMAN)[:：])")
 # A comma inside a number or a colon inside a time has no space behind it; CJK marks need none.
 _CLAUSE_END = re.compile(r"(?<=[,;:،؛])(?=\s)|(?<=[、，；：—…])")
 _WORD_END = re.compile(r"(?<=\s)")

@@ -20,6 +20,7 @@ from bark_fast.validation import (
     check_seed,
     check_temperature,
     check_tokens,
+    is_language,
 )
 
 IntArray = npt.NDArray[np.int64]
@@ -51,6 +52,10 @@ class GenerationParams:
         min_semantic_tokens: the text does not end before this many semantic tokens.
         max_semantic_tokens: at most this many semantic tokens (about 50 a second).
         max_duration_s: at most this many seconds of audio.
+        normalize_text: spell numbers, dates, money, units and abbreviations in words before the
+            model reads the text (extra `text`): True for English, in `stream` for its language, or
+            the code of a language ("de"). Bark's own models read digits, so that None is False for
+            them; generation_config.json may say otherwise.
         seed: 0 .. 2**64 - 1; the same seed gives the same speech, alone or in a list. None draws
             one, and `Speech.seed` says which.
 
@@ -74,6 +79,7 @@ class GenerationParams:
     min_semantic_tokens: int | None = None
     max_semantic_tokens: int | None = None
     max_duration_s: float | None = None
+    normalize_text: bool | str | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +101,11 @@ class GenerationParams:
                 check_integer(f.name, value, "an integer >= 1", 1, math.inf)
             elif f.name == "max_duration_s":
                 check_number(f.name, value, "a finite number above 0", 0, math.inf, low_open=True)
+            elif f.name == "normalize_text":
+                if not isinstance(value, bool) and not is_language(value):
+                    raise InputError(
+                        f'{f.name} must be True, False or a code such as "en", got {value!r}'
+                    )
             elif f.name == "seed":
                 check_seed(f.name, value)
 

@@ -25,6 +25,11 @@ def is_finite(number: SupportsFloat) -> bool:
         return False
 
 
+def is_language(value: object) -> bool:
+    """Return True for the code of a language, such as "en"."""
+    return isinstance(value, str) and value.isascii() and value.isalpha()
+
+
 def check_number(
     name: str, value: object, requirement: str, low: float, high: float, *, low_open: bool = False
 ) -> None:

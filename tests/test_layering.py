@@ -25,6 +25,7 @@ ORDER = [
     "devices",
     "request",
     "text",
+    "spelling",
     "voices",
     "stages",
     "models",

@@ -90,7 +90,85 @@ def test_languages_differ() -> None:
 
 
 def test_paragraphs_and_space() -> None:
-    assert split("One\nline.\n\n\n Another  one ") == ["One line.", "Another one"]
+    assert split("Two  lines.\n\n\n Another  one ") == ["Two lines.", "Another one"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\u2029", "\x85", "\n \n\t"])
+def test_a_line_ends_a_sentence(end: str) -> None:
+    lines = ["A heading", "The woods are lovely, dark", "And deep. But", "- 3 eggs", "你好"]
+    sentences = ["A heading", "The woods are lovely, dark", "And deep.", "But", "- 3 eggs", "你好"]
+    assert split(end.join(lines)) == sentences
+    assert split(f"{end}{end.join(lines)}{end}") == sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("MAN: Hello there. How are you?", ["MAN: Hello there.", "MAN: How are you?"]),
+        (
+            "WOMAN: A latte. Please!\nMAN: Wow. That is much. WOMAN: No. It is not.",
+            [
+                "WOMAN: A latte.",
+                "WOMAN: Please!",
+                "MAN: Wow.",
+                "MAN: That is much.",
+                "WOMAN: No.",
+                "WOMAN: It is not.",
+            ],
+        ),
+        ("[MAN] One. Two.\n\n[WOMAN] Three.", ["[MAN] One.", "[MAN] Two.", "[WOMAN] Three."]),
+        ("Before. MAN: One.\nTwo", ["Before.", "MAN: One.", "MAN: Two"]),
+        ("MAN:\nOne.\nTwo.", ["MAN: One.", "MAN: Two."]),
+        (
+            "Hi. WOMAN: One, said MAN: two. Three.",
+            ["Hi.", "WOMAN: One, said MAN: two.", "MAN: Three."],
+        ),
+        (
+            "A MANTRA: one. Two. Man: three. Four.",
+            ["A MANTRA: one.", "Two.", "Man: three.", "Four."],
+        ),
+        ("MAN:", ["MAN:"]),
+        ("One. WOMAN:", ["One.", "WOMAN:"]),
+        ("WOMAN： One. Two.", ["WOMAN： One.", "WOMAN： Two."]),
+    ],
+)
+def test_speakers(text: str, expected: list[str]) -> None:
+    assert split(text) == expected
+
+
+def test_a_speakers_sentence_that_is_cut() -> None:
+    text = "MAN: one two three, four five six. Seven"
+    assert split(text, max_tokens=20) == [
+        "MAN: one two three,",
+        "MAN: four five six.",
+        "MAN: Seven",
+    ]
+    assert split(text, max_tokens=12) == [
+        "MAN: one two",
+        "MAN: three,",
+        "MAN: four",
+        "MAN: five",
+        "MAN: six.",
+        "MAN: Seven",
+    ]
+    assert all(len(piece) <= 12 for piece in split(text, max_tokens=12))
+    # No room for a tag and a text: the text comes first.
+    assert letters(*split(text, max_tokens=7)) == letters(text)
+    assert all(len(piece) <= 7 for piece in split(text, max_tokens=7))
+
+
+def test_what_is_spelled_is_split_as_it_is_said() -> None:
+    def spell(text: str) -> str:
+        return text.replace("Dr.", "doctor").replace("12", "twelve").replace("km", "kilometres")
+
+    pieces = split_text(
+        "Dr. Fox ran 12 km. Then\n12",
+        max_tokens=20,
+        max_duration_s=1e9,
+        count_tokens=len,
+        spell=spell,
+    )
+    assert pieces == ["doctor Fox ran", "twelve kilometres.", "Then", "twelve"]
 
 
 def test_marks_alone_are_not_said() -> None:

@@ -29,6 +29,7 @@ _IN_RANGE = {
     "min_semantic_tokens": st.integers(0, 2**70),
     "max_semantic_tokens": st.integers(1, 2**70),
     "max_duration_s": st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False),
+    "normalize_text": st.booleans() | st.sampled_from(["en", "de"]),
     "seed": st.integers(0, 2**64 - 1),
 }
 _NO_NUMBER = st.one_of(st.booleans(), st.text(max_size=3), st.binary(max_size=3), st.just([1]))
@@ -44,6 +45,7 @@ _OUT_OF_RANGE = {
     "min_semantic_tokens": st.one_of(st.integers(max_value=-1), _NO_INTEGER),
     "max_semantic_tokens": st.one_of(st.integers(max_value=0), _NO_INTEGER),
     "max_duration_s": st.one_of(st.just(0), _NEGATIVE, _NOT_FINITE, _NO_NUMBER),
+    "normalize_text": st.integers() | st.sampled_from(["", "e n", "en-US", b"en", "né"]),
     "seed": st.one_of(st.integers(max_value=-1), st.integers(2**64), _NO_INTEGER),
 }
 _NAMES = [f.name for f in fields(GenerationParams)]

@@ -133,7 +133,11 @@ class FineRules:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a checkpoint's two files say, consistent in itself."""
+    """Everything that a checkpoint's two files say, consistent in itself.
+
+    `normalize_text` is not of transformers: the model wants numbers and the like spelled in words,
+    in the language of the text (True) or in one by its code.
+    """
 
     semantic: GPTConfig
     coarse: GPTConfig
@@ -144,6 +148,7 @@ class Config:
     fine_rules: FineRules
     codebook_size: int
     sample_rate_hz: int
+    normalize_text: bool | str = False
 
     @property
     def semantic_to_coarse_ratio(self) -> float:

@@ -29,6 +29,7 @@ from bark_fast.checkpoint.section import Section
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.unreadable import in_one_line
 from bark_fast.errors import CheckpointError
+from bark_fast.validation import is_language
 
 # transformers is imported where it is needed, because its configurations take a second to import.
 
@@ -103,9 +104,17 @@ def parse_config(
         fine_rules=_fine_rules(rules.section(fine, g.BarkFineGenerationConfig())),
         codebook_size=codebook_size,
         sample_rate_hz=rules.integer("sample_rate", 1),
+        normalize_text=_normalize_text(rules),
     )
     check_consistency(result, where)
     return result
+
+
+def _normalize_text(section: Section) -> bool | str:
+    value = section.raw.get("normalize_text")
+    if value is not None and not isinstance(value, bool) and not is_language(value):
+        section.fail("normalize_text", 'must be true, false or a code such as "en"', value)
+    return False if value is None else value
 
 
 def _gpt_fields(section: Section) -> dict[str, Any]:
