@@ -394,5 +394,7 @@ def _new_checkpoint(arguments: argparse.Namespace) -> int:
     folder = create_checkpoint(
         arguments.folder, size=arguments.size, seed=arguments.seed, dtype=arguments.dtype
     )
-    print(folder)
+    # A name need not be text, and then cannot be printed as it is.
+    encoding = sys.stdout.encoding or "utf-8"
+    print(str(folder).encode(encoding, "backslashreplace").decode(encoding))
     return 0

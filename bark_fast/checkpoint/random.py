@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,9 +64,10 @@ def create_checkpoint(
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if not isinstance(folder, (str, os.PathLike)):
         raise InputError(f"folder must be a path, got {folder!r}")
-    target = Path(folder)
+    target = Path(os.fsdecode(folder))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"folder must be new or empty, got {str(target)!r}")
+    new = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,10 +76,25 @@ def create_checkpoint(
         ) from error
 
     config, generation = settings_for(size)
-    save_model(target, config, generation, seed=seed, dtype=DTYPES[dtype])
-    write_tokenizer(target)
-    _write_presets(target, parse_config(config, generation), seed)
+    try:
+        save_model(target, config, generation, seed=seed, dtype=DTYPES[dtype])
+        write_tokenizer(target)
+        _write_presets(target, parse_config(config, generation), seed)
+    except BaseException:  # half a checkpoint could be taken for one
+        _empty(target)
+        if new:
+            target.rmdir()
+        raise
     return target
+
+
+def _empty(folder: Path) -> None:
+    """Remove all that a folder holds."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def save_model(

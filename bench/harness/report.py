@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bark_fast.files import writing
 from bench.harness.results import Case, Results, read_folder
 
 
@@ -15,7 +16,8 @@ def write_report(folder: Path) -> Path | None:
     if not found:
         return None
     target = folder / "results.md"
-    target.write_text(render([results for _, results in found]), encoding="utf-8")
+    with writing(target) as file:
+        file.write(render([results for _, results in found]).encode())
     return target
 
 

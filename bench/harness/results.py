@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bark_fast.files import writing
+
 SCHEMA = 1
 _MOST_RUNS = 16
 KINDS = ("kernels", "stages", "end_to_end", "serve", "precision", "summary")
@@ -99,7 +101,8 @@ class Results:
             for case in self.cases
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with writing(path) as file:
+            file.write(json.dumps(content, indent=2).encode() + b"\n")
 
     @classmethod
     def read(cls, path: Path) -> Results:

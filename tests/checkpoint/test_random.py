@@ -135,3 +135,28 @@ def test_every_character_is_known(tiny: Path) -> None:
 def test_messages_name_the_folder(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
         read_config(Source.open(tmp_path))
+
+
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool, error: type[BaseException]
+) -> None:
+    folder = tmp_path / "new"
+    if existed:
+        folder.mkdir()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("bark_fast.checkpoint.random._write_presets", fail)
+    with pytest.raises(error):
+        create_checkpoint(folder)
+    assert folder.exists() == existed
+    assert not list(tmp_path.glob("new/*"))
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "你" * 85, "\udcff"], ids=ascii)
+def test_names_of_folders(tmp_path: Path, name: str) -> None:
+    folder = create_checkpoint(tmp_path / name)
+    assert (folder / "model.safetensors").exists()
