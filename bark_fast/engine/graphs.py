@@ -38,11 +38,13 @@ class CudaGraphRunner:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: memory of the pool may be used again without waiting only on its stream.
+        self._stream = torch.cuda.Stream(device)
 
     def capture(self, step: Step) -> Step:
         # Once without capturing: kernels compile and libraries set themselves up at the first run,
         # neither of which a graph can hold. On a stream of its own, as capturing does.
-        stream = torch.cuda.Stream(self._device)
+        stream = self._stream
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             step()

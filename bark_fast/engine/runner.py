@@ -18,10 +18,10 @@ from bark_fast.engine.decoder import Collect
 from bark_fast.engine.options import EngineConfig
 from bark_fast.engine.scheduler import Batch, Phase, ScheduledTask
 from bark_fast.engine.utterance import Result, Utterance
-from bark_fast.models.transfer import to_host_async
+from bark_fast.models.transfer import mark, to_device, to_host_async
 from bark_fast.stages.causal import CausalTask
 from bark_fast.stages.fine import FineTask
-from bark_fast.types import IntArray, Stage
+from bark_fast.types import Stage
 
 Wait = Callable[[], Sequence[Result]]
 """Waits for a batch and returns a result for each of its tasks."""
@@ -52,7 +52,7 @@ class FineRunner(Protocol):
 class CodecRunner(Protocol):
     """The codec; see `stages.codec.CodecStage`."""
 
-    def run(self, codes: list[IntArray]) -> list[Tensor]: ...
+    def run(self, codes: list[Tensor]) -> list[Tensor]: ...
 
 
 def do_nothing(stage: Stage) -> None:
@@ -101,12 +101,18 @@ class Runner:
         utterances = [task.owner for task in batch.tasks]
         self.before_stage(stage)
         if batch.phase == Phase.CODEC:
-            waves = self.codec.run([u.fine_tokens for u in utterances])
-            copies = [to_host_async(wave) for wave in waves]
-            return lambda: [copy().numpy() for copy in copies]
+            return _arrays(self.codec.run([self._codes(u) for u in utterances]))
         if batch.phase == Phase.FINE:
-            self.fine.run([u.fine for u in utterances if u.fine is not None])
-            return lambda: [None] * len(utterances)
+            passes = [u.fine_task for u in utterances]
+            self.fine.run(passes)
+            done = mark(self.device)
+            codes = _arrays([task.codes if task.finished else None for task in passes])
+
+            def wait() -> Sequence[Result]:
+                done()
+                return codes()
+
+            return wait
         runner = self.causal(stage)
         tasks = [u.causal(stage) for u in utterances]
         pages = [task.pages for task in batch.tasks]
@@ -116,6 +122,12 @@ class Runner:
             return runner.prefill(tasks, pages)
         left = max(task.limit - len(task.tokens) for task in tasks)
         return runner.decode(tasks, pages, min(self.config.steps[stage], left))
+
+    def _codes(self, utterance: Utterance) -> Tensor:
+        """Return all codebooks of an utterance on the device, int64 [n_fine, F]."""
+        if utterance.fine is not None:
+            return utterance.fine.new_frames(utterance.fine.codes)
+        return to_device(torch.from_numpy(utterance.fine_tokens), device=self.device)
 
     def save_pages(self, task: ScheduledTask[Utterance], pages: list[int]) -> None:
         """Keep the content of pages that are taken from a task."""
@@ -149,6 +161,15 @@ class Runner:
         """Give unused memory back to the device, after a batch that did not fit."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _arrays(tensors: Sequence[Tensor | None]) -> Wait:
+    """Enqueue copies to the host, and return a function that waits for them.
+
+    The arrays are the caller's own: pinned memory goes back.
+    """
+    copies = [None if tensor is None else to_host_async(tensor) for tensor in tensors]
+    return lambda: [None if copy is None else copy().numpy().copy() for copy in copies]
 
 
 def is_out_of_memory(error: Exception) -> bool:

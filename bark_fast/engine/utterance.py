@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,8 +28,9 @@ from bark_fast.types import FloatArray, IntArray, Speech, Stage
 Progress = Callable[[Stage, int, int], None]
 """Called with (stage, steps done, steps at most) while an utterance is made."""
 
-Result = StepOutput | FloatArray | None
-"""The result of a batch for one utterance: of steps, of the codec, of a fine pass."""
+Result = StepOutput | FloatArray | IntArray | None
+"""The result of a batch for one utterance: of steps, of the codec, of the last fine pass (the
+task's codes), of another one."""
 
 Outcome = tuple[Ready, ...] | Speech
 """The work that an utterance is ready for next, or the speech that it has become."""
@@ -114,7 +116,7 @@ class Utterance:
 
     def begin_fine_again(self) -> Ready:
         """Return the first pass of the fine stage, after one that may have been taken in part."""
-        self.fine = self._fine_task()
+        self.fine = self._new_fine_task()
         return Ready(Phase.FINE, group=self.fine.codebook)
 
     def advance(self, stage: Stage, result: Result) -> Outcome:
@@ -126,12 +128,12 @@ class Utterance:
             ModelError: the result is no tokens or samples, because the model gave no numbers.
         """
         if stage == "fine":
-            return self._after_fine_pass()
+            return self._after_fine_pass(result)
         if stage == "codec":
-            assert isinstance(result, np.ndarray)
-            if not np.isfinite(result).all():
+            samples = cast(FloatArray, result)
+            if not np.isfinite(samples).all():
                 raise self._no_numbers(stage, "samples")
-            return self._speech(result)
+            return self._speech(samples)
         assert isinstance(result, StepOutput)
         if NO_TOKEN in result.tokens[-1:]:
             raise self._no_numbers(stage, "logits")
@@ -152,6 +154,12 @@ class Utterance:
     def causal(self, stage: Stage) -> CausalTask:
         """Return the task in a causal stage."""
         return self.semantic if stage == "semantic" else self.coarse
+
+    @property
+    def fine_task(self) -> FineTask:
+        """The task in the fine stage, which has begun."""
+        assert self.fine is not None
+        return self.fine
 
     @property
     def n_frames(self) -> int:
@@ -206,27 +214,27 @@ class Utterance:
         return (Ready(Phase.CODEC, cost=codes.shape[1]),)
 
     def _begin_fine(self) -> Outcome:
-        self.fine = self._fine_task()
-        if self.fine.n_frames:
-            return (Ready(Phase.FINE, group=self.fine.codebook),)
-        self.fine_tokens = self.fine.result()  # nothing was said
-        return self._speech()
+        task = self._new_fine_task()
+        if not task.n_frames:
+            return self._speech()  # nothing was said
+        self.fine = task
+        return (Ready(Phase.FINE, group=task.codebook),)
 
-    def _fine_task(self) -> FineTask:
+    def _new_fine_task(self) -> FineTask:
         given = self.request.given_codes
         codes = self._coarse_codes() if given is None else given
         return FineTask(codes, self.request.voice, self.request.fine, self.config, self.device)
 
-    def _after_fine_pass(self) -> Outcome:
-        assert self.fine is not None
-        if not self.fine.finished:
-            return (Ready(Phase.FINE, group=self.fine.codebook),)
-        if not self.fine.is_drawn():
+    def _after_fine_pass(self, result: Result) -> Outcome:
+        if result is None:
+            return (Ready(Phase.FINE, group=self.fine_task.codebook),)
+        codes = cast(IntArray, result)
+        if (codes == NO_TOKEN).any():  # in padding too, which the other frames attend to
             raise self._no_numbers("fine", "logits")
-        self.fine_tokens = self.fine.result()
+        self.fine_tokens = np.ascontiguousarray(self.fine_task.new_frames(codes))
         if self.request.last_stage == "fine":
             return self._speech()
-        return (Ready(Phase.CODEC, cost=self.fine.n_frames),)
+        return (Ready(Phase.CODEC, cost=self.fine_task.n_frames),)
 
     def _no_numbers(self, stage: Stage, what: str) -> ModelError:
         said = f" for text {self.request.text!r}" if self.request.text else ""

@@ -34,11 +34,20 @@ class CodecDecoder:
         decoder = build_codec_decoder(config)
         names = decoder.state_dict()
         decoder.load_state_dict({n: tensors[f"{prefix}.decoder.{n}"] for n in names}, assign=True)
-        self._decoder = decoder.to(self.codebooks.device).requires_grad_(False)
+        # Not `.to(device)`: that would also move the numbers that EnCodec's padding compares (they
+        # are buffers), and the device would be asked for them 56 times a batch.
+        self._decoder = decoder.requires_grad_(False)
+        self._flatten()
 
     @property
     def device(self) -> torch.device:
         return self.codebooks.device
+
+    def _flatten(self) -> None:
+        """Put the LSTM's weights in one piece, as cuDNN wants them; else it does at every call."""
+        for module in self._decoder.modules():
+            if isinstance(module, torch.nn.LSTM):
+                module.flatten_parameters()
 
     @property
     def least_frames(self) -> int:
@@ -55,7 +64,7 @@ class CodecDecoder:
     def map_weights(self, change: Callable[[Tensor], Tensor]) -> None:
         """Put `change(weight)` in the place of every weight."""
         self.codebooks = change(self.codebooks)
-        for tensor in [*self._decoder.parameters(), *self._decoder.buffers()]:
+        for tensor in self._decoder.state_dict(keep_vars=True).values():
             tensor.data = change(tensor.data)
 
     def forward(self, codes: Tensor) -> Tensor:

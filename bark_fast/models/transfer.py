@@ -25,17 +25,26 @@ def to_host_async(tensor: Tensor) -> Callable[[], Tensor]:
     """Enqueue the copy of `tensor` to the host.
 
     Returns:
-        A function that waits for this copy, and for nothing enqueued later, and returns the copy.
+        A function that waits for this copy, and for nothing enqueued later, and returns it, in
+        memory that may be pinned: what users keep should be a copy.
     """
     if tensor.device.type != "cuda":
         return lambda: tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
+    arrived = mark(tensor.device)
 
     def wait() -> Tensor:
-        arrived.synchronize()
+        arrived()
         return host
 
     return wait
+
+
+def mark(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits until what is enqueued on `device` so far has run."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize

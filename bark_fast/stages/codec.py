@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from bark_fast.models.encodec import CodecDecoder
-from bark_fast.types import IntArray
 
 
 class CodecStage:
@@ -17,10 +15,10 @@ class CodecStage:
     def __init__(self, model: CodecDecoder) -> None:
         self.model = model
 
-    def run(self, codes: Sequence[IntArray]) -> list[Tensor]:
-        """Decode n codebooks' codes [n, F] of each utterance to float32 [F * hop_length].
+    def run(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        """Decode n codebooks' codes, int64 [n, F], of each utterance to float32 [F * hop_length].
 
-        The samples stay on the device.
+        Both are on the model's device.
 
         Unequal lengths run together: the decoder is causal, so what is put after an utterance
         changes nothing in it. Only pieces shorter than the first convolution run alone, because
@@ -38,12 +36,12 @@ class CodecStage:
                 samples[i] = wave
         return [samples[i] for i in range(len(codes))]
 
-    def _decode(self, codes: Sequence[IntArray]) -> list[Tensor]:
+    def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
         frames = [c.shape[1] for c in codes]
-        batch = torch.zeros(len(codes), codes[0].shape[0], max(frames), dtype=torch.int64)
+        batch = codes[0].new_zeros(len(codes), codes[0].shape[0], max(frames))
         for row, c in zip(batch, codes, strict=True):
-            row[:, : c.shape[1]] = torch.from_numpy(c)
-        waves = self.model.forward(batch.to(self.model.device))
+            row[:, : c.shape[1]] = c
+        waves = self.model.forward(batch)
         return [
             wave[: n * self.model.config.hop_length] for wave, n in zip(waves, frames, strict=True)
         ]

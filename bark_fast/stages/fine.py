@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.kernels import NO_TOKEN, TokenSpace
+from bark_fast.kernels import TokenSpace
 from bark_fast.models.fine_gpt import FineGPT
 from bark_fast.models.transfer import to_device
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
 from bark_fast.types import STAGES, IntArray, Voice
 
+Codes = TypeVar("Codes", Tensor, IntArray)
 _SPACE = TokenSpace(stage=STAGES.index("fine"))
 
 
@@ -89,7 +91,7 @@ class FineTask:
         self.n_frames = coarse.shape[1]
         codes, self.n_history = build_codes(coarse, voice, config)
         # They stay there until the last pass: no pass waits for the host.
-        self.codes = codes.to(device)
+        self.codes = to_device(codes, device=device)
         self.windows = plan_windows(self.n_frames, self.n_history, config)
         self.window_index = 0
         self._n_coarse, self._n_fine = len(coarse), config.fine_rules.n_fine_codebooks
@@ -132,15 +134,9 @@ class FineTask:
             self.codebook = self._n_coarse
             self.window_index += 1
 
-    def is_drawn(self) -> bool:
-        """Return False if there was nothing to draw from for some code, of padding frames too."""
-        return not bool((self.codes == NO_TOKEN).any())
-
-    def result(self) -> IntArray:
-        """Return the codes of the new frames alone, int64 [n_fine, F]."""
-        new = self.codes[self.n_history : self.n_history + self.n_frames].T
-        result: IntArray = new.cpu().numpy().copy()
-        return result
+    def new_frames(self, codes: Codes) -> Codes:
+        """Return the part [n_fine, F] of this task's `codes`, on whatever device, that is new."""
+        return codes[self.n_history : self.n_history + self.n_frames].T
 
 
 class FineStage:

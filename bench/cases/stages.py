@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from bark_fast import Bark
 from bark_fast.engine.scheduler import Phase
@@ -235,7 +236,8 @@ class Parts:
         """Return the case of decoding codes to samples on the host."""
         n_codebooks = self._config.fine_rules.n_fine_codebooks
         shape = (batch, n_codebooks, frames)
-        codes = list(np.random.default_rng(0).integers(self._config.codebook_size, size=shape))
+        drawn = np.random.default_rng(0).integers(self._config.codebook_size, size=shape)
+        codes = list(torch.from_numpy(drawn).to(self._device))
         return StageCase(
             f"codec, {frames} frames, B={batch}",
             "codec",

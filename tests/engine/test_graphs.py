@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
 from bark_fast import Speech
-from bark_fast.engine.graphs import capture_sizes, padded_size
+from bark_fast.engine.graphs import CudaGraphRunner, capture_sizes, padded_size
 from bark_fast.request import Request
 from helpers.checkpoints import Checkpoint
 from helpers.engine_fakes import FakeGraphs
@@ -30,6 +36,38 @@ def test_warm_up_captures_all_sizes(small: Checkpoint, requests: list[Request]) 
     assert graphs.captured == n
     run_all(engine, requests[:10])
     assert graphs.captured == n
+
+
+def test_all_graphs_are_captured_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share a pool, whose memory is safe to use again on its own stream alone."""
+    used: list[Any] = []
+
+    class Stream:
+        def __init__(self, device: Any = None) -> None: ...
+
+        def wait_stream(self, other: Stream) -> None: ...
+
+    class Graph:
+        def replay(self) -> None: ...
+
+    def graph(graph: Graph, *, stream: Stream, **options: Any) -> Any:
+        used.append(stream)
+        return nullcontext()
+
+    for name, fake in {
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "graph_pool_handle": object,
+        "current_stream": lambda device: Stream(),
+        "stream": lambda stream: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    runner = CudaGraphRunner(torch.device("cuda"))
+    for _ in range(3):
+        runner.capture(lambda: None)
+    assert len(used) == 3
+    assert len(set(map(id, used))) == 1
 
 
 def test_capture_sizes() -> None:

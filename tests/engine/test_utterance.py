@@ -50,10 +50,9 @@ def coarse_step(utterance: Utterance) -> Outcome:
 
 
 def fine_pass(utterance: Utterance) -> Outcome:
-    assert utterance.fine is not None
-    n = len(utterance.fine.sample_positions())
-    utterance.fine.fill(torch.full((n,), utterance.fine.codebook))
-    return utterance.advance("fine", None)
+    task = utterance.fine_task
+    task.fill(torch.full((len(task.sample_positions()),), task.codebook))
+    return utterance.advance("fine", task.new_codes().numpy().copy() if task.finished else None)
 
 
 def decode(stage: Stage, positions: int) -> Ready:

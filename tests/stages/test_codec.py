@@ -15,7 +15,7 @@ def test_unequal_lengths_together(small: Checkpoint) -> None:
     rng = np.random.default_rng(0)
     n_books = small.config.fine_rules.n_fine_codebooks
     codes = [
-        rng.integers(small.config.codebook_size, size=(n_books, frames))
+        torch.from_numpy(rng.integers(small.config.codebook_size, size=(n_books, frames)))
         for frames in (40, 1, 12, 3, 41)
     ]
     with torch.inference_mode():
