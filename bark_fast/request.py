@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -112,6 +112,24 @@ class Request:
             given=None if given is None else tuple(given),
             last_stage=last_stage,
         )
+
+
+def rehearsal() -> list[Request]:
+    """Return short requests that between them pass through every stage, whatever the weights."""
+    sampling = SamplingParams(temperature=0.0, seed=0)
+    whole = Request(
+        text="",
+        text_ids=[0],
+        voice=None,
+        semantic=sampling,
+        coarse=sampling,
+        fine=sampling,
+        max_semantic_tokens=2,
+        seed=0,
+        last_stage="semantic",
+    )
+    # The text may end at once, so what follows begins with tokens of its own.
+    return [whole, replace(whole, given=(0,) * 8, last_stage="codec")]
 
 
 class RequestBuilder:

@@ -130,7 +130,8 @@ def _describe(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str,
     for i, param in enumerate(kernel.params):
         value = values[param.name]
         # Like Triton's launcher: 1 is compiled in, and multiples of 16 are marked as such.
-        if param.is_constexpr or (isinstance(value, int) and value == 1):
+        special = isinstance(value, int) and not param.do_not_specialize
+        if param.is_constexpr or (special and value == 1):
             signature[param.name] = "constexpr"
             constants[param.name] = value
         elif isinstance(value, Tensor):
@@ -140,7 +141,7 @@ def _describe(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str,
             divisible.append(i)
         elif isinstance(value, int):
             signature[param.name] = "i32"
-            if value % 16 == 0:
+            if special and value % 16 == 0:
                 divisible.append(i)
         else:
             signature[param.name] = "fp32"

@@ -40,6 +40,7 @@ from bark_fast.types import Stage
 _GIB = 2**30
 _GPU_SHARE, _CPU_SHARE = 0.7, 0.25  # of the free memory, for keys and values
 _CUDA_PAGE_SIZE = 64
+_MAX_CUDA_BATCH = 256  # a decode step is expected to be bound by its products beyond
 
 
 def load_engine(
@@ -87,7 +88,7 @@ def load_engine(
         )
 
     on_cuda = device.type == "cuda"
-    max_running = options.max_batch_size or (64 if on_cuda else 16)
+    max_running = options.max_batch_size or (_MAX_CUDA_BATCH if on_cuda else 16)
     caches = allocate_pages(
         {"semantic": config.semantic, "coarse": config.coarse},
         _longest(config),
@@ -97,6 +98,8 @@ def load_engine(
         dtype=kernels.backend(impl).kv_dtype(dtype),
         device=device,
     )
+    if on_cuda and options.max_batch_size is None:
+        max_running = _batch_that_fits(caches, _longest(config))
     engine_config = _settle(
         options,
         config,
@@ -234,6 +237,15 @@ def allocate_pages(
         )
         for stage, c in configs.items()
     }
+
+
+def _batch_that_fits(caches: Mapping[Stage, KVPages], longest: Mapping[Stage, int]) -> int:
+    """Return how many utterances of full length the pages hold, in steps of captured sizes."""
+    n = min(
+        cache.keys.shape[1] // -(-longest[stage] // cache.page_size)
+        for stage, cache in caches.items()
+    )
+    return next((size for size in reversed(capture_sizes(_MAX_CUDA_BATCH)) if size <= n), 1)
 
 
 def _longest(config: Config) -> dict[Stage, int]:

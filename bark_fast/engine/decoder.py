@@ -18,7 +18,7 @@ from torch import Tensor
 from bark_fast.engine.graphs import GraphRunner, Step, padded_size
 from bark_fast.kernels import DecodeState, SamplingMetadata
 from bark_fast.models.gpt import KVPages
-from bark_fast.models.transfer import to_host_async
+from bark_fast.models.transfer import mark, to_host_async
 from bark_fast.stages.causal import CausalStage, CausalTask
 
 
@@ -97,7 +97,8 @@ class Decoder:
             max_batch, config.num_heads, device=self._device
         )
         self._steps: dict[int, tuple[DecodeState, Step]] = {}
-        self._arrived: torch.cuda.Event | None = None
+        # Waits until no copy from or to the host's tensors is under way.
+        self._settle: Callable[[], None] = lambda: None
 
     @property
     def max_steps(self) -> int:
@@ -154,9 +155,7 @@ class Decoder:
 
     def _fill(self, tasks: Sequence[CausalTask], pages: Sequence[Sequence[int]], size: int) -> None:
         """Describe the tasks, and empty rows up to `size`, to the steps."""
-        if self._arrived is not None:
-            # Nobody waited for the last results, if that batch was given up.
-            self._arrived.synchronize()
+        self._settle()  # nobody did, if the last batch was given up or only warmed up
         n, page_size = len(tasks), self.cache.page_size
         rows = [
             (
@@ -187,6 +186,7 @@ class Decoder:
                 (self._host_finished, self._finished),
             ):
                 device.copy_(host, non_blocking=True)
+            self._settle = mark(self._device)
 
     def _step(self, size: int) -> tuple[DecodeState, Step]:
         """Return the state of the first `size` rows, and the step that advances it."""
@@ -227,7 +227,6 @@ class Decoder:
         """Enqueue the copies of what was drawn to the host."""
         before = [len(task.tokens) for task in tasks]
         limits = [task.limit for task in tasks]
-        arrived = None
         if not self._on_host:
             for host, device in (
                 (self._host_ints, self._ints),
@@ -235,13 +234,10 @@ class Decoder:
                 (self._host_history, self._history),
             ):
                 host.copy_(device, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-            self._arrived = arrived
+        arrived = self._settle = mark(self._device)
 
         def collect() -> list[StepOutput]:
-            if arrived is not None:
-                arrived.synchronize()
+            arrived()
             after = self._host_ints[_STATE_INTS.index("num_generated"), :n].tolist()
             finished = self._host_finished[:n].tolist()
             history, width = self._host_history[:n].tolist(), self.max_steps

@@ -22,15 +22,16 @@ class EngineOptions:
     Attributes:
         policy: "latency" moves every utterance on by turns; "throughput" waits for full batches;
             "auto" is "latency" while someone streams or awaits, else "throughput".
-        max_batch_size: utterances that run together in a stage (64 on CUDA, 16 on a CPU).
+        max_batch_size: utterances that run together in a stage (16 on a CPU; on CUDA as many as
+            the memory for keys and values holds at full length, 256 at most).
         max_prefill_tokens: of the prompts that one step runs; a longer prompt runs alone (8 192 on
             CUDA, 1 024 on a CPU).
         max_fine_windows: that one fine pass fills together (8 on CUDA; 1 on a CPU, where one is
             work enough for all cores).
         max_codec_frames: that are decoded together (8 192 on CUDA; one utterance on a CPU).
         kv_cache_gib: memory for keys and values, at least enough for one utterance. By default what
-            `max_batch_size` utterances can come to need, but at most 70 % of the free memory of a
-            GPU, or a quarter of a CPU's.
+            `max_batch_size` utterances (256 if it is None on CUDA) can come to need, but at most
+            70 % of the free memory of a GPU, or a quarter of a CPU's.
         page_size: positions a page of keys and values (64 on CUDA; on a CPU all of a sequence,
             which spares gathering them).
         steps_per_look: decode steps that are enqueued before the host looks at what was drawn; a

@@ -75,7 +75,11 @@ def batch_sampling(
         integers, floats = integers[rows], floats[rows]
 
     def columns(table: Tensor) -> Sequence[Tensor]:
-        return to_device(table.T.contiguous(), device=device).unbind()
+        # Each column at a multiple of 16 bytes: Triton compiles anew for what is not.
+        n, width = table.shape
+        padded = table.new_zeros(width, -(-n // 4) * 4)
+        padded[:, :n] = table.T
+        return [column[:n] for column in to_device(padded, device=device)]
 
     top_k, seeds, min_new_tokens, suno_rules = columns(integers)
     temperature, top_p, min_eos_p = columns(floats)

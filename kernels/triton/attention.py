@@ -153,7 +153,8 @@ def decode_kernel(
             tl.store(arrived_ptr + row, 0)
 
 
-@triton.jit
+# The width of the page table varies with the batch, and is read as a number alone.
+@triton.jit(do_not_specialize=["max_pages"])
 def flash_kernel(
     q_ptr,
     k_ptr,

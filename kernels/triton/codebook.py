@@ -17,7 +17,8 @@ from bark_fast.kernels.triton.launch import ALWAYS, ceil_div, power_of_two
 BLOCK_F = 32  # 32 x 128 channels: 32 float32 registers a thread with 4 warps
 
 
-@triton.jit
+# One kernel for every number of frames. (Rows of odd length have no wide loads anyway.)
+@triton.jit(do_not_specialize=["F"])
 def codebook_sum_kernel(
     codes_ptr,
     tables_ptr,

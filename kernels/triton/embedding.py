@@ -14,7 +14,8 @@ from torch import Tensor
 from bark_fast.kernels.triton.launch import ALWAYS, power_of_two
 
 
-@triton.jit
+# One kernel for every number of tokens and streams.
+@triton.jit(do_not_specialize=["N", "K"])
 def embedding_sum_kernel(
     ids_ptr,
     tables_ptr,

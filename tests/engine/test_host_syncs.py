@@ -11,7 +11,7 @@ from bark_fast.models.transfer import to_device, to_host_async
 from bark_fast.request import Request
 from helpers.checkpoints import Checkpoint
 from helpers.emulated_gpu import GPU, EmulatedGPU, HostSyncError, emulated_gpu, rubbish
-from helpers.engines import make_engine, run_all, same
+from helpers.engines import gib_for, make_engine, run_all, same
 
 
 @pytest.fixture
@@ -36,6 +36,18 @@ def test_no_waiting_but_looks(
     for speech in together:
         for array in (speech.samples, speech.fine_tokens):
             assert not gpu.is_pinned(torch.from_numpy(array)), "pinned memory in users' hands"
+
+
+@pytest.mark.parametrize(("utterances", "batch"), [(1.5, 1), (7, 4), (40, 32), (1000, 256)])
+def test_the_batch_is_what_the_memory_holds(
+    small: Checkpoint, gpu: EmulatedGPU, utterances: float, batch: int
+) -> None:
+    gib = gib_for(small, utterances, page_size=64)
+    with gpu.lenient():
+        engine = make_engine(small, impl="torch", device=GPU, kv_cache_gib=gib)
+        given = make_engine(small, impl="torch", device=GPU, kv_cache_gib=gib, max_batch_size=20)
+    assert engine.runner.config.max_running == batch
+    assert given.runner.config.max_running == 20
 
 
 def test_the_emulated_gpu_keeps_its_rules(gpu: EmulatedGPU) -> None:
