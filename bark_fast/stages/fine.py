@@ -136,7 +136,8 @@ class FineTask:
 
     def new_frames(self, codes: Codes) -> Codes:
         """Return the part [n_fine, F] of this task's `codes`, on whatever device, that is new."""
-        return codes[self.n_history : self.n_history + self.n_frames].T
+        new: Codes = codes[self.n_history : self.n_history + self.n_frames].T
+        return new
 
 
 class FineStage:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bark_fast.audio import save_audio
 from bark_fast.compat.suno.session import current, save_as_prompt
 from bark_fast.errors import BarkFastError
-from bark_fast.files import replacing
 
 
 def _flag(value: str) -> bool:
@@ -59,8 +58,6 @@ def cli(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say(options: argparse.Namespace) -> Path:
-    import soundfile
-
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / str(options.output_filename)
@@ -73,10 +70,8 @@ def _say(options: argparse.Namespace) -> Path:
         silent=options.silent,
         output_full=True,
     )
-    wav = io.BytesIO()
-    soundfile.write(wav, samples, api.bark.sample_rate_hz, subtype="FLOAT", format="WAV")
-    with replacing(path) as partial:  # whatever its ending is
-        partial.write_bytes(wav.getvalue())
+    # A WAV file whatever its ending is.
+    save_audio(path, samples, api.bark.sample_rate_hz, subtype="FLOAT", format="wav")
     if options.output_full:
         save_as_prompt(path.with_suffix(".npz"), tokens)
     return path
