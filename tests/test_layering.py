@@ -33,6 +33,7 @@ ORDER = [
     "audio",
     "files",
     "validation",
+    "ambient",
     "errors",
     "demo",
     "kernels",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bark_fast import kernels
+from bark_fast.ambient import settled
 from bark_fast.checkpoint.config import Config, GPTConfig
 from bark_fast.checkpoint.stored import StoredTensors
 from bark_fast.checkpoint.weights import load_weights
@@ -63,17 +64,40 @@ def load_engine(
     Raises:
         InputError: `options` ask for what this checkpoint or the memory cannot give.
     """
+    # Others than inference tensors: what reads them may be outside of `Runner.on_device`.
+    with settled(inference=False):
+        return _build(
+            stored,
+            config,
+            dtype=dtype,
+            device=device,
+            impl=impl,
+            options=options,
+            graphs=graphs,
+            offload=offload,
+        )
+
+
+def _build(
+    stored: StoredTensors,
+    config: Config,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    impl: Impl,
+    options: EngineOptions,
+    graphs: GraphRunner | None,
+    offload: bool,
+) -> Engine:
     for gpt in (config.semantic, config.coarse, config.fine):
         check_head_size(gpt, impl)
-    # The weights that the networks pack must not depend on an autocast that the caller is in.
-    with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
-        tensors = load_weights(
-            stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
-        )
-        semantic_stage, coarse_stage, fine, codec = _build_stages(
-            tensors, config, kernels.backend(impl)
-        )
-        del tensors  # what was packed is not needed twice
+    tensors = load_weights(
+        stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
+    )
+    semantic_stage, coarse_stage, fine, codec = _build_stages(
+        tensors, config, kernels.backend(impl)
+    )
+    del tensors  # what was packed is not needed twice
     weights = None
     if offload:
         weights = OffloadedWeights(

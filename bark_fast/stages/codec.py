@@ -37,7 +37,8 @@ class CodecStage:
 
     def _decode(self, codes: Sequence[IntArray]) -> list[Tensor]:
         frames = [c.shape[1] for c in codes]
-        batch = torch.zeros(len(codes), codes[0].shape[0], max(frames), dtype=torch.int64)
+        shape = len(codes), codes[0].shape[0], max(frames)
+        batch = torch.zeros(shape, dtype=torch.int64, device="cpu")
         for row, c in zip(batch, codes, strict=True):
             row[:, : c.shape[1]] = torch.from_numpy(c)
         waves = self.model.forward(batch.to(self.model.device))
