@@ -18,6 +18,7 @@ from bark_fast.errors import (
     ClosedError,
     GenerationError,
     InputError,
+    ProcessError,
     QueueFullError,
 )
 from bark_fast.types import GenerationParams, Speech, Voice
@@ -84,6 +85,7 @@ __all__ = [
     "GenerationError",
     "GenerationParams",
     "InputError",
+    "ProcessError",
     "QueueFullError",
     "Speech",
     "Voice",

@@ -33,6 +33,7 @@ ORDER = [
     "audio",
     "files",
     "validation",
+    "process",
     "ambient",
     "errors",
     "demo",

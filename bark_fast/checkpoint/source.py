@@ -11,6 +11,26 @@ from typing import Any
 from bark_fast.errors import CheckpointError, InputError
 
 
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that means the same file when the working directory has changed."""
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError:  # ~someone, and there is no such user
+        expanded = Path(path)
+    try:
+        return expanded.absolute()
+    except OSError:  # the working directory is gone, and whatever was in it
+        return expanded
+
+
+def folder_as_absolute(model: Any) -> Any:
+    """Return a folder that exists by its absolute path, and anything else (a hub id) as it is."""
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    folder = absolute_path(model)
+    return str(folder) if folder.is_dir() else model
+
+
 @dataclass(frozen=True)
 class Source:
     """The files of one checkpoint.
@@ -20,12 +40,14 @@ class Source:
         folder: the folder, or None for the hub.
         revision: a hub revision, or None for the newest.
         local_files_only: use only what was downloaded before, and ask nothing of the network.
+        cache_dir: where downloads are kept; None for the hub library's own place.
     """
 
     name: str
     folder: Path | None
     revision: str | None = None
     local_files_only: bool = False
+    cache_dir: Path | None = None
 
     @classmethod
     def open(
@@ -42,10 +64,7 @@ class Source:
         """
         if not isinstance(model, (str, os.PathLike)) or not str(model).strip():
             raise InputError(f"model must be a folder or a hub id, got {model!r}")
-        try:
-            folder = Path(model).expanduser()
-        except RuntimeError:  # ~someone, and there is no such user
-            folder = Path(model)
+        folder = absolute_path(model)
         if folder.is_dir():
             return cls(str(model), folder)
         if folder.exists():
@@ -56,7 +75,10 @@ class Source:
             raise InputError(
                 f"model must be a folder that exists or a hub id (owner/name), got {str(model)!r}"
             )
-        return cls(str(model), None, revision, local_files_only)
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        # Voices are downloaded when they are first used, and HF_HOME may be a relative path.
+        return cls(str(model), None, revision, local_files_only, absolute_path(HF_HUB_CACHE))
 
     def find(self, file: str) -> Path | None:
         """Return the local path of `file` (relative, with forward slashes), None if there is none.
@@ -101,6 +123,7 @@ class Source:
                     file,
                     revision=self.revision,
                     local_files_only=self.local_files_only,
+                    cache_dir=self.cache_dir,
                 )
             )
         except LocalEntryNotFoundError as error:

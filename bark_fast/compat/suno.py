@@ -28,10 +28,11 @@ from dataclasses import replace
 from typing import Any
 
 from bark_fast.bark import Bark
-from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.source import Source, folder_as_absolute
 from bark_fast.checkpoint.suno import Size, SunoFiles, has_suno_files
 from bark_fast.errors import BarkFastWarning, InputError
 from bark_fast.files import check_path
+from bark_fast.process import HomeProcess
 from bark_fast.text import normalise
 from bark_fast.types import GenerationParams, IntArray, Speech, Voice
 from bark_fast.validation import check_number, check_tokens
@@ -83,15 +84,19 @@ class SunoAPI:
         **options: Any,
     ) -> None:
         inspect.signature(Bark.from_pretrained).bind(model, **options)
+        if model != "demo":
+            model = folder_as_absolute(model)  # it is loaded later, perhaps in another folder
         self._params = replace(_SUNO, seed=seed)
         self._model, self._options = model, options
         self._loading = threading.Lock()
+        self._home = HomeProcess("a SunoAPI", self._is_idle)
         self._chosen: tuple[_Model, Any] = model, options.get("device", "auto")
         self._loaded: Bark | None = None
 
     @property
     def bark(self) -> Bark:
         """The model underneath, which is loaded now if it was not."""
+        self._home.check()
         with self._loading:
             return self._load() if self._loaded is None else self._loaded
 
@@ -139,6 +144,7 @@ class SunoAPI:
                 "text_use_gpu, coarse_use_gpu, fine_use_gpu and codec_use_gpu must be the same: "
                 f"all stages run on one device; got {on_gpu}"
             )
+        self._home.check()
         model = self._sized(text=text_use_small, coarse=coarse_use_small, fine=fine_use_small)
         device = self._options.get("device", "auto") if text_use_gpu else "cpu"
         with self._loading:
@@ -146,6 +152,10 @@ class SunoAPI:
                 self._chosen = model, device
                 self._loaded = None  # there may not be memory for two
                 self._load()
+
+    def _is_idle(self) -> bool:
+        """Return True if a copy in a fork could be used."""
+        return not self._loading.locked()
 
     def _load(self) -> Bark:
         model, device = self._chosen

@@ -32,6 +32,7 @@ from bark_fast.kernels import Backend, Impl
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.models.fine_gpt import FineGPT
 from bark_fast.models.gpt import GPT, KVPages
+from bark_fast.process import check_fork
 from bark_fast.stages import coarse, semantic
 from bark_fast.stages.causal import CausalStage
 from bark_fast.stages.codec import CodecStage
@@ -63,7 +64,9 @@ def load_engine(
 
     Raises:
         InputError: `options` ask for what this checkpoint or the memory cannot give.
+        ProcessError: this process is a fork of another that used the device.
     """
+    check_fork(device.type)
     # Others than inference tensors: what reads them may be outside of `Runner.on_device`.
     with settled(inference=False):
         return _build(

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.engine.decoder import StepOutput
@@ -22,6 +23,7 @@ from bark_fast.engine.runner import Runner, Wait, is_out_of_memory
 from bark_fast.engine.scheduler import Batch, Policy, ScheduledTask, Scheduler
 from bark_fast.engine.stats import Counters, EngineStats
 from bark_fast.engine.utterance import Outcome, Progress, Result, Utterance
+from bark_fast.process import HomeProcess, refuse_to_pickle
 from bark_fast.request import Request
 from bark_fast.types import STAGES, Speech, Stage
 
@@ -49,8 +51,12 @@ class Engine:
         self._active: dict[Utterance, dict[Stage, Task]] = {}
         self._under_way: deque[tuple[Batch[Utterance], float, Wait]] = deque()
         self._n_submitted = self._n_admitted = 0
+        self.home = HomeProcess("an engine", self._is_idle)
 
     # The face ----------------------------------------------------------------------------------
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_pickle("an engine")
 
     def submit(
         self, request: Request, *, progress: Progress | None = None, urgent: bool = False
@@ -60,7 +66,11 @@ class Engine:
         Args:
             progress: called with (stage, steps done, steps at most) from the thread that steps.
             urgent: someone waits for the audio; the "auto" policy is "latency" meanwhile.
+
+        Raises:
+            ProcessError: this is a fork of the engine's process that cannot use it.
         """
+        self.home.check()
         with self._submitting:
             utterance = Utterance.start(
                 request,
@@ -167,8 +177,14 @@ class Engine:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
+        self.home.check()
         with self._stepping, self.runner.on_device():
             yield
+
+    def _is_idle(self) -> bool:
+        """Return True if a copy of this engine in a fork could be used: nothing is under way."""
+        busy = self.has_work or self._submitting.locked() or self._stepping.locked()
+        return self.runner.device.type == "cpu" and not busy
 
     def _admit(self) -> None:
         """Take what was submitted and what was cancelled since the last step."""

@@ -17,6 +17,7 @@ from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.options import EngineOptions
 from bark_fast.errors import InputError
+from bark_fast.process import HomeProcess
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Serving:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._home = HomeProcess("a BarkModel", self._is_idle)
         self._driver: Driver | None = None
         self._config: ServingConfig | None = None
         self._snapshot: Snapshot | None = None
@@ -107,6 +109,7 @@ class Serving:
             InputError: the weights are not on a device or in a dtype that Bark runs in.
             CheckpointError: they are not those that the configuration asks for.
         """
+        self._home.check()
         with self._lock:
             if self._driver is None or config != self._config or not self._holds(tensors):
                 self._forget()  # before another takes its memory
@@ -117,14 +120,20 @@ class Serving:
 
     def drop_if_changed(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         """Give up the engine, and the old weights that it keeps, if these are other weights."""
+        self._home.check()
         with self._lock:
             if self._driver is not None and not self._holds(tensors()):
                 self._forget()
 
     def drop(self) -> None:
         """Give up the engine."""
+        self._home.check()
         with self._lock:
             self._forget()
+
+    def _is_idle(self) -> bool:
+        """Return True if a copy in a fork could be used."""
+        return not self._lock.locked()
 
     def _holds(self, tensors: Mapping[str, Tensor]) -> bool:
         return self._snapshot is not None and self._snapshot.holds(tensors)
