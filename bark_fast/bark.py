@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bark_fast.ambient import settled
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.opening import open_checkpoint
 from bark_fast.checkpoint.suno import SunoFiles
@@ -94,11 +95,12 @@ class Bark:
             InputError: an argument is not one of these.
             CheckpointError: the checkpoint cannot be read or contradicts itself.
         """
-        chosen_device = resolve_device(device)
-        chosen_dtype = resolve_dtype(dtype, chosen_device)
-        chosen_impl = resolve_impl(
-            impl, chosen_device, chosen_dtype, int8=isinstance(dtype, str) and dtype == "int8"
-        )
+        with settled(inference=False):
+            chosen_device = resolve_device(device)
+            chosen_dtype = resolve_dtype(dtype, chosen_device)
+            chosen_impl = resolve_impl(
+                impl, chosen_device, chosen_dtype, int8=isinstance(dtype, str) and dtype == "int8"
+            )
         check_offload(offload, chosen_device)
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")

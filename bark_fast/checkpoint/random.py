@@ -75,13 +75,13 @@ def create_checkpoint(
         ) from error
 
     config, generation = settings_for(size)
-    with settled(inference=False):
-        save_model(target, config, generation, seed=seed, dtype=DTYPES[dtype])
+    save_model(target, config, generation, seed=seed, dtype=DTYPES[dtype])
     write_tokenizer(target)
     _write_presets(target, parse_config(config, generation), seed)
     return target
 
 
+@settled(inference=False)
 def save_model(
     folder: Path,
     config: Mapping[str, Any],

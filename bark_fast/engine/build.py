@@ -44,6 +44,8 @@ _GPU_SHARE, _CPU_SHARE = 0.7, 0.25  # of the free memory, for keys and values
 _CUDA_PAGE_SIZE = 64
 
 
+# No inference tensors: what reads them may be outside of `Runner.on_device`.
+@settled(inference=False)
 def load_engine(
     stored: StoredTensors,
     config: Config,
@@ -67,31 +69,6 @@ def load_engine(
         ProcessError: this process is a fork of another that used the device.
     """
     check_fork(device.type)
-    # Others than inference tensors: what reads them may be outside of `Runner.on_device`.
-    with settled(inference=False):
-        return _build(
-            stored,
-            config,
-            dtype=dtype,
-            device=device,
-            impl=impl,
-            options=options,
-            graphs=graphs,
-            offload=offload,
-        )
-
-
-def _build(
-    stored: StoredTensors,
-    config: Config,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    impl: Impl,
-    options: EngineOptions,
-    graphs: GraphRunner | None,
-    offload: bool,
-) -> Engine:
     for gpt in (config.semantic, config.coarse, config.fine):
         check_head_size(gpt, impl)
     tensors = load_weights(
