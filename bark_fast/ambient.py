@@ -38,9 +38,13 @@ def settled(*, inference: bool) -> Iterator[None]:
         if flushes:
             torch.set_flush_denormal(False)
         # The default device is a mode of __torch_function__.
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-            with torch.inference_mode(inference), torch.no_grad():
-                yield
+        with (
+            torch._C.DisableTorchFunction(),
+            torch._C._DisableTorchDispatch(),
+            torch.inference_mode(inference),
+            torch.no_grad(),
+        ):
+            yield
     finally:
         if flushes:
             torch.set_flush_denormal(True)

@@ -298,6 +298,7 @@ class Bark:
 
     def _finish(self, requests: list[Request], single: bool, progress: bool) -> list[Speech]:
         """Return the speech of each request; a failure of a `single` one is raised as it is."""
+        self._driver.home.check()  # before a bar, which has locks too
         with ProgressBar(len(requests), enabled=progress) as bar:
             reporters = [bar.reporter(i, request.stages) for i, request in enumerate(requests)]
             futures = self._driver.finish(requests, reporters)
@@ -341,6 +342,7 @@ class Bark:
         """
         # Everything that can be wrong is looked at here, not at the first next().
         plan = self.stream_plan(text, voice, params, language)
+        self._driver.home.check()
         return speak(plan, self.submit, progress=progress)
 
     def stream_plan(

@@ -1,7 +1,7 @@
 """Standard streams that can be written to, whatever the program was started with.
 
-A service, a job of cron or a child of a window system may have none (`None` in sys), closed ones, or
-ones that nobody reads. What is said there is then lost, which is no reason to fail.
+A service, a job of cron or a child of a window system may have none (`None` in sys), closed ones,
+or ones that nobody reads. What is said there is then lost, which is no reason to fail.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+
+def forgiving(stream: Any) -> Any:
+    """Return a stream to write to that never fails, whatever becomes of `stream`; None is one."""
+    return _Forgiving(stream) if _is_open(stream) else Nowhere()
 
 
 @contextmanager
@@ -23,8 +28,8 @@ def usable_streams() -> Iterator[None]:
     """
     _fill_descriptors()
     stdout, stderr = sys.stdout, sys.stderr
-    sys.stdout = stdout if _is_open(stdout) else _Nowhere()
-    sys.stderr = _Forgiving(stderr) if _is_open(stderr) else _Nowhere()
+    sys.stdout = stdout if _is_open(stdout) else Nowhere()
+    sys.stderr = forgiving(stderr)
     # Names of files need not be text, and the terminal's encoding need not have every character.
     strict = isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict"
     try:
@@ -61,7 +66,7 @@ def _is_open(stream: Any) -> bool:
     return stream is not None and not stream.closed
 
 
-class _Nowhere(io.TextIOBase):
+class Nowhere(io.TextIOBase):
     """Takes text and keeps none."""
 
     def writable(self) -> bool:
@@ -78,17 +83,13 @@ class _Forgiving:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        try:
+        with suppress(OSError, ValueError):  # no reader, no room, or closed meanwhile
             self._stream.write(text)
-        except (OSError, ValueError):  # no reader, no room, or closed meanwhile
-            pass
         return len(text)
 
     def flush(self) -> None:
-        try:
+        with suppress(OSError, ValueError):
             self._stream.flush()
-        except (OSError, ValueError):
-            pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

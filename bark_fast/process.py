@@ -42,7 +42,7 @@ class HomeProcess:
             raise ProcessError(
                 f"{self._owner} must be used in the process that made it, {self._process}, got "
                 f"{os.getpid()}: a fork of it while it was busy, on a GPU, or made by other means "
-                "than Python's; load after the fork, or start processes with \"spawn\""
+                'than Python\'s; load after the fork, or start processes with "spawn"'
             )
 
     def move_in(self) -> None:
@@ -72,15 +72,15 @@ def check_fork(device_type: str) -> None:
     """
     if device_type == "cuda":
         forked = torch.cuda._is_in_bad_fork()
-        reason = "CUDA was in use in the process that it is a fork of"
+        reason, way = "CUDA was in use in the process that it is a fork of", ""
     else:
         forked = not kernels.survives_fork()
-        reason = "torch waits for the OpenMP threads of the process that it is a fork of"
+        reason = "torch would wait for the OpenMP threads of the process that it is a fork of"
+        way = ", or let torch run on one thread (OMP_NUM_THREADS=1)"
     if forked:
         raise ProcessError(
             f"no model can be loaded in process {os.getpid()}, because {reason}: start processes "
-            "with \"spawn\""
-            + ("" if device_type == "cuda" else ", or let torch run on one thread (OMP_NUM_THREADS=1)")
+            f'with "spawn"{way}'
         )
 
 
@@ -91,6 +91,6 @@ def refuse_to_pickle(owner: str) -> NoReturn:
         ProcessError: always.
     """
     raise ProcessError(
-        f"{owner} cannot be pickled, or sent to another process: load it there (its weights, threads "
-        "and compiled kernels belong to one process)"
+        f"{owner} cannot be pickled, or sent to another process: load it there (its weights, "
+        "threads and compiled kernels belong to one process)"
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from bark_fast.console import forgiving
 from bark_fast.engine.utterance import Progress
 from bark_fast.types import STAGES, Stage
 
@@ -22,7 +24,9 @@ class _Bar:
         try:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(leave=False, **options)
+            # A write that fails would leave tqdm's lock locked, and the next bar would wait for it.
+            stderr = forgiving(sys.stderr)
+            self._bar = tqdm(leave=False, file=stderr, dynamic_ncols=True, **options)
         except Exception:
             return
 

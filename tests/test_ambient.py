@@ -1,4 +1,4 @@
-"""What a caller has set of torch, numpy and warnings: it changes nothing, whichever thread steps."""
+"""What a caller has set of torch, numpy and warnings changes nothing, whichever thread steps."""
 
 from __future__ import annotations
 
@@ -244,7 +244,8 @@ def test_what_was_set_is_there_again(small: Checkpoint) -> None:
             calls = mode.calls
             torch.ones(2)
             assert mode.calls > calls
-            assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+            assert torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
         finally:
             torch.set_flush_denormal(False)
 

@@ -15,7 +15,6 @@ ROOT = Path(__file__).parent.parent
 # text and voices read a checkpoint's tokenizer and presets, so they stand above it.
 ORDER = [
     "cli",
-    "console",
     "aio",
     "hf",
     "compat",
@@ -36,6 +35,7 @@ ORDER = [
     "validation",
     "process",
     "ambient",
+    "console",
     "errors",
     "demo",
     "kernels",

@@ -225,7 +225,11 @@ def _pad_by_integers(convolution: Any) -> None:
     """
     inner = convolution.conv
     stride, span = inner.stride[0], (inner.kernel_size[0] - 1) * inner.dilation[0] + 1
-    for name, value in (("stride", stride), ("kernel_size", span), ("padding_total", span - stride)):
+    for name, value in (
+        ("stride", stride),
+        ("kernel_size", span),
+        ("padding_total", span - stride),
+    ):
         delattr(convolution, name)
         setattr(convolution, name, value)
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from bark_fast.kernels.cpu import build
+from bark_fast.kernels.cpu.openmp import UnavailableError
 from bark_fast.kernels.cpu.operations import (
     KIND,
     Attention,
@@ -52,7 +53,7 @@ def why_not(dtype: torch.dtype, *, int8: bool = False) -> str | None:
         return f"it has float32 and bfloat16, not {dtype}"
     try:
         library = build.load()
-    except build.UnavailableError as error:
+    except UnavailableError as error:
         return str(error)
     if dtype == torch.bfloat16:
         if not library.has_bfloat16():
@@ -199,9 +200,9 @@ class NativeBackend(TorchBackend):
         if any(t.stride() != strides for t in (q, k, v)):
             q, k, v = (t.contiguous() for t in (q, k, v))
         out = torch.empty(batch, tokens, heads, d, dtype=q.dtype, device="cpu")
-        integers = {"dtype": torch.int64, "device": "cpu"}
-        starts = torch.arange(0, (batch + 1) * tokens, tokens, **integers)
-        lengths = torch.full((batch,), tokens, **integers)
+        ends = (batch + 1) * tokens
+        starts = torch.arange(0, ends, tokens, dtype=torch.int64, device="cpu")
+        lengths = torch.full((batch,), tokens, dtype=torch.int64, device="cpu")
         operation = Attention(
             kind=KIND["BIDIRECTIONAL_ATTENTION"], half=q.dtype == torch.bfloat16,
             out=out.data_ptr(), q=q.data_ptr(), keys=k.data_ptr(), values=v.data_ptr(),

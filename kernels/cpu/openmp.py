@@ -84,7 +84,7 @@ def release_threads() -> bool:
     if isinstance(found, UnavailableError) or not _fork.is_prepared:  # it would wait for them
         return False
     pause = getattr(found.library, "omp_pause_resource_all", None)
-    return pause is not None and pause(_OMP_PAUSE_SOFT) == 0
+    return pause is not None and bool(pause(_OMP_PAUSE_SOFT) == 0)
 
 
 def _candidates() -> Iterator[ctypes.CDLL]:
@@ -103,7 +103,7 @@ def _torch_follows(library: ctypes.CDLL) -> bool:
     n = library.omp_get_max_threads()
     try:
         library.omp_set_num_threads(n + 1)
-        return torch.get_num_threads() == n + 1
+        return bool(torch.get_num_threads() == n + 1)
     finally:
         library.omp_set_num_threads(n)
 
