@@ -396,14 +396,14 @@ os.chdir(sys.argv[1]); os.rmdir(sys.argv[1])
 bark = Bark.from_pretrained("demo")
 params = GenerationParams(seed=1, max_semantic_tokens=6)
 for each in (loaded, bark):
-    print(len(list(each.stream("Hi.", voice=bark.voices[0], params=params))))
+    print(len(list(each.stream("Hi.", voice=bark.voices[0], params=params))) > 0)
 for model in ("model", "./model", "a/b/c"):
     try: Bark.from_pretrained(model)
     except BarkFastError as error: print(type(error).__name__)
 """
     (tmp_path / "gone").mkdir()
     done = run_code(code, str(tmp_path / "gone"), XDG_CACHE_HOME=str(tmp_path))
-    assert done.stdout.split() == ["1", "1", *["InputError"] * 3], done
+    assert done.stdout.split() == ["True", "True", *["InputError"] * 3], done
 
 
 # Forks --------------------------------------------------------------------------------------------
