@@ -20,6 +20,7 @@ from bark_fast.errors import (
     GenerationError,
     InputError,
     ModelError,
+    ProcessError,
     QueueFullError,
 )
 from bark_fast.types import GenerationParams, Speech, Voice
@@ -88,6 +89,7 @@ __all__ = [
     "GenerationParams",
     "InputError",
     "ModelError",
+    "ProcessError",
     "QueueFullError",
     "Speech",
     "Voice",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from bark_fast.bark import Bark
 from bark_fast.engine.stats import EngineStats
 from bark_fast.errors import ClosedError, InputError, QueueFullError
+from bark_fast.process import HomeProcess
 from bark_fast.request import Request
 from bark_fast.streaming import StreamPlan
 from bark_fast.text import warn_of_silence
@@ -53,6 +54,7 @@ class AsyncBark:
         self._places = asyncio.Semaphore(max_pending)
         self._pending: set[Future[Speech]] = set()
         self._closed = False
+        self._home = HomeProcess("an AsyncBark", self._is_idle)
 
     @classmethod
     def from_pretrained(
@@ -143,6 +145,7 @@ class AsyncBark:
         With `cancel` they are given up, and whoever waits for them gets ClosedError.
         """
         self._closed = True
+        self._home.check()
         pending = list(self._pending)
         if cancel:
             for future in pending:
@@ -187,7 +190,12 @@ class AsyncBark:
                 raise ClosedError("this AsyncBark was closed before the speech was made") from None
             raise
 
+    def _is_idle(self) -> bool:
+        """Return True if a copy in a fork could be used."""
+        return not self._pending
+
     def _check_open(self) -> None:
+        self._home.check()
         if self._closed:
             raise ClosedError("this AsyncBark is closed")
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bark_fast.ambient import settled
 from bark_fast.checkpoint.config import Config
 from bark_fast.checkpoint.opening import open_checkpoint
 from bark_fast.checkpoint.suno import SunoFiles
@@ -104,11 +105,12 @@ class Bark:
             InputError: an argument is not one of these.
             CheckpointError: the checkpoint cannot be read or contradicts itself.
         """
-        chosen_device = resolve_device(device)
-        chosen_dtype = resolve_dtype(dtype, chosen_device)
-        chosen_impl = resolve_impl(
-            impl, chosen_device, chosen_dtype, int8=isinstance(dtype, str) and dtype == "int8"
-        )
+        with settled(inference=False):
+            chosen_device = resolve_device(device)
+            chosen_dtype = resolve_dtype(dtype, chosen_device)
+            chosen_impl = resolve_impl(
+                impl, chosen_device, chosen_dtype, int8=isinstance(dtype, str) and dtype == "int8"
+            )
         check_offload(offload, chosen_device)
         if engine is not None and not isinstance(engine, EngineOptions):
             raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
@@ -316,6 +318,7 @@ class Bark:
 
     def _finish(self, requests: list[Request], single: bool, progress: bool) -> list[Speech]:
         """Return the speech of each request; a failure of a `single` one is raised as it is."""
+        self._driver.home.check()  # before a bar, which has locks too
         with ProgressBar(len(requests), enabled=progress) as bar:
             reporters = [bar.reporter(i, request.stages) for i, request in enumerate(requests)]
             futures = self._driver.finish(requests, reporters)
@@ -377,6 +380,7 @@ class Bark:
         """
         # Everything that can be wrong is looked at here, not at the first next().
         plan = self.stream_plan(text, voice, params, language)
+        self._driver.home.check()
         return speak(plan, self.submit, progress=progress)
 
     def stream_plan(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
-import os
 import platform
 import sys
 import warnings
@@ -18,6 +17,7 @@ import numpy as np
 
 from bark_fast import __version__
 from bark_fast.audio import FORMATS, AudioTarget, AudioWriter, check_audio_path
+from bark_fast.console import drop_unwritten, usable_streams
 from bark_fast.errors import BarkFastError, BarkFastWarning, InputError
 from bark_fast.files import check_path, check_writable
 from bark_fast.types import GenerationParams, Speech, Voice
@@ -31,6 +31,11 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    with usable_streams():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", BarkFastWarning)
@@ -40,11 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a reader that has gone is no failure
             return status
     except (BarkFastError, OSError, MemoryError) as error:
+        drop_unwritten()
         if isinstance(error, BrokenPipeError):
-            # The reader of our output has gone; nothing is wrong. Python would complain once more
-            # when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            return 0  # the reader of our output has gone; nothing is wrong
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"bark-fast: error: {message}", file=sys.stderr)
         return EXIT_ERROR
@@ -322,6 +325,8 @@ def _voice_of(part: Speech, bark: Bark) -> Voice | None:
 
 
 def _read_stdin() -> str:
+    if sys.stdin is None or sys.stdin.closed:
+        raise InputError('TEXT must be given where standard input is closed, got "-"')
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
@@ -341,7 +346,7 @@ def _info(arguments: argparse.Namespace) -> int:
         return _info_kernels(arguments.target)
     import torch
 
-    from bark_fast.kernels import choose_impl, why_not_native
+    from bark_fast.kernels import choose_impl, why_no_openmp, why_not_native
 
     print(f"bark-fast     {__version__}")
     print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -357,6 +362,7 @@ def _info(arguments: argparse.Namespace) -> int:
         print(f"{package:<13} {_version(package) or 'missing: pip install ' + package}")
     instructions = torch.backends.cpu.get_cpu_capability()
     print(f"cpu           {torch.get_num_threads()} threads, {instructions}")
+    print(f"openmp        {why_no_openmp() or 'shared with torch'}")
     devices = [
         f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
     ]

@@ -9,6 +9,7 @@ import torch
 
 from bark_fast.errors import BarkFastWarning, InputError
 from bark_fast.kernels import Impl, can_run_triton, choose_impl, why_not_native
+from bark_fast.process import check_fork
 from bark_fast.validation import check_integer
 
 _DTYPES = {
@@ -23,6 +24,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
     Raises:
         InputError: it is not a device, or not one that this machine has.
+        ProcessError: this process is a fork of one that used CUDA.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,6 +42,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
             f"device must be one that this machine has ({torch.cuda.device_count()} CUDA devices "
             f"seen), got {str(device)!r}"
         )
+    if resolved.type == "cuda":
+        check_fork("cuda")
     if resolved.type == "cuda" and resolved.index is None:
         # By number, because other threads have another current device.
         return torch.device("cuda", torch.cuda.current_device())

@@ -118,6 +118,10 @@ class ClosedError(BarkFastError):
     """An AsyncBark was closed: it takes no more requests, and gave up those that were under way."""
 
 
+class ProcessError(BarkFastError, RuntimeError):
+    """Something was used in, or sent to, another process than the one that it belongs to."""
+
+
 class CheckpointError(BarkFastError, ValueError):
     """A checkpoint cannot be used; the message names the file, and the key or tensor."""
 

@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from bark_fast.console import forgiving
 from bark_fast.engine.utterance import Progress
 from bark_fast.types import STAGES, Stage
+
+
+class _Bar:
+    """A tqdm bar, or nothing where none can be shown: no failure of it is worth an utterance.
+
+    There may be no standard error, or it may be closed meanwhile, or no longer be read.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._bar: Any = None
+        self._words = ""
+        try:
+            from tqdm.auto import tqdm
+
+            # A write that fails would leave tqdm's lock locked, and the next bar would wait for it.
+            stderr = forgiving(sys.stderr)
+            self._bar = tqdm(leave=False, file=stderr, dynamic_ncols=True, **options)
+        except Exception:
+            return
+
+    def show(self, done: int, total: int, words: str | None = None) -> None:
+        """Move the bar to `done` of `total`, never back, and put `words` before it."""
+        bar = self._bar
+        try:
+            if bar is None:
+                return
+            bar.total = total
+            bar.update(max(0, done - bar.n))
+            if words is not None:
+                bar.set_description(words, refresh=words != self._words)
+                self._words = words
+        except Exception:
+            self._bar = None
+
+    def close(self) -> None:
+        """Take the bar away."""
+        bar, self._bar = self._bar, None
+        try:
+            if bar is not None:
+                bar.close()
+        except Exception:
+            return
 
 
 class ProgressBar:
@@ -20,14 +64,10 @@ class ProgressBar:
         self._n = n_utterances
         self._shares: list[dict[str, float]] = [{} for _ in range(n_utterances)]
         self._finished: set[int] = set()
-        self._words = ""
-        self._bar: Any = None
+        self._bar: _Bar | None = None
         if enabled and n_utterances:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(
+            self._bar = _Bar(
                 total=100 * n_utterances,
-                leave=False,
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
             )
 
@@ -40,7 +80,8 @@ class ProgressBar:
 
     def reporter(self, index: int, stages: Sequence[Stage] = STAGES) -> Progress | None:
         """Return the callback of utterance `index`, which passes through `stages`."""
-        if self._bar is None:
+        bar = self._bar
+        if bar is None:
             return None
         whole = sum(self._SHARES[stage] for stage in stages)
 
@@ -53,10 +94,7 @@ class ProgressBar:
                 self._finished.add(index)
             finished = len(self._finished)
             reached = round(100 * sum(sum(each.values()) for each in self._shares))
-            self._bar.update(max(0, reached - self._bar.n))
-            words = f"{finished}/{self._n} {stage}"
-            self._bar.set_description(words, refresh=words != self._words)
-            self._words = words
+            bar.show(reached, 100 * self._n, f"{finished}/{self._n} {stage}")
 
         return report
 
@@ -64,12 +102,9 @@ class ProgressBar:
 @contextmanager
 def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
     """Show a bar of `what` and yield the function that moves it, of (done, total)."""
-    from tqdm.auto import tqdm
-
-    with tqdm(desc=what, leave=False, disable=not enabled) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield report
+    bar = _Bar(desc=what) if enabled else None
+    try:
+        yield lambda done, total: None if bar is None else bar.show(done, total)
+    finally:
+        if bar is not None:
+            bar.close()

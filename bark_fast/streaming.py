@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 
+from bark_fast.process import HomeProcess
 from bark_fast.progress import ProgressBar
 from bark_fast.request import Request, RequestBuilder, checked_params
 from bark_fast.text import normalise, warn_of_silence
@@ -87,6 +88,7 @@ def speak(
         progress: show a progress bar on standard error.
     """
     waiting: deque[Future[Speech]] = deque()
+    home = HomeProcess("a stream of speech")
 
     def begin(bar: ProgressBar) -> None:
         while (request := plan.peek(len(waiting))) is not None:
@@ -98,6 +100,7 @@ def speak(
         try:
             begin(bar)
             while waiting:
+                home.check()
                 speech = waiting[0].result()
                 waiting.popleft()
                 plan.heard(speech)

@@ -6,8 +6,8 @@ same operations are here as functions with an argument `impl`.
 
 from __future__ import annotations
 
-from bark_fast.kernels.cpu.build import release_threads
 from bark_fast.kernels.cpu.native import record as record_native
+from bark_fast.kernels.cpu.openmp import release_threads, survives_fork, why_no_openmp
 from bark_fast.kernels.dispatch import (
     backend,
     bidirectional_attention,
@@ -65,5 +65,7 @@ __all__ = [
     "record_native",
     "release_threads",
     "sample",
+    "survives_fork",
+    "why_no_openmp",
     "why_not_native",
 ]

@@ -268,7 +268,7 @@ def _possible_columns(
     n_columns: int, metadata: SamplingMetadata, space: TokenSpace, positions: Tensor
 ) -> Tensor:
     """Return the columns that each row can take at its position, bool [B, n_columns]."""
-    columns = torch.arange(n_columns, device=positions.device)
+    columns = torch.arange(n_columns, dtype=torch.int64, device=positions.device)
     turn = (positions % space.n_ranges)[:, None]
     # By suno's rules nothing is possible past the last of several ranges.
     open_ended = (turn == space.n_ranges - 1) & (
@@ -313,7 +313,7 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) ->
 
 def random_words(seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
     """Return the integers behind the noise; see `Backend.random_words`."""
-    blocks = torch.arange(-(-n_ids // 4), device=seeds.device)
+    blocks = torch.arange(-(-n_ids // 4), dtype=torch.int64, device=seeds.device)
     words = philox_uint32(
         blocks[None, :], positions[:, None], torch.full_like(blocks, stage)[None], seeds[:, None]
     )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bark_fast.ambient import meta_device, settled
 from bark_fast.checkpoint.config import CONFIG_FILE, GENERATION_FILE, Config
 from bark_fast.checkpoint.reading import parse_config
 from bark_fast.errors import InputError
@@ -97,6 +98,7 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
+@settled(inference=False)
 def save_model(
     folder: Path,
     config: Mapping[str, Any],
@@ -113,7 +115,7 @@ def save_model(
     """
     from safetensors.torch import save_file
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in stored_shapes(config).items():
         if not name.endswith(".original0"):
@@ -138,7 +140,7 @@ def stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     except ImportError:  # transformers 4
         from transformers.modeling_utils import no_init_weights
 
-    with torch.device("meta"), no_init_weights():
+    with meta_device(), no_init_weights():
         model = BarkModel(BarkConfig(**config))
     tied = config["fine_acoustics_config"]["tie_word_embeddings"]
     return {
@@ -153,17 +155,19 @@ def _random_tensor(
 ) -> torch.Tensor:
     codec = name.startswith("codec_model.")
     if name.endswith("attn.bias") and len(shape) == 4:
-        return torch.ones(shape, dtype=torch.bool).tril()
+        return torch.ones(shape, dtype=torch.bool, device="cpu").tril()
     if len(shape) <= 1 or name.endswith("cluster_size"):
         # Norms start as the identity, biases and statistics at zero.
-        return torch.full(shape, float("layernorm" in name and name.endswith("weight")))
+        value = float("layernorm" in name and name.endswith("weight"))
+        return torch.full(shape, value, dtype=torch.float32, device="cpu")
     if name.endswith(("codebook.embed", "codebook.embed_avg")):
         std = 0.2  # keeps the noise within -1 .. 1
     elif codec:
         std = math.prod(shape[1:]) ** -0.5  # keeps the size of what passes through
     else:
         std = 0.02 if weight_std is None else weight_std  # BarkConfig.initializer_range
-    return torch.randn(shape, generator=generator) * std
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return drawn * std
 
 
 def settings_for(size: str) -> tuple[dict[str, Any], dict[str, Any]]:

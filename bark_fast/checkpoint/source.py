@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +11,27 @@ from typing import Any
 from bark_fast.checkpoint.unreadable import in_one_line, why_unreadable
 from bark_fast.errors import CheckpointError, InputError
 from bark_fast.validation import as_path
+
+
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that means the same file when the working directory has changed."""
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError:  # ~someone, and there is no such user
+        expanded = Path(path)
+    try:
+        return expanded.absolute()
+    except OSError:  # the working directory is gone, and whatever was in it
+        return expanded
+
+
+def folder_as_absolute(model: Any) -> Any:
+    """Return a folder that exists by its absolute path, and anything else (a hub id) as it is."""
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    folder = absolute_path(model)
+    # That of os.path, because a name that is too long for a file is none.
+    return str(folder) if os.path.isdir(folder) else model
 
 
 @dataclass(frozen=True)
@@ -23,7 +43,7 @@ class Source:
         folder: the folder, or None for the hub.
         revision: a hub revision, or None for the newest.
         local_files_only: use only what was downloaded before, and ask nothing of the network.
-        cache_dir: where the hub's files are kept, or None for its own place.
+        cache_dir: where the hub's files are kept; None for a folder.
         token: for the hub; True takes the stored one, False none.
         variant: of the weights: "fp16" for model.fp16.safetensors.
         parent: what this is a subfolder of.
@@ -33,7 +53,7 @@ class Source:
     folder: Path | None
     revision: str | None = None
     local_files_only: bool = False
-    cache_dir: str | os.PathLike[str] | None = None
+    cache_dir: Path | None = None
     token: str | bool | None = field(default=None, repr=False)
     variant: str | None = None
     parent: Source | None = None
@@ -59,13 +79,10 @@ class Source:
             InputError: it is neither, or another argument is of the wrong kind.
         """
         _check_options(cache_dir, token, subfolder, variant)
-        options: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "variant": variant}
+        options: dict[str, Any] = {"token": token, "variant": variant}
         if not isinstance(model, (str, os.PathLike)) or not str(model).strip():
             raise InputError(f"model must be a folder or a hub id, got {model!r}")
-        folder = as_path("model", model)
-        # ~someone, where there is no such user, raises RuntimeError.
-        with suppress(RuntimeError):
-            folder = folder.expanduser()
+        folder = absolute_path(as_path("model", model))
         # Those of os.path, because a name that is too long for a file is none.
         if os.path.isdir(folder):
             return cls(str(model), folder, **options)._below(subfolder)
@@ -77,6 +94,10 @@ class Source:
             raise InputError(
                 f"model must be a folder that exists or a hub id (owner/name), got {str(model)!r}"
             )
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        # Voices are downloaded when they are first used, and either path may be a relative one.
+        options["cache_dir"] = absolute_path(HF_HUB_CACHE if cache_dir is None else cache_dir)
         found = cls(str(model), None, revision, local_files_only, **options)
         return found._below(subfolder)
 

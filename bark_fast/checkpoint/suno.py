@@ -29,7 +29,7 @@ from bark_fast.checkpoint.config import CODEC, CONFIG_FILE, NETWORKS
 from bark_fast.checkpoint.layout import Checkpoint
 from bark_fast.checkpoint.reading import parse_config
 from bark_fast.checkpoint.section import Section
-from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.source import Source, folder_as_absolute
 from bark_fast.checkpoint.stored import (
     JoinedTensors,
     RenamedTensors,
@@ -109,6 +109,8 @@ class SunoFiles:
             size = getattr(self, stage)
             if size not in (None, "large", "small"):
                 raise InputError(f'{stage} must be "large", "small" or None, got {size!r}')
+        # It may be opened later, in another working directory.
+        object.__setattr__(self, "model", folder_as_absolute(self.model))
 
     def open(
         self, *, revision: str | None = None, local_files_only: bool = False, **options: Any

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bark_fast.ambient import meta_device
 from bark_fast.checkpoint.config import (
     CODEC,
     CONFIG_FILE,
@@ -174,6 +176,10 @@ def _check_names(
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...] | None, where: str) -> None:
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise CheckpointError(
+            f"{where}: tensor {name} must hold its numbers itself, got a {type(tensor).__name__}"
+        )
     if not tensor.is_floating_point():
         raise CheckpointError(f"{where}: tensor {name} must be floating point, got {tensor.dtype}")
     if tensor.layout != torch.strided or tensor.is_meta:
@@ -258,8 +264,7 @@ def _codec_shapes(prefix: str, config: Config) -> Shapes:
         for k in range(config.fine_rules.n_fine_codebooks)
     }
     try:
-        with torch.device("meta"):
-            decoder = build_codec_decoder(config.codec)
+        decoder = build_codec_decoder(config.codec)
     except Exception as error:  # as many kinds as there are impossible values
         raise CheckpointError(
             f"{CONFIG_FILE}: codec_config: no decoder can be built from it: {in_one_line(error)}"
@@ -270,18 +275,44 @@ def _codec_shapes(prefix: str, config: Config) -> Shapes:
 
 
 def build_codec_decoder(config: CodecConfig) -> torch.nn.Module:
-    """Build transformers' EnCodec decoder without weight norm; its weights are still to come."""
+    """Build transformers' EnCodec decoder without weight norm, on the meta device: its weights are
+    still to come, and no random numbers are drawn for them."""
     from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
     from transformers import EncodecConfig
-    from transformers.models.encodec.modeling_encodec import EncodecDecoder
+    from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecDecoder
 
-    # The module draws weights that are thrown away: not from the caller's seeded generator.
-    with torch.random.fork_rng(devices=[]):
+    with meta_device():
         decoder: torch.nn.Module = EncodecDecoder(EncodecConfig(**config.settings))
+        for module in decoder.modules():
+            if is_parametrized(module, "weight"):
+                remove_parametrizations(module, "weight", leave_parametrized=True)
     for module in decoder.modules():
-        if is_parametrized(module, "weight"):
-            remove_parametrizations(module, "weight", leave_parametrized=True)
+        if isinstance(module, EncodecConv1d):
+            _pad_by_integers(module)
     return decoder.requires_grad_(False).eval()
+
+
+def _pad_by_integers(convolution: Any) -> None:
+    """Let EnCodec's convolution count its padding in integers.
+
+    transformers divides tensors of integers, which gives numbers of the default dtype; in float16
+    they end at 65 504 samples. What it gives in exact numbers is the rest up to a whole stride.
+    """
+    inner = convolution.conv
+    stride, span = inner.stride[0], (inner.kernel_size[0] - 1) * inner.dilation[0] + 1
+    for name, value in (
+        ("stride", stride),
+        ("kernel_size", span),
+        ("padding_total", span - stride),
+    ):
+        delattr(convolution, name)
+        setattr(convolution, name, value)
+
+    def extra_padding(hidden_states: Tensor) -> int:
+        rest: int = -hidden_states.shape[-1] % stride
+        return rest
+
+    convolution._get_extra_padding_for_conv1d = extra_padding
 
 
 def _weight_norm_pair(name: str, stored: set[str]) -> tuple[str, str] | None:

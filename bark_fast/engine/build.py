@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bark_fast import kernels
+from bark_fast.ambient import settled
 from bark_fast.checkpoint.config import Config, GPTConfig
 from bark_fast.checkpoint.stored import StoredTensors
 from bark_fast.checkpoint.weights import load_weights
@@ -31,6 +32,7 @@ from bark_fast.kernels import Backend, Impl
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.models.fine_gpt import FineGPT
 from bark_fast.models.gpt import GPT, KVPages
+from bark_fast.process import check_fork
 from bark_fast.stages import coarse, semantic
 from bark_fast.stages.causal import CausalStage
 from bark_fast.stages.codec import CodecStage
@@ -43,6 +45,8 @@ _CUDA_PAGE_SIZE = 64
 _MAX_CUDA_BATCH = 256  # a decode step is expected to be bound by its products beyond
 
 
+# No inference tensors: what reads them may be outside of `Runner.on_device`.
+@settled(inference=False)
 def load_engine(
     stored: StoredTensors,
     config: Config,
@@ -63,18 +67,18 @@ def load_engine(
 
     Raises:
         InputError: `options` ask for what this checkpoint or the memory cannot give.
+        ProcessError: this process is a fork of another that used the device.
     """
+    check_fork(device.type)
     for gpt in (config.semantic, config.coarse, config.fine):
         check_head_size(gpt, impl)
-    # The weights that the networks pack must not depend on an autocast that the caller is in.
-    with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
-        tensors = load_weights(
-            stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
-        )
-        semantic_stage, coarse_stage, fine, codec = _build_stages(
-            tensors, config, kernels.backend(impl)
-        )
-        del tensors  # what was packed is not needed twice
+    tensors = load_weights(
+        stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
+    )
+    semantic_stage, coarse_stage, fine, codec = _build_stages(
+        tensors, config, kernels.backend(impl)
+    )
+    del tensors  # what was packed is not needed twice
     weights = None
     if offload:
         weights = OffloadedWeights(

@@ -85,7 +85,8 @@ class Decoder:
 
             On a CPU they are the same.
             """
-            host = torch.zeros(shape, dtype=dtype, pin_memory=not self._on_host)
+            pinned = not self._on_host
+            host = torch.zeros(shape, dtype=dtype, device="cpu", pin_memory=pinned)
             return host, host if self._on_host else torch.zeros_like(host, device=self._device)
 
         self._host_ints, self._ints = both(len(_EMPTY_ROW), max_batch, dtype=torch.int64)
@@ -144,14 +145,15 @@ class Decoder:
 
     def save(self, pages: Sequence[int]) -> Any:
         """Return the content of `pages`, on the host."""
-        which = torch.tensor(pages, device=self._device)
+        which = torch.tensor(pages, dtype=torch.int64, device=self._device)
         return [t[:, which].cpu() for t in (self.cache.keys, self.cache.values)]
 
     def restore(self, pages: Sequence[int], saved: Any) -> None:
         """Put back what `save` gave into the first of `pages`."""
         for tensor, content in zip((self.cache.keys, self.cache.values), saved, strict=True):
-            which = torch.tensor(pages[: content.shape[1]], device=self._device)
-            tensor[:, which] = content.to(self._device)
+            which = pages[: content.shape[1]]
+            where = torch.tensor(which, dtype=torch.int64, device=self._device)
+            tensor[:, where] = content.to(self._device)
 
     def _fill(self, tasks: Sequence[CausalTask], pages: Sequence[Sequence[int]], size: int) -> None:
         """Describe the tasks, and empty rows up to `size`, to the steps."""
@@ -172,10 +174,11 @@ class Decoder:
         floats = [task.sampling.floats for task in tasks]
         rows += [_EMPTY_ROW] * (size - n)
         floats += [_EMPTY_FLOATS] * (size - n)
-        self._host_ints[:, :size] = torch.tensor(rows, dtype=torch.int64).T
-        self._host_floats[:, :size] = torch.tensor(floats, dtype=torch.float32).T
+        self._host_ints[:, :size] = torch.tensor(rows, dtype=torch.int64, device="cpu").T
+        self._host_floats[:, :size] = torch.tensor(floats, dtype=torch.float32, device="cpu").T
         for row, table in enumerate(pages):
-            self._host_tables[row, : len(table)] = torch.tensor(table, dtype=torch.int64)
+            pages_of_row = torch.tensor(table, dtype=torch.int64, device="cpu")
+            self._host_tables[row, : len(table)] = pages_of_row
         self._host_finished[:n] = 0
         self._host_finished[n:] = 1
         if not self._on_host:

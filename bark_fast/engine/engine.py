@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.engine.decoder import StepOutput
@@ -28,6 +29,7 @@ from bark_fast.engine.scheduler import Batch, Phase, Policy, ScheduledTask, Sche
 from bark_fast.engine.stats import Counters, EngineStats
 from bark_fast.engine.utterance import Outcome, Progress, Result, Utterance
 from bark_fast.errors import InputError, is_asynchronous
+from bark_fast.process import HomeProcess, refuse_to_pickle
 from bark_fast.request import Request, rehearsal
 from bark_fast.stages.coarse import longest_window
 from bark_fast.types import STAGES, Speech, Stage
@@ -61,8 +63,12 @@ class Engine:
         self._n_submitted = self._n_admitted = 0
         self._torn = False  # a step did not come to its end
         self._ending: tuple[Utterance, Speech | BaseException] | None = None
+        self.home = HomeProcess("an engine", self._is_idle)
 
     # The face ----------------------------------------------------------------------------------
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_pickle("an engine")
 
     def submit(
         self, request: Request, *, progress: Progress | None = None, urgent: bool = False
@@ -75,7 +81,9 @@ class Engine:
 
         Raises:
             InputError: its windows are longer than all the pages that there are.
+            ProcessError: this is a fork of the engine's process that cannot use it.
         """
+        self.home.check()
         self._check_pages(request)
         with self._submitting:
             utterance = Utterance.start(
@@ -205,6 +213,7 @@ class Engine:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
+        self.home.check()
         with self._stepping, self.runner.on_device():
             if self._torn:
                 self._begin_again()
@@ -237,6 +246,11 @@ class Engine:
             del self._active[utterance]
             self._counters.count_end(utterance.future)
         self._take_cancelled()
+
+    def _is_idle(self) -> bool:
+        """Return True if a copy of this engine in a fork could be used: nothing is under way."""
+        busy = self.has_work or self._submitting.locked() or self._stepping.locked()
+        return self.runner.device.type == "cpu" and not busy
 
     def _admit(self) -> None:
         """Take what was submitted and what was cancelled since the last step."""

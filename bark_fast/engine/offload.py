@@ -44,7 +44,7 @@ class OffloadedWeights:
         self.n_bytes = max(lengths.values())
         self._place = torch.empty(self.n_bytes, dtype=torch.uint8, device=device)
         self._stored = {
-            name: torch.empty(length, dtype=torch.uint8, pin_memory=pinned)
+            name: torch.empty(length, dtype=torch.uint8, device="cpu", pin_memory=pinned)
             for name, length in lengths.items()
         }
         for name, network in networks.items():

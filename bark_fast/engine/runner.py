@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bark_fast.ambient import settled
 from bark_fast.engine.decoder import Collect
 from bark_fast.engine.options import EngineConfig
 from bark_fast.engine.scheduler import Batch, Phase, ScheduledTask
@@ -82,7 +83,7 @@ class Runner:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Make this runner's device, stream and modes those of the calling thread."""
+        """Make this runner's device and stream those of the calling thread, whatever it has set."""
         # Triton launches on the current device, whatever device its tensors are on.
         # And all that threads enqueue by turns has to be in one order: one stream for all.
         stream = (
@@ -90,9 +91,7 @@ class Runner:
             if self.device.type == "cuda"
             else nullcontext()
         )
-        # The thread may be a caller's, inside an autocast, which holds for its thread.
-        no_autocast = torch.autocast(self.device.type, enabled=False)
-        with torch.inference_mode(), stream, no_autocast:
+        with settled(inference=True), stream:
             yield
 
     def launch(self, batch: Batch[Utterance]) -> Wait:

@@ -118,7 +118,10 @@ def read_seeds(seed: Any, n_rows: int, *, random: bool) -> list[int]:
         InputError: seed is not that.
     """
     if seed is None:
-        return torch.randint(2**63 - 1, (n_rows,)).tolist() if random else [0] * n_rows
+        if not random:
+            return [0] * n_rows
+        drawn = torch.randint(2**63 - 1, (n_rows,), dtype=torch.int64, device="cpu")
+        return [int(each) for each in drawn.tolist()]
     requirement = "an integer from 0 to 2**64 - 1, or one a row"
     if isinstance(seed, (Tensor, np.ndarray)):
         seed = seed.tolist()

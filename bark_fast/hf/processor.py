@@ -12,7 +12,8 @@ import transformers
 from torch import Tensor
 from transformers import BatchFeature
 
-from bark_fast.checkpoint.source import Source
+from bark_fast.ambient import settled
+from bark_fast.checkpoint.source import Source, folder_as_absolute
 from bark_fast.checkpoint.unreadable import in_one_line
 from bark_fast.errors import InputError
 from bark_fast.text import check_tokenizer, check_unicode, unreadable_tokenizer
@@ -67,7 +68,9 @@ class BarkProcessor(transformers.BarkProcessor):
         check_tokenizer(processor.tokenizer, where)
         if processor.speaker_embeddings is not None:
             # Where the list does not have this, transformers looks for presets in the root folder.
-            processor.speaker_embeddings["repo_or_path"] = str(pretrained_processor_name_or_path)
+            # They are read when they are first asked for, perhaps in another working directory.
+            folder = folder_as_absolute(pretrained_processor_name_or_path)
+            processor.speaker_embeddings["repo_or_path"] = str(folder)
         return processor
 
     def save_pretrained(
@@ -124,15 +127,16 @@ class BarkProcessor(transformers.BarkProcessor):
         elif voice_preset is not None:
             history = self._history(voice_preset, return_tensors)
         try:
-            encoded = super().__call__(
-                text,
-                return_tensors=return_tensors,
-                max_length=max_length,
-                add_special_tokens=add_special_tokens,
-                return_attention_mask=return_attention_mask,
-                return_token_type_ids=return_token_type_ids,
-                **options,
-            )
+            with settled(inference=False):  # on the CPU, whatever device is the default
+                encoded = super().__call__(
+                    text,
+                    return_tensors=return_tensors,
+                    max_length=max_length,
+                    add_special_tokens=add_special_tokens,
+                    return_attention_mask=return_attention_mask,
+                    return_token_type_ids=return_token_type_ids,
+                    **options,
+                )
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InputError(
                 f"text and its options must be what the tokenizer takes: {error}"
@@ -160,7 +164,8 @@ class BarkProcessor(transformers.BarkProcessor):
                     f"voice_preset: {key} {requirement}, got {array.dtype} {list(array.shape)}"
                 )
             found[key] = array
-        return BatchFeature(data=found, tensor_type=return_tensors)
+        with settled(inference=False):
+            return BatchFeature(data=found, tensor_type=return_tensors)
 
     def _arrays(self, voice: Any) -> Mapping[str, Any]:
         if isinstance(voice, Voice):

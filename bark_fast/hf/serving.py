@@ -19,6 +19,7 @@ from bark_fast.engine.engine import Engine
 from bark_fast.engine.options import EngineOptions
 from bark_fast.errors import CheckpointError
 from bark_fast.hf.not_served import NotServedError
+from bark_fast.process import HomeProcess
 
 _TRANSFORMERS = tuple(f"{network}." for network in NETWORKS.values())
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16}
@@ -115,6 +116,7 @@ class Serving:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._home = HomeProcess("a BarkModel", self._is_idle)
         self._driver: Driver | None = None
         self._config: ServingConfig | None = None
         self._snapshot: Snapshot | None = None
@@ -136,6 +138,7 @@ class Serving:
         Raises:
             NotServedError: they are not what an engine for this configuration runs on.
         """
+        self._home.check()
         with self._lock:
             if self._holds(tensors, config):
                 return self._driver
@@ -163,6 +166,7 @@ class Serving:
         Args:
             tensors: returns them, or raises NotServedError if there are none.
         """
+        self._home.check()
         with self._lock:
             if self._driver is None:
                 return
@@ -175,8 +179,13 @@ class Serving:
 
     def drop(self) -> None:
         """Give up the engine."""
+        self._home.check()
         with self._lock:
             self._forget()
+
+    def _is_idle(self) -> bool:
+        """Return True if a copy in a fork could be used."""
+        return not self._lock.locked()
 
     def _holds(self, tensors: Mapping[str, Tensor], config: ServingConfig | None) -> bool:
         snapshot = self._snapshot

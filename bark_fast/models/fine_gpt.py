@@ -76,7 +76,7 @@ class FineGPT:
         x = ops.embedding_sum(
             codes[..., :n_streams].permute(2, 0, 1).reshape(n_streams, b * t),
             self.embeddings[:n_streams],
-            positions=torch.arange(t, device=codes.device).repeat(b),
+            positions=torch.arange(t, dtype=torch.int64, device=codes.device).repeat(b),
             position_table=self.positions,
         )
         heads = (self.config.num_heads, self.config.head_size)

@@ -198,7 +198,8 @@ class GPT:
             tensors.get(f"{prefix}.layernorm_final.bias"),
         )
         head = tensors[f"{prefix}.lm_head.weight"]
-        self.head = ops.pack_weight(head[torch.tensor(head_ids, device=head.device)])
+        rows = torch.tensor(head_ids, dtype=torch.int64, device=head.device)
+        self.head = ops.pack_weight(head[rows])
 
     @property
     def n_columns(self) -> int:

@@ -15,7 +15,11 @@ def to_device(values: Tensor | Sequence[Any], *, device: torch.device) -> Tensor
     To CUDA they go through pinned memory, in the order of the current stream: a plain copy would
     wait until everything enqueued before it has run.
     """
-    host = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.int64)
+    host = (
+        values
+        if isinstance(values, Tensor)
+        else torch.tensor(values, dtype=torch.int64, device="cpu")
+    )
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
@@ -30,7 +34,7 @@ def to_host_async(tensor: Tensor) -> Callable[[], Tensor]:
     """
     if tensor.device.type != "cuda":
         return lambda: tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     arrived = mark(tensor.device)
 

@@ -60,13 +60,14 @@ def build_codes(coarse: IntArray, voice: Voice | None, config: Config) -> tuple[
     """
     rules, padding = config.fine_rules, config.codebook_size
     history = (
-        torch.empty(0, rules.n_fine_codebooks, dtype=torch.int64)
+        torch.empty(0, rules.n_fine_codebooks, dtype=torch.int64, device="cpu")
         if voice is None
         else torch.from_numpy(voice.fine_prompt[:, -rules.max_fine_history_length :].T)
     )
     n_history, n_frames = len(history), coarse.shape[1]
     total = max(n_history + n_frames, rules.max_fine_input_length)
-    codes = torch.full((total, rules.n_fine_codebooks), padding, dtype=torch.int64)
+    shape = total, rules.n_fine_codebooks
+    codes = torch.full(shape, padding, dtype=torch.int64, device="cpu")
     codes[:n_history] = history
     codes[n_history : n_history + n_frames, : len(coarse)] = torch.from_numpy(coarse).T
     return codes, n_history
@@ -121,7 +122,8 @@ class FineTask:
     def sample_positions(self) -> Tensor:
         """Return a number for each frame to be filled that no other draw of this request has."""
         first = (self.window_index * self._n_fine + self.codebook) * self._length
-        return torch.arange(first + self.window.first_frame, first + self._length)
+        frames = first + self.window.first_frame, first + self._length
+        return torch.arange(*frames, dtype=torch.int64, device="cpu")
 
     def fill(self, column: Tensor) -> None:
         """Take this pass's codes, [frames to be filled], and go on to the next pass.

@@ -68,10 +68,12 @@ def batch_sampling(
     Args:
         repeats: how many rows each of `params` gets; one each if None.
     """
-    integers = torch.tensor([p.integers for p in params], dtype=torch.int64)
-    floats = torch.tensor([p.floats for p in params], dtype=torch.float32)
+    integers = torch.tensor([p.integers for p in params], dtype=torch.int64, device="cpu")
+    floats = torch.tensor([p.floats for p in params], dtype=torch.float32, device="cpu")
     if repeats is not None:
-        rows = torch.arange(len(params)).repeat_interleave(torch.tensor(repeats))
+        counts = torch.tensor(repeats, dtype=torch.int64, device="cpu")
+        each = torch.arange(len(params), dtype=torch.int64, device="cpu")
+        rows = each.repeat_interleave(counts)
         integers, floats = integers[rows], floats[rows]
 
     def columns(table: Tensor) -> Sequence[Tensor]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bark_fast.kernels.cpu import operations
+from bark_fast.kernels.cpu.openmp import UnavailableError, runtime
 
 SOURCES = Path(__file__).parent / "csrc"
 _FILES = ("native.c", "native.h", "native_products.h")
@@ -26,11 +27,8 @@ _FILES = ("native.c", "native.h", "native_products.h")
 _FLAGS = ("-std=gnu11", "-fopenmp", "-fPIC", "-ffp-contract=off")
 OPTIMISED = ("-O3", "-march=native")
 
-_OMP_PAUSE_SOFT = 1  # OpenMP 5.0, section 3.2.44: omp_pause_resource_all
-
-
-class UnavailableError(Exception):
-    """The reason why this machine cannot use the native kernels."""
+_COMPILER_LIMIT_S = 300
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def load() -> ctypes.CDLL:
@@ -54,6 +52,8 @@ def loaded() -> ctypes.CDLL | UnavailableError:
         return open_library(compiled_library)
     except UnavailableError as error:
         return error
+    except Exception as error:  # whatever it is: there is another way to speak
+        return UnavailableError(f"the library could not be made or loaded: {error!r}")
 
 
 def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
@@ -63,10 +63,12 @@ def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
         path: the library's file, or what compiles it.
 
     Raises:
-        UnavailableError: it does not load, or its structs are others.
+        UnavailableError: it does not load, its structs are others, or its threads would not be
+            torch's.
     """
-    # Its threads are torch's: symbols that are undefined in the library are found in this one.
-    ctypes.CDLL(openmp_of_torch(), mode=ctypes.RTLD_GLOBAL)
+    # Symbols that are undefined in the library are found in this one.
+    openmp = runtime()
+    ctypes.CDLL(os.fsdecode(openmp.path), mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
     try:
         library = ctypes.CDLL(str(path() if callable(path) else path))
     except OSError as error:
@@ -74,6 +76,7 @@ def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
     pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for name, returns, takes in (
         ("layouts", ctypes.c_char_p, ()),
+        ("openmp", pointer, ()),
         ("has_bfloat16", integer, ()),
         ("has_int8", integer, ()),
         ("packed_bytes", number, (integer, number, number)),
@@ -86,6 +89,10 @@ def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
     difference = operations.difference(library.layouts().decode())
     if difference is not None:
         raise UnavailableError(f"the library was compiled for other structs: {difference}")
+    if library.openmp() != openmp.address:
+        raise UnavailableError(
+            "another OpenMP runtime than torch's serves all libraries of this process"
+        )
     return library
 
 
@@ -101,76 +108,99 @@ def compiled_library(flags: Sequence[str] = OPTIMISED) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise UnavailableError("no C compiler was found (gcc)")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    about = [
-        *((SOURCES / name).read_text() for name in _FILES),
-        version,
-        *_FLAGS,
-        *flags,
-        *sorted(cpu_flags()),
-    ]
-    key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bark-fast"
-    library = folder / f"native-{key}.so"
-    if library.exists():
-        return library
+    folder = cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as partial:
-            object_file, shared = Path(partial) / "native.o", Path(partial) / "native.so"
-            source = str(SOURCES / _FILES[0])
-            # Linked without -fopenmp: that would bring the compiler's own libgomp along.
-            for command in (
-                [compiler, *_FLAGS, *flags, "-c", source, "-o", str(object_file)],
-                [compiler, "-shared", str(object_file), "-lm", "-o", str(shared)],
-            ):
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    raise UnavailableError(f"{compiler} failed: {done.stderr.strip()[-500:]}")
-            os.replace(shared, library)
-    except OSError as error:
+        about = [
+            *((SOURCES / name).read_text(encoding="utf-8") for name in _FILES),
+            _run([compiler, "--version"]),
+            *_FLAGS,
+            *flags,
+            *sorted(cpu_flags()),
+        ]
+        key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+        library = folder / f"native-{key}.so"
+        if not _is_whole(library):
+            folder.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, [*_FLAGS, *flags], library)
+    except (OSError, subprocess.SubprocessError) as error:
         raise UnavailableError(f"it could not be compiled in {folder}: {error}") from error
     return library
+
+
+def cache_folder() -> Path:
+    """Return the folder of this user for what can be made again.
+
+    Raises:
+        UnavailableError: the user has no home.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "")
+        if not cache.is_absolute():  # as if it were not set: XDG base directory specification
+            cache = Path.home() / ".cache"
+    except (RuntimeError, KeyError) as error:
+        raise UnavailableError(f"no folder for the compiled library: {error}") from error
+    if not cache.is_absolute():
+        raise UnavailableError(f"no folder for the compiled library: the home is {Path.home()}")
+    return cache / "bark-fast"
+
+
+def _compile(compiler: str, flags: Sequence[str], library: Path) -> None:
+    """Compile the sources; `library` appears when it is whole."""
+    with tempfile.TemporaryDirectory(dir=library.parent) as partial:
+        object_file, shared = Path(partial) / "native.o", Path(partial) / "native.so"
+        source = str(SOURCES / _FILES[0])
+        # Linked without -fopenmp: that would bring the compiler's own libgomp along.
+        for command in (
+            [compiler, *flags, "-c", source, "-o", str(object_file)],
+            [compiler, "-shared", str(object_file), "-lm", "-o", str(shared)],
+        ):
+            _run(command, folder=partial)
+        # Behind the last byte that the loader looks at.
+        content = shared.read_bytes()
+        shared.write_bytes(content + hashlib.sha256(content).digest())
+        os.replace(shared, library)
+
+
+def _is_whole(library: Path) -> bool:
+    """Return True if there is a file with nothing but what `_compile` wrote: loading another could
+    end the process."""
+    try:
+        content = library.read_bytes()
+    except FileNotFoundError:
+        return False
+    digest = hashlib.sha256(content[:-_DIGEST_BYTES]).digest()
+    return len(content) > _DIGEST_BYTES and content[-_DIGEST_BYTES:] == digest
+
+
+def _run(command: Sequence[str], folder: str | None = None) -> str:
+    """Run a compiler, its temporary files in `folder`, and return what it prints.
+
+    Raises:
+        UnavailableError: it fails.
+    """
+    environment = {**os.environ, "LC_ALL": "C"}
+    if folder is not None:
+        environment["TMPDIR"] = folder
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        timeout=_COMPILER_LIMIT_S,
+    )
+    if done.returncode:
+        raise UnavailableError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
     """Return the features of this CPU by the names that Linux has for them."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return frozenset()
     found = re.search(r"^flags\s*:(.*)$", text, flags=re.MULTILINE)
     return frozenset(found[1].split()) if found else frozenset()
-
-
-@functools.cache
-def openmp_of_torch() -> str:
-    """Return the file of the OpenMP runtime that torch has loaded into this process.
-
-    Raises:
-        UnavailableError: it is not libgomp, or the machine does not tell.
-    """
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError as error:
-        raise UnavailableError("it needs Linux") from error
-    found = re.search(r"(/\S*/libgomp[^/\s]*)$", maps, flags=re.MULTILINE)
-    if not found:
-        raise UnavailableError("torch does not run on libgomp here")
-    return found[1]
-
-
-def release_threads() -> None:
-    """Give back the OpenMP workers of the calling thread; its next parallel operation makes new
-    ones.
-
-    Each thread that computes has workers of its own. As soon as there are more of them than cores,
-    libgomp lets all sleep between operations instead of watching for the next, and those of a
-    decode step follow within microseconds.
-    """
-    try:
-        pause = ctypes.CDLL(openmp_of_torch()).omp_pause_resource_all
-    except (UnavailableError, AttributeError):  # another runtime, or one before OpenMP 5
-        return
-    pause(_OMP_PAUSE_SOFT)

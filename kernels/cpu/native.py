@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from bark_fast.kernels.cpu import build
+from bark_fast.kernels.cpu.openmp import UnavailableError
 from bark_fast.kernels.cpu.operations import (
     KIND,
     Attention,
@@ -52,7 +53,7 @@ def why_not(dtype: torch.dtype, *, int8: bool = False) -> str | None:
         return f"it has float32 and bfloat16, not {dtype}"
     try:
         library = build.load()
-    except build.UnavailableError as error:
+    except UnavailableError as error:
         return str(error)
     if dtype == torch.bfloat16:
         if not library.has_bfloat16():
@@ -86,7 +87,7 @@ def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
         excess = 128 * weight.sum(dim=1, dtype=torch.int32)
     library = build.load()
     # Rows start at whole vectors, so that a load never spans two cache lines.
-    raw = torch.empty(library.packed_bytes(kind, n, k) + 64, dtype=torch.uint8)
+    raw = torch.empty(library.packed_bytes(kind, n, k) + 64, dtype=torch.uint8, device="cpu")
     panels = raw[-raw.data_ptr() % 64 :]
     library.pack(kind, panels.data_ptr(), weight.data_ptr(), n, k)
     return PackedWeight(panels, weight.shape, scales, excess)
@@ -106,7 +107,7 @@ class NativeBackend(TorchBackend):
         ids = ids if ids.stride(1) == 1 else _contiguous(ids)
         streams, rows = ids.shape
         width = tables.shape[2]
-        y = torch.empty(rows, width, dtype=tables.dtype)
+        y = torch.empty(rows, width, dtype=tables.dtype, device="cpu")
         operation = EmbeddingSum(
             kind=KIND["EMBEDDING_SUM"], half=y.dtype == torch.bfloat16, y=y.data_ptr(),
             ids=ids.data_ptr(), tables=tables.data_ptr(), positions=positions.data_ptr(),
@@ -178,7 +179,7 @@ class NativeBackend(TorchBackend):
     ) -> Tensor:
         _check_pairs(q)
         _, heads, page_size, d = k_pages.shape
-        out = torch.empty(q.shape[0], heads, d, dtype=q.dtype)
+        out = torch.empty(q.shape[0], heads, d, dtype=q.dtype, device="cpu")
         one_each = decode or cu_seqlens_q is None
         starts = None if one_each else cu_seqlens_q
         operation = Attention(
@@ -198,9 +199,10 @@ class NativeBackend(TorchBackend):
         strides = (tokens * q.stride(1), q.stride(1), d, 1)
         if any(t.stride() != strides for t in (q, k, v)):
             q, k, v = (t.contiguous() for t in (q, k, v))
-        out = torch.empty(batch, tokens, heads, d, dtype=q.dtype)
-        starts = torch.arange(0, (batch + 1) * tokens, tokens)
-        lengths = torch.full((batch,), tokens)
+        out = torch.empty(batch, tokens, heads, d, dtype=q.dtype, device="cpu")
+        ends = (batch + 1) * tokens
+        starts = torch.arange(0, ends, tokens, dtype=torch.int64, device="cpu")
+        lengths = torch.full((batch,), tokens, dtype=torch.int64, device="cpu")
         operation = Attention(
             kind=KIND["BIDIRECTIONAL_ATTENTION"], half=q.dtype == torch.bfloat16,
             out=out.data_ptr(), q=q.data_ptr(), keys=k.data_ptr(), values=v.data_ptr(),
@@ -221,7 +223,7 @@ class NativeBackend(TorchBackend):
     ) -> Tensor:
         logits = _contiguous(logits)
         rows, columns = logits.shape
-        chosen = torch.empty(rows, dtype=torch.int64)
+        chosen = torch.empty(rows, dtype=torch.int64, device="cpu")
         places = noise_positions(positions, state)
         operation = Sample(
             kind=KIND["SAMPLE"], half=logits.dtype == torch.bfloat16, chosen=chosen.data_ptr(),
@@ -248,7 +250,7 @@ class NativeBackend(TorchBackend):
 
     def random_words(self, seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
         width = -(-n_ids // 64) * 64
-        words = torch.empty(len(seeds), width, dtype=torch.int32)
+        words = torch.empty(len(seeds), width, dtype=torch.int32, device="cpu")
         build.load().words_of_rows(
             words.data_ptr(), seeds.data_ptr(), positions.data_ptr(), len(seeds), width, stage
         )
@@ -267,7 +269,7 @@ def _linear(
     """Return a product as an operation, its result, and the tensors that it needs."""
     n, k = weight.shape
     x = _contiguous(x)
-    y = torch.empty(x.shape[0], n, dtype=x.dtype)
+    y = torch.empty(x.shape[0], n, dtype=x.dtype, device="cpu")
     gamma, beta = norm or (None, None)
     operation = Linear(
         kind=KIND["LINEAR"], half=y.dtype == torch.bfloat16, y=y.data_ptr(), x=x.data_ptr(),

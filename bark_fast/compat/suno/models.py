@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from bark_fast.bark import Bark
-from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.source import Source, folder_as_absolute
 from bark_fast.checkpoint.suno import FILES, Size, SunoFiles, has_suno_files
 from bark_fast.compat.suno import environment
 from bark_fast.compat.suno.constants import SAMPLE_RATE
 from bark_fast.devices import resolve_device
 from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.process import HomeProcess
 
 Model = str | os.PathLike[str] | SunoFiles
 
@@ -41,8 +42,11 @@ class Models:
 
     def __init__(self, model: Model | None, options: Mapping[str, Any]) -> None:
         inspect.signature(Bark.from_pretrained).bind(model, **options)
+        if model is not None and model != "demo":
+            model = folder_as_absolute(model)  # it is loaded later, perhaps in another folder
         self._model, self._options = model, dict(options)
         self._lock = threading.Lock()
+        self._home = HomeProcess("a SunoAPI", self._is_idle)
         self._small: dict[str, bool] = {}  # of the stages that something was asked for
         self._on_gpu = True
         self._chosen: tuple[Any, Any] | None = None  # the model and device that are loaded
@@ -51,6 +55,7 @@ class Models:
     @property
     def bark(self) -> Bark:
         """The model, which is loaded now if it was not."""
+        self._home.check()
         with self._lock:
             return self._load() if self._loaded is None else self._loaded
 
@@ -71,6 +76,7 @@ class Models:
             InputError: the model does not come in these sizes.
             CheckpointError: it cannot be loaded; the next use tries again.
         """
+        self._home.check()
         with self._lock:
             chosen = {**self._small, **small}
             self._sized(chosen)  # says what is wrong before anything changes
@@ -91,6 +97,10 @@ class Models:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _is_idle(self) -> bool:
+        """Return True if a copy in a fork could be used."""
+        return not self._lock.locked()
 
     def _forget(self) -> None:
         self._loaded = self._chosen = None  # before another is loaded: there may not be memory
