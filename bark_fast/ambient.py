@@ -37,19 +37,21 @@ def settled(*, inference: bool) -> Iterator[None]:
             torch.set_autocast_enabled(device, False)
         if flushes:
             torch.set_flush_denormal(False)
-        # The default device is a mode of __torch_function__.
-        with (
-            torch._C.DisableTorchFunction(),
-            torch._C._DisableTorchDispatch(),
-            torch.inference_mode(inference),
-            torch.no_grad(),
-        ):
+        with without_modes(), torch.inference_mode(inference), torch.no_grad():
             yield
     finally:
         if flushes:
             torch.set_flush_denormal(True)
         for device in autocasts:
             torch.set_autocast_enabled(device, True)
+
+
+@contextmanager
+def without_modes() -> Iterator[None]:
+    """Leave out modes of `__torch_function__`, which the default device is, and of
+    `__torch_dispatch__`."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        yield
 
 
 @contextmanager

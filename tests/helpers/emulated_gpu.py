@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from bark_fast import kernels
+from bark_fast import ambient, kernels
 from bark_fast.kernels import Backend
 
 GPU = torch.device("cuda:0")
@@ -332,8 +332,11 @@ def emulated_gpu(monkeypatch: pytest.MonkeyPatch, *, backend: Any = None) -> Ite
     """Be a machine with a GPU, on which every engine runs on `backend`; by default plain torch."""
     gpu = EmulatedGPU.current = EmulatedGPU()
     backend = EmulatedBackend(kernels.backend("torch")) if backend is None else backend
-    # One mode for all: in inference mode a view needs a base that was made in it.
-    with monkeypatch.context() as patch, torch.inference_mode(), _Moves():
+    with monkeypatch.context() as patch, _Moves():
+        # The engine leaves out what a caller has set of torch, but this is no caller's.
+        patch.setattr(ambient, "without_modes", nullcontext)
+        # A tensor of a wrapped kind that was made outside of inference mode has no views in it.
+        patch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad())
         patch.setattr(kernels, "backend", lambda impl, **options: backend)
         patch.setattr(torch.cuda, "Event", Event)
         patch.setattr(torch.cuda, "default_stream", lambda device=None: None)
