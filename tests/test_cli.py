@@ -223,7 +223,7 @@ def test_sentences_and_pauses(small: Checkpoint) -> None:
 
 def test_standard_input(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     assert say(small, "Hé, you", "--seed", "1", "-o", "a.wav") == 0
-    stdin = io.TextIOWrapper(io.BytesIO("Hé,\n you\n".encode()), encoding="utf-8")
+    stdin = io.TextIOWrapper(io.BytesIO("\nHé,  you\n".encode()), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", stdin)
     assert say(small, "-", "--seed", "1", "-o", "b.wav") == 0
     assert np.array_equal(samples("a.wav"), samples("b.wav"))
