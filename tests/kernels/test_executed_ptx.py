@@ -23,7 +23,7 @@ from bark_fast.kernels.aot_cases import SHAPES
 from bark_fast.kernels.triton import attention, linear
 from helpers.kernel_cases import Sequences, exact_linear
 from helpers.kernels import assert_accurate, randn
-from helpers.ptx import Code, Compiler, Device, PtxError, parse
+from helpers.ptx import Code, Compiler, Device, PtxError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cpu_tensors")]
 
@@ -285,19 +285,6 @@ def test_dependent_attention(ptx_compiler: Compiler, dependent: kernels.Backend)
 # Planted faults -----------------------------------------------------------------------------------
 
 
-def lines_of(code: Code, *words: str) -> list[int]:
-    """Return the lines of the instructions whose opcode begins with these words."""
-    found = code.program.instructions
-    return [i.line for i in found if i.words[: len(words)] == words]
-
-
-def without(code: Code, line: int) -> Code:
-    lines = code.ptx.split("\n")
-    lines[line - 1] = ""
-    ptx = "\n".join(lines)
-    return replace(code, ptx=ptx, program=parse(ptx))
-
-
 @pytest.mark.parametrize("name", ["fc1", "fc2"])
 def test_a_product_without_one_of_its_barriers_is_a_race(name: str, ptx_compiler: Compiler) -> None:
     case, dtype = PRODUCTS[name], torch.bfloat16
@@ -309,16 +296,16 @@ def test_a_product_without_one_of_its_barriers_is_a_race(name: str, ptx_compiler
         return device.ran[-1][0]
 
     code = run(lambda code: code)
-    barriers = lines_of(code, "bar", "sync") + lines_of(code, "bar", "warp")
+    barriers = code.lines_of("bar", "sync") + code.lines_of("bar", "warp")
     assert len(barriers) > 8
     for line in barriers:
         with pytest.raises(
             PtxError, match=r"^PTX line \d+ \(\w+\.py:\d+\): .* while another thread"
         ):
-            run(lambda code, line=line: without(code, line))
-    for line in lines_of(code, "cp", "async", "wait_group"):
+            run(lambda code, line=line: code.without(line))
+    for line in code.lines_of("cp", "async", "wait_group"):
         with pytest.raises(PtxError, match=r"has not arrived yet|in flight"):
-            run(lambda code, line=line: without(code, line))
+            run(lambda code, line=line: code.without(line))
 
 
 def test_attention_without_its_release_is_a_race(ptx_compiler: Compiler) -> None:
@@ -328,8 +315,7 @@ def test_attention_without_its_release_is_a_race(ptx_compiler: Compiler) -> None
 
     def relaxed(code: Code) -> Code:
         assert "atom.global.gpu.acq_rel" in code.ptx
-        ptx = code.ptx.replace("atom.global.gpu.acq_rel", "atom.global.gpu.relaxed")
-        return replace(code, ptx=ptx, program=parse(ptx))
+        return code.with_ptx(code.ptx.replace("gpu.acq_rel", "gpu.relaxed"))
 
     with pytest.raises(PtxError, match=r"ld\.global.*is read while another thread writes it"):
         attend(ptx_compiler, sequences, q, [0], edit=relaxed)

@@ -6,6 +6,7 @@ See `test_executed_ptx.py`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from bark_fast.kernels.aot_cases import SHAPES
 from bark_fast.kernels.triton.norm import row_stats
 from helpers.kernel_cases import Sequences, exact_bidirectional, exact_linear, exact_norm
 from helpers.kernels import assert_accurate, randn
-from helpers.ptx import Compiler, Device
+from helpers.ptx import Code, Compiler, Device, PtxError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cpu_tensors")]
 
@@ -39,6 +40,26 @@ def test_tiled_products(dtype: torch.dtype, ptx_compiler: Compiler) -> None:
         alone = kernels.fused_linear(x[128:].clone(), weight, gelu=True, impl="triton")[:, 128:]
     assert torch.equal(alone, got[128:])
     assert "wgmma.mma_async" in device.ran[-1][0].ptx
+
+
+def test_a_tile_without_one_of_its_waits_is_a_race(ptx_compiler: Compiler) -> None:
+    """Each barrier, each wait for copies and each wait for products is needed, and missed."""
+    x, weight = randn(130, 256, dtype=HALF[0]), randn(128, 256, seed=1, dtype=HALF[0])
+
+    def run(edit: Callable[[Code], Code]) -> Code:
+        with Device(ptx_compiler, programs=lambda p: p == (0, 0, 0), edit=edit) as device:
+            kernels.fused_linear(x, weight, impl="triton")
+        return device.ran[-1][0]
+
+    code = run(lambda code: code)
+    waits = [
+        *code.lines_of("bar", "sync"), *code.lines_of("cp", "async", "wait_group"),
+        *code.lines_of("wgmma", "wait_group"),
+    ]  # fmt: skip
+    assert len(waits) >= 6
+    for line in waits:
+        with pytest.raises(PtxError, match=r"another thread|has not arrived|in flight"):
+            run(lambda code, line=line: code.without(line))
 
 
 def test_tiled_keys_and_values_with_a_norm(ptx_compiler: Compiler) -> None:

@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,20 @@ class Code:
     program: Program
     shared_size: int
     names: list[str]
+
+    def lines_of(self, *words: str) -> list[int]:
+        """Return the lines of the instructions whose opcode begins with these words."""
+        found = self.program.instructions
+        return [i.line for i in found if i.words[: len(words)] == words]
+
+    def without(self, line: int) -> Code:
+        """Return the code without what is on one line, as faults number them."""
+        lines = self.ptx.split("\n")
+        lines[line - 1] = ""
+        return self.with_ptx("\n".join(lines))
+
+    def with_ptx(self, ptx: str) -> Code:
+        return replace(self, ptx=ptx, program=parse(ptx))
 
 
 class Compiler:

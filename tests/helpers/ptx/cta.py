@@ -42,19 +42,16 @@ class Cta:
     Args:
         arguments: the bits of the kernel's parameters; those that are left out are null pointers.
         clock: finds races, of this CTA and with those that ran before it in this launch.
-        releases: what each counter in global memory has been told of, by its address; shared by
-            the CTAs of a launch.
     """
 
     def __init__(
         self, program: Program, arguments: Sequence[int], place: Place, memory: GlobalMemory, *,
         shared_size: int, clock: Clock | None = None,
-        releases: dict[int, np.ndarray] | None = None,
     ) -> None:  # fmt: skip
         self.program, self.memory, self.clock, self.place = program, memory, clock, place
         self.shared = SharedMemory(shared_size, clock)
-        self.releases = {} if releases is None else releases
-        self.acquired: np.ndarray | None = None  # takes effect at the next barrier
+        # What other CTAs did before this one met them; takes effect at the next barrier.
+        self._acquired: np.ndarray | None = None
         count = program.threads
         self.numbers = place.number * count + np.arange(count, dtype=np.int32)
         self.lanes = np.arange(count) % WARP
@@ -65,7 +62,6 @@ class Cta:
         self.kernel_pending = any(
             i.words == ("griddepcontrol", "wait") for i in program.instructions
         )
-        self.executed = 0
         self._registers: dict[str, np.ndarray] = self._presets(arguments)
 
     def _presets(self, arguments: Sequence[int]) -> dict[str, np.ndarray]:
@@ -139,9 +135,17 @@ class Cta:
             raise PtxError(f"a barrier that {here.sum()} of {self.live.sum()} threads reach")
         if self.clock is not None:
             self.clock.since[self.numbers] = self.clock.now
-            if self.acquired is not None:
-                np.maximum(self.clock.since, self.acquired, out=self.clock.since)
-                self.acquired = None
+            if self._acquired is not None:
+                np.maximum(self.clock.since, self._acquired, out=self.clock.since)
+                self._acquired = None
+
+    def meet(self, counter: int) -> None:
+        """Tell other CTAs what this one did before its last barrier, and hear what they told."""
+        if self.clock is not None:
+            told = self.clock.releases.setdefault(counter, np.zeros_like(self.clock.since))
+            np.maximum(told, self.clock.since, out=told)
+            heard = told if self._acquired is None else np.maximum(told, self._acquired)
+            self._acquired = heard.copy()
 
     def warp_barrier(self, threads: Threads) -> None:
         """Order all that each warp of these threads did before all that it will do."""
@@ -179,13 +183,11 @@ class Cta:
         while at < meeting:
             instruction, step = steps[at]
             at += 1
-            self.executed += 1
             if self.clock is not None:
                 self.clock.now += 1
             threads = None if alone else here
             if instruction.guard:
-                guard = self._registers[instruction.guard]
-                chosen = here & (guard ^ instruction.negated)
+                chosen = here & (self.read(instruction.guard, "pred") ^ instruction.negated)
                 threads = None if chosen.all() else chosen
                 if threads is not None and not chosen.any():
                     continue

@@ -85,11 +85,10 @@ class Device:
         clock = Clock(len(chosen) * code.program.threads) if self._races else None
         named = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
         memory, arguments = self._arguments({name: named[name] for name in code.names}, clock)
-        releases: dict[int, np.ndarray] = {}
         for number, index in enumerate(chosen):
             Cta(
                 code.program, arguments, Place(index, grid, number), memory,
-                shared_size=code.shared_size, clock=clock, releases=releases,
+                shared_size=code.shared_size, clock=clock,
             ).run()  # fmt: skip
         self.ran.append((code, chosen))
 

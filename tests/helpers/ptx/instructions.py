@@ -128,10 +128,8 @@ def _atomic_add(cta: Cta, ins: Instruction, threads: Threads) -> None:
     for t in _which(cta, threads):
         ((_, memory, offsets),) = cta.tensor_parts(addresses[t : t + 1])
         before[t] = memory.add(offsets, amounts[t])
-        if cta.clock is not None and "acq_rel" in ins.words:
-            released = cta.releases.setdefault(int(addresses[t]), np.zeros_like(cta.clock.since))
-            np.maximum(released, cta.clock.since, out=released)
-            cta.acquired = released.copy()
+        if "acq_rel" in ins.words:
+            cta.meet(int(addresses[t]))
     cta.write(destination, encode(before, kind), threads)
 
 
@@ -140,7 +138,7 @@ def _atomic_add(cta: Cta, ins: Instruction, threads: Threads) -> None:
 
 @instruction("cp.async")
 def _copy(cta: Cta, ins: Instruction, threads: Threads) -> None:
-    """Access to shared memory; where the last operand is 0, zeros instead."""
+    """Copy to shared memory; where the last operand is 0, zeros instead."""
     if ins.words[2] == "commit_group":
         return _commit(cta, cta.copies, threads)
     if ins.words[2] == "wait_group":

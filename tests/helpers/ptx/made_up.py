@@ -62,11 +62,10 @@ def run(
             dependent=dependent,
         )  # fmt: skip
         arguments.append(memory.add(piece))
-    releases: dict[int, np.ndarray] = {}
     for number in range(ctas):
         Cta(
             program, arguments, Place((number, 0, 0), (ctas, 1, 1), number), memory,
-            shared_size=shared, clock=clock, releases=releases,
+            shared_size=shared, clock=clock,
         ).run()  # fmt: skip
 
 

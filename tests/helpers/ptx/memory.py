@@ -31,12 +31,14 @@ class Clock:
         now: the instruction's time.
         since: int64 [threads]; what a thread did before this time is ordered before now.
         warp_since: int64 [warps]; likewise for what a warp's threads did, seen from inside it.
+        releases: what was told at each counter in global memory, by its address.
     """
 
     def __init__(self, threads: int) -> None:
         self.now = 0
         self.since = np.zeros(threads, np.int64)
         self.warp_since = np.zeros(threads // WARP, np.int64)
+        self.releases: dict[int, np.ndarray] = {}
 
     def forget(self) -> None:
         self.since[:] = self.warp_since[:] = 0
