@@ -219,16 +219,17 @@ def test_unprefixed_length_is_the_semantic_stages(ours: Any, processor: Any, see
 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "semantic_max_new_tokens"])
-def test_more_than_the_positions_hold(
-    ours: Any, theirs: Any, processor: Any, seen: Seen, name: str
-) -> None:
+def test_more_than_the_positions_hold(ours: Any, processor: Any, seen: Seen, name: str) -> None:
     """It is cut there, where transformers fails if it gets there."""
     inputs = processor("Hello", max_length=32)
     for length in (149, 10**30):
         with pytest.warns(BarkFastWarning, match=f"^{name} is {length}, .* hold 148 tokens"):
             ours.generate(**inputs, **GREEDY, **{name: length})
     assert {request.max_semantic_tokens for request in seen.requests} == {148}
-    theirs.generate(**inputs, **GREEDY, semantic_max_new_tokens=148)
+
+
+def test_an_end_before_more_than_the_positions_hold(ours: Any, theirs: Any, processor: Any) -> None:
+    inputs = processor("Hello", max_length=32)
     with pytest.raises(IndexError):
         theirs.generate(**inputs, **GREEDY, semantic_max_new_tokens=149)
     keywords = {**GREEDY, "semantic_max_new_tokens": 1000, "min_eos_p": 5e-3}
