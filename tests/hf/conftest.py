@@ -59,3 +59,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     monkeypatch.setattr(Driver, "finish", watch)
     return record
+
+
+@pytest.fixture
+def pair(small: Checkpoint, fresh: Any) -> tuple[Any, Any]:
+    """Our model and transformers', which the test may change."""
+    return fresh, transformers.BarkModel.from_pretrained(small.folder)
