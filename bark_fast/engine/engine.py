@@ -27,11 +27,10 @@ from bark_fast.engine.kv_cache import PagePool
 from bark_fast.engine.runner import Runner, Wait, is_out_of_memory
 from bark_fast.engine.scheduler import Batch, Phase, Policy, ScheduledTask, Scheduler
 from bark_fast.engine.stats import Counters, EngineStats
-from bark_fast.engine.utterance import Outcome, Progress, Result, Utterance
-from bark_fast.errors import InputError, is_asynchronous
+from bark_fast.engine.utterance import Outcome, Progress, Result, Utterance, check_pages
+from bark_fast.errors import is_asynchronous
 from bark_fast.process import HomeProcess, refuse_to_pickle
 from bark_fast.request import Request, rehearsal
-from bark_fast.stages.coarse import longest_window
 from bark_fast.types import STAGES, Speech, Stage
 
 Task = ScheduledTask[Utterance]
@@ -84,7 +83,7 @@ class Engine:
             ProcessError: this is a fork of the engine's process that cannot use it.
         """
         self.home.check()
-        self._check_pages(request)
+        check_pages(request, self._pools["coarse"])
         with self._submitting:
             utterance = Utterance.start(
                 request,
@@ -101,18 +100,6 @@ class Engine:
             lambda future: self._cancelled.append(utterance) if future.cancelled() else None
         )
         return utterance.future
-
-    def _check_pages(self, request: Request) -> None:
-        """Check that the pages hold windows that are not the checkpoint's own."""
-        if request.coarse_rules is None:
-            return
-        pool, needed = self._pools["coarse"], longest_window(request.coarse_rules)
-        if pool.pages_for(needed) > pool.n_pages:
-            raise InputError(
-                f"max_coarse_history + sliding_window_len must fit into the {pool.n_pages} pages "
-                f"of {pool.page_size} positions that kv_cache_gib leaves for coarse tokens, "
-                f"got {needed} positions"
-            )
 
     def cancel(self, future: Future[Speech]) -> bool:
         """Give up a request; return False if it has finished already.

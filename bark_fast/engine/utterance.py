@@ -13,14 +13,14 @@ import torch
 
 from bark_fast.checkpoint.config import Config
 from bark_fast.engine.decoder import StepOutput
-from bark_fast.engine.kv_cache import prompt_keys
+from bark_fast.engine.kv_cache import PagePool, prompt_keys
 from bark_fast.engine.options import EngineConfig
 from bark_fast.engine.scheduler import Phase, Ready
-from bark_fast.errors import ModelError
+from bark_fast.errors import InputError, ModelError
 from bark_fast.kernels import NO_TOKEN
 from bark_fast.request import Request
 from bark_fast.stages.causal import CausalTask
-from bark_fast.stages.coarse import CoarseTask, ids_to_codes
+from bark_fast.stages.coarse import CoarseTask, ids_to_codes, longest_window
 from bark_fast.stages.fine import FineTask
 from bark_fast.stages.semantic import SemanticTask, build_prompt
 from bark_fast.types import FloatArray, IntArray, Speech, Stage
@@ -294,3 +294,20 @@ def _semantic_task(request: Request, config: Config) -> SemanticTask:
         prompt=build_prompt(request.text_ids, history, config.semantic_rules),
         limit=request.max_semantic_tokens,
     )
+
+
+def check_pages(request: Request, pool: PagePool) -> None:
+    """Check that the pages of the coarse stage hold windows that are not the checkpoint's own.
+
+    Raises:
+        InputError: they do not; the utterance would wait for ever.
+    """
+    if request.coarse_rules is None:
+        return
+    needed = longest_window(request.coarse_rules)
+    if pool.pages_for(needed) > pool.n_pages:
+        raise InputError(
+            f"max_coarse_history + sliding_window_len must fit into the {pool.n_pages} pages of "
+            f"{pool.page_size} positions that kv_cache_gib leaves for coarse tokens, got {needed} "
+            "positions"
+        )
