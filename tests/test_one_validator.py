@@ -95,7 +95,7 @@ class Faces:
         self.model = BarkModel.from_pretrained(small.folder)
         self.model.generation_config = small.model.generation_config
         self.suno = SunoAPI(small.folder, seed=1)
-        self.suno._loaded = small.bark
+        self.suno._models._loaded = small.bark
 
     def ids(self) -> torch.Tensor:
         ids = self.bark.requests.tokenizer.encode("Hello")
@@ -122,7 +122,7 @@ class Faces:
         return audio
 
     def by_suno(self, voice: Any) -> np.ndarray:
-        loaded = self.suno._voice(voice)  # its sampling settings are its own
+        loaded = self.suno.history(voice, *Voice.ARRAYS)  # its sampling settings are its own
         return self.bark.generate("Hello", voice=loaded, params=GREEDY).samples
 
     def by_file(self, voice: Any) -> np.ndarray:
