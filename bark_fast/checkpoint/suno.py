@@ -213,7 +213,7 @@ def _find_codec(source: Source, local_files_only: bool) -> _Codec:
     for each in (source, Source(str(downloads), downloads)):
         if each.find(CODEC_FILE) is not None:
             return _Codec(each, is_packages=True)
-    what = f"codec ({CODEC_FOLDER}/ or {CODEC_FILE}, which may be in {downloads} too)"
+    what = f"codec ({CODEC_FOLDER}/ or {CODEC_FILE})"
     return _Codec(_elsewhere(source, what, CODEC_ID, local_files_only))
 
 

@@ -131,7 +131,7 @@ def test_torch_home(on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert SunoAPI(on_disk / "suno" / "bark_v0", device="cpu").bark.voices == []
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
-    with pytest.raises(ValueError, match=r"it holds no codec .*which may be in .*nothing/hub"):
+    with pytest.raises(ValueError, match="it holds no codec"):
         SunoFiles(on_disk / "suno" / "bark_v0").open()
 
 
