@@ -11,9 +11,10 @@ oneDNN on or off) holds everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
+from torch.overrides import _pop_mode_temporarily
 
 _AUTOCASTS = ("cpu", "cuda")
 _DENORMAL = 5e-324
@@ -57,5 +58,9 @@ def without_modes() -> Iterator[None]:
 @contextmanager
 def meta_device() -> Iterator[None]:
     """Let modules be built without numbers, inside `settled` too."""
-    with torch._C._EnableTorchFunction(), torch.device("meta"):
+    with ExitStack() as stack:
+        for _ in range(torch._C._len_torch_function_stack()):
+            stack.enter_context(_pop_mode_temporarily())  # the caller's
+        stack.enter_context(torch._C._EnableTorchFunction())
+        stack.enter_context(torch.device("meta"))
         yield
