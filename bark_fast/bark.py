@@ -22,6 +22,7 @@ from bark_fast.engine.engine import Engine
 from bark_fast.engine.options import EngineOptions
 from bark_fast.engine.stats import EngineStats
 from bark_fast.engine.utterance import Progress
+from bark_fast.engine.warm_up import warm_up
 from bark_fast.errors import GenerationError, InputError
 from bark_fast.progress import ProgressBar, counting_bar
 from bark_fast.request import Request, RequestBuilder
@@ -164,7 +165,7 @@ class Bark:
             progress: show a progress bar on standard error.
         """
         with counting_bar("capturing", enabled=progress) as report:
-            self.engine.warm_up(report)
+            warm_up(self.engine, report)
 
     def load_voice(self, voice: VoiceLike, *, name: str = "voice") -> Voice:
         """Return what `generate` takes for a voice as a checked Voice; `name` is for errors."""

@@ -10,6 +10,7 @@ import torch
 
 from bark_fast import Bark, GenerationParams, kernels
 from bark_fast.engine.engine import Engine
+from bark_fast.engine.warm_up import warm_up
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
 from helpers.checkpoints import Checkpoint
 from helpers.engines import gib_for, make_engine, one_by_one, random_requests, run_all, same
@@ -156,7 +157,7 @@ def test_a_coarse_window_does_not_look_at_the_host(narrow: Checkpoint) -> None:
 
 def test_memory_does_not_grow(narrow: Checkpoint) -> None:
     engine = cuda_engine(narrow)
-    engine.warm_up()
+    warm_up(engine)
     requests = random_requests(narrow, 100, longest=40, seed=2)
     run_all(engine, requests)
     torch.cuda.synchronize()

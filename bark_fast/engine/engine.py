@@ -30,13 +30,10 @@ from bark_fast.engine.stats import Counters, EngineStats
 from bark_fast.engine.utterance import Outcome, Progress, Result, Utterance, check_pages
 from bark_fast.errors import is_asynchronous
 from bark_fast.process import HomeProcess, refuse_to_pickle
-from bark_fast.request import Request, rehearsal
+from bark_fast.request import Request
 from bark_fast.types import STAGES, Speech, Stage
 
 Task = ScheduledTask[Utterance]
-
-# Kernels differ for one row, for few, and for a multiple of 16.
-_REHEARSALS = (1, 2, 16)
 
 
 class Engine:
@@ -129,34 +126,13 @@ class Engine:
             self._counters.busy_s += time.perf_counter() - start
         return self.has_work
 
-    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Capture the decode steps of all batch sizes now, which otherwise happens when each is
-        first met.
-
-        On a GPU utterances that nobody hears then pass through every stage, one and some together,
-        so that no later one waits for a kernel to be compiled.
-
-        Args:
-            progress: called with (done, to be done).
-        """
-        captures = self.runner.warm_ups()
-        groups = _REHEARSALS if self.runner.device.type == "cuda" else ()
-        total = len(captures) + len(groups)
+    @contextmanager
+    def standstill(self) -> Iterator[None]:
+        """Let no batch be under way, and none begin."""
         with self._turn():
             while self._under_way:
                 self._advance(*self._under_way.popleft())
-            for n_done, warm_up in enumerate(captures, start=1):
-                warm_up()
-                if progress is not None:
-                    progress(n_done, total)
-        for n_done, n in enumerate(groups, start=len(captures) + 1):
-            futures = [self.submit(request) for request in rehearsal() * n]
-            while not all(future.done() for future in futures) and self.step():
-                pass
-            for future in futures:
-                future.result(timeout=0)
-            if progress is not None:
-                progress(n_done, total)
+            yield
 
     @property
     def policy(self) -> Policy:

@@ -10,6 +10,7 @@ import torch
 
 from bark_fast import Speech
 from bark_fast.engine.graphs import CudaGraphRunner, capture_sizes, padded_size
+from bark_fast.engine.warm_up import warm_up
 from bark_fast.request import Request
 from helpers.checkpoints import Checkpoint
 from helpers.engine_fakes import FakeGraphs
@@ -30,7 +31,7 @@ def test_warm_up_captures_all_sizes(small: Checkpoint, requests: list[Request]) 
     graphs = FakeGraphs()
     engine = make_engine(small, graphs=graphs, max_batch_size=20)
     seen: list[tuple[int, int]] = []
-    engine.warm_up(lambda done, total: seen.append((done, total)))
+    warm_up(engine, lambda done, total: seen.append((done, total)))
     n = 2 * len(capture_sizes(20))
     assert seen == [(i, n) for i in range(1, n + 1)]
     assert graphs.captured == n

@@ -19,6 +19,7 @@ from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.engine.build import load_engine
 from bark_fast.engine.engine import Engine
+from bark_fast.engine.warm_up import warm_up
 from helpers.emulated_gpu import GPU, EmulatedBackend, emulated_gpu
 from helpers.engine_fakes import FakeGraphs
 from helpers.stand_in_driver import LaunchLog, stand_in_driver
@@ -92,7 +93,7 @@ def main(folder: str) -> None:
                 TensorsInFiles(source), bark.engine.config, dtype=torch.bfloat16, device=GPU,
                 impl="triton", options=EngineOptions(max_batch_size=20), graphs=FakeGraphs(),
             )  # fmt: skip
-        engine.warm_up()
+        warm_up(engine)
         n_compiled = len(log.compiled)
         for name in ("semantic", "coarse", "fine"):
             logged = LoggedRunner(getattr(engine.runner, name), name, log, notes)
