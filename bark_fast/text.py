@@ -46,6 +46,24 @@ def normalise(text: str) -> str:
     return clean
 
 
+def tokenizer_folder(source: Source) -> Path:
+    """Return the folder of the tokenizer's files, of which transformers takes many a wrong one.
+
+    Raises:
+        CheckpointError: there are none, or one is no tokenizer's.
+    """
+    found = [path for file in TOKENIZER_FILES if (path := source.find(file))]
+    if not found:
+        # transformers would make an empty tokenizer or ask the network.
+        raise source.missing(_NO_TOKENIZER)
+    for path in [*found, *filter(None, map(source.find, _TOKENIZER_SETTINGS))]:
+        if (instead := what_it_is(path)) is not None:
+            raise CheckpointError(f"{path}: is no tokenizer's: {instead}")
+        if path.suffix == ".json":
+            source.read_json(path.name)
+    return found[0].parent
+
+
 def check_tokenizer(tokenizer: Any, where: str) -> None:
     """Check that transformers has read a tokenizer, and not made one up.
 
@@ -61,13 +79,8 @@ def check_tokenizer(tokenizer: Any, where: str) -> None:
         raise CheckpointError(f"{where}: {_NO_TOKENIZER} with words in it")
 
 
-def unreadable_tokenizer(folder: Path, where: str, error: Exception) -> CheckpointError:
-    """Return the error for a tokenizer that transformers could not load from `folder`.
-
-    What transformers says is of help only if there is a file to load it from.
-    """
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        return CheckpointError(f"{where}: {_NO_TOKENIZER}")
+def unreadable_tokenizer(where: str, error: Exception) -> CheckpointError:
+    """Return the error for a tokenizer that transformers could not load."""
     return CheckpointError(f"{where}: cannot load its tokenizer: {in_one_line(error)}")
 
 
@@ -98,25 +111,15 @@ class Tokenizer:
         """
         from transformers import AutoTokenizer
 
-        found = [path for file in TOKENIZER_FILES if (path := source.find(file))]
-        if not found:
-            # transformers would make an empty tokenizer or ask the network.
-            raise source.missing(_NO_TOKENIZER)
         # All that the source gives lies in one folder, the hub's files in a snapshot of its cache:
         # transformers need not ask the network once more, for files that others may have changed.
-        found += [path for file in _TOKENIZER_SETTINGS if (path := source.find(file))]
-        for path in found:
-            # transformers takes many a wrong file, and reads nonsense from it.
-            if (instead := what_it_is(path)) is not None:
-                raise CheckpointError(f"{path}: is no tokenizer's: {instead}")
-            if path.suffix == ".json":
-                source.read_json(path.name)
+        folder = tokenizer_folder(source)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
-                str(found[0].parent), local_files_only=True, trust_remote_code=False
+                str(folder), local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # many kinds, by tokenizer and by version
-            raise unreadable_tokenizer(found[0].parent, source.name, error) from error
+            raise unreadable_tokenizer(source.name, error) from error
         check_tokenizer(self._tokenizer, source.name)
         # `encode` cuts a text that is too long, and warns with the true numbers.
         self._tokenizer.model_max_length = int(1e30)

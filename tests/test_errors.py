@@ -126,10 +126,10 @@ def _fail(kind: str) -> None:
 def test_errors_come_home_from_another_process() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         with pytest.raises(GenerationError) as caught:
-            pool.submit(_fail, "list").result(timeout=60)
+            pool.submit(_fail, "list").result(timeout=300)
         assert isinstance(caught.value.results[1], InputError)
         with pytest.raises(InputError, match="seed must be"):
-            pool.submit(_fail, "seed must be").result(timeout=60)
+            pool.submit(_fail, "seed must be").result(timeout=300)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,19 @@ def test_seeds(faces: Faces, seed: Any, good: bool) -> None:
             way()
 
 
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), True, "0.7", 1j, 10**400])
+def test_infinite_temperatures(faces: Faces) -> None:
+    """transformers takes one, and does what it does with it."""
+    for way in (
+        lambda: GenerationParams(coarse_temperature=math.inf),
+        lambda: faces.suno.generate_audio("Hello", waveform_temp=math.inf),
+    ):
+        with pytest.raises(InputError, match=r"temp(erature)? must be a finite number"):
+            way()
+    why = faces.model.why_not_served(coarse_temperature=math.inf, do_sample=True)
+    assert "coarse_temperature must be a finite number" in why
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), True, "0.7", 1j, 10**400])
 def test_temperatures(faces: Faces, value: Any) -> None:
     ways: list[Callable[[], Any]] = [
         lambda: GenerationParams(coarse_temperature=value),

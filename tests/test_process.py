@@ -516,7 +516,7 @@ def test_locks_that_were_held_at_the_fork(small: Checkpoint, face: str) -> None:
         work: Any = lambda: model.generate(torch.tensor([[3]]), max_new_tokens=4)  # noqa: E731
     else:
         api = SunoAPI(demo.FOLDER)
-        lock, work = api._loading, lambda: api.generate_audio("Hi.", silent=True)
+        lock, work = api._models._lock, lambda: api.generate_audio("Hi.", silent=True)
     with lock:
         assert in_fork(work) == "ProcessError"
 

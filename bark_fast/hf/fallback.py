@@ -88,7 +88,7 @@ def _cuda_devices(ids: Tensor) -> list[torch.device]:
 def _as_tensor(value: Any, device: torch.device | None, *, whole: bool = False) -> Any:
     """Return arrays and lists as tensors; `whole` makes flags whole numbers."""
     if isinstance(value, (np.ndarray, list, tuple)):
-        value = torch.as_tensor(value)
+        value = torch.as_tensor(value, dtype=None, device=torch.device("cpu"))
     if not isinstance(value, Tensor):
         return value
     if whole and value.dtype == torch.bool:

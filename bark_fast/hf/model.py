@@ -262,7 +262,6 @@ class BarkModel(transformers.BarkModel):
         assert self._structure is not None
         assert self._serving is not None
         tensors = self._structure.check(self)
-        _check_autocast(tensors)
         parts = self._structure.parts(self)
         sections = read_sections(self.generation_config)
         submodels = {stage: parts[NETWORKS[stage]].generation_config for stage in _CAUSAL_STAGES}
@@ -364,21 +363,6 @@ class BarkModel(transformers.BarkModel):
             structure = self._structure
             self._serving.drop_if_changed(lambda: structure.tensors(self))
         return result
-
-
-def _check_autocast(tensors: Mapping[str, Tensor]) -> None:
-    """Check that autocast does not have the modules compute in another dtype than theirs.
-
-    Raises:
-        NotServedError: it does.
-    """
-    weight = tensors[f"{NETWORKS['semantic']}.lm_head.weight"]
-    kind = weight.device.type
-    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
-        return
-    dtype = torch.get_autocast_dtype(kind)
-    if dtype != weight.dtype:
-        raise NotServedError(f"autocast to {dtype} is on, and the weights are in {weight.dtype}")
 
 
 def _is_random(params: GenerationParams) -> bool:

@@ -16,7 +16,7 @@ from bark_fast.ambient import settled
 from bark_fast.checkpoint.source import Source, folder_as_absolute
 from bark_fast.checkpoint.unreadable import in_one_line
 from bark_fast.errors import InputError
-from bark_fast.text import check_tokenizer, check_unicode, unreadable_tokenizer
+from bark_fast.text import check_tokenizer, check_unicode, tokenizer_folder, unreadable_tokenizer
 from bark_fast.types import Voice
 from bark_fast.voices import read_npz
 
@@ -55,8 +55,10 @@ class BarkProcessor(transformers.BarkProcessor):
             )
         folder = Path(pretrained_processor_name_or_path, options.get("subfolder") or "")
         presets = speaker_embeddings_dict_path
-        if presets is not None and os.path.isfile(folder / presets):
-            Source(where, folder).read_json(presets)  # transformers reads it without a check
+        if folder.is_dir():  # transformers reads these without a check
+            tokenizer_folder(Source(where, folder))
+            if presets is not None and os.path.isfile(folder / presets):
+                Source(where, folder).read_json(presets)
         try:
             processor: BarkProcessor = super().from_pretrained(
                 pretrained_processor_name_or_path, presets, **options
@@ -64,7 +66,7 @@ class BarkProcessor(transformers.BarkProcessor):
         except Exception as error:  # many kinds, by tokenizer and by version
             if not folder.is_dir():  # transformers says what is wrong with the name, or the hub
                 raise
-            raise unreadable_tokenizer(folder, where, error) from error
+            raise unreadable_tokenizer(where, error) from error
         check_tokenizer(processor.tokenizer, where)
         if processor.speaker_embeddings is not None:
             # Where the list does not have this, transformers looks for presets in the root folder.

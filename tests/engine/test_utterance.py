@@ -52,7 +52,7 @@ def coarse_step(utterance: Utterance) -> Outcome:
 def fine_pass(utterance: Utterance) -> Outcome:
     task = utterance.fine_task
     task.fill(torch.full((len(task.sample_positions()),), task.codebook))
-    return utterance.advance("fine", task.new_codes().numpy().copy() if task.finished else None)
+    return utterance.advance("fine", task.codes.numpy().copy() if task.finished else None)
 
 
 def decode(stage: Stage, positions: int) -> Ready:

@@ -332,12 +332,6 @@ def replacing(cls: type, name: str) -> Callable[[pytest.MonkeyPatch], Any]:
     return replaced
 
 
-@contextmanager
-def autocast(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        yield r"autocast to torch\.bfloat16 is on, and the weights are in torch\.float32"
-
-
 @pytest.mark.parametrize(
     "around",
     [
@@ -352,7 +346,6 @@ def autocast(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         replacing(EncodecLSTM, "forward"),
         replacing(nn.LayerNorm, "forward"),
         replacing(nn.Module, "__call__"),
-        autocast,
     ],
     ids=lambda around: around.__name__,
 )

@@ -341,12 +341,13 @@ def _written(name: str, content: bytes) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         (_without_tokenizer, r"no tokenizer found \(tokenizer\.json or vocab\.txt\)"),
-        (_with_empty_vocabulary, "no tokenizer found"),
+        (_with_empty_vocabulary, r"vocab\.txt: is no tokenizer's: it is empty"),
         (_with_a_folder_for_a_file, "no tokenizer found"),
-        (_written("tokenizer.json", b"{"), "cannot load its tokenizer: "),
-        (_written("tokenizer.json", b"[]"), "cannot load its tokenizer: "),
-        (_written("tokenizer.json", b"\xff\xfe"), "cannot load its tokenizer: "),
-        (_written("tokenizer_config.json", b"[]"), "cannot load its tokenizer: "),
+        (_written("tokenizer.json", b"{"), r"tokenizer\.json: is not valid JSON"),
+        (_written("tokenizer.json", b"{}"), "cannot load its tokenizer: "),
+        (_written("tokenizer.json", b"[]"), r"tokenizer\.json: must hold a JSON object"),
+        (_written("tokenizer.json", b"\xff\xfe"), r"tokenizer\.json: is not valid JSON"),
+        (_written("tokenizer_config.json", b"[]"), r"config\.json: must hold a JSON object"),
     ],
 )
 def test_a_folder_whose_tokenizer_is_none(

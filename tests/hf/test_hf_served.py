@@ -203,8 +203,10 @@ def test_a_quantised_model(pair: tuple[Any, Any], inputs: Any) -> None:
     ours.to("cpu")
 
 
-def test_autocast_to_the_dtype_of_the_weights(fresh: Any, inputs: Any, seen: Seen) -> None:
-    fresh.to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_changes_nothing(fresh: Any, inputs: Any, seen: Seen, dtype: torch.dtype) -> None:
+    """The model speaks in the dtype of its weights."""
+    fresh.to(dtype)
     expected = fresh.generate(**inputs, **SHORT)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(fresh.generate(**inputs, **SHORT), expected)

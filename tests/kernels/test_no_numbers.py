@@ -36,6 +36,7 @@ def _metadata(n: int, temperature: float, top_k: int = 0, top_p: float = 1.0) ->
         seeds=torch.arange(n, device=DEVICE),
         min_eos_p=full(0.3),
         min_new_tokens=full(0, torch.int64),
+        suno_rules=full(0, torch.int64),
     )
 
 
