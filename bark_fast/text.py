@@ -27,6 +27,8 @@ _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "adde
 # letter about 1/14 s.
 _WIDE_PER_S = 4.5
 _NARROW_PER_S = 14.0
+# A text of which so much is unknown is warned of; so many of its characters are named.
+_MOSTLY, _MOST_NAMED = 0.5, 8
 # Hangul syllables and the scripts that Unicode calls wide (CJK, kana).
 _WIDE = ("W", "F")
 
@@ -124,6 +126,7 @@ class Tokenizer:
         # `encode` cuts a text that is too long, and warns with the true numbers.
         self._tokenizer.model_max_length = int(1e30)
         self._where = source.name
+        self._unknown: int | None = self._tokenizer.unk_token_id
         self._limit = limit
         self.max_tokens = max_tokens
 
@@ -132,7 +135,9 @@ class Tokenizer:
         return len(self.ids(text))
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of normalised text, at most `max_tokens`; warn if some were cut.
+        """Return the token ids of normalised text, at most `max_tokens`.
+
+        Warn if some were cut, or if most of the text is unknown to the tokenizer.
 
         Raises:
             InputError: nothing in it is a token.
@@ -148,7 +153,24 @@ class Tokenizer:
                 BarkFastWarning,
                 stacklevel=3,
             )
+        self._warn_of_unknown(text, ids)
         return ids[: self.max_tokens]
+
+    def _warn_of_unknown(self, text: str, ids: list[int]) -> None:
+        """Warn if at least half of the tokens say only that something unknown stands there."""
+        n_unknown = ids.count(self._unknown)
+        if n_unknown < _MOSTLY * len(ids):
+            return
+        unknown = [c for c in dict.fromkeys(text) if self._unknown in self.ids(c)]
+        # A word may be unknown though its letters are not: one that is much too long, say.
+        names = ", ".join(map(repr, unknown[:_MOST_NAMED])) or "whole words"
+        more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
+        warnings.warn(
+            f"this checkpoint's tokenizer knows too little of the text, which will not be heard: "
+            f"{n_unknown} of {len(ids)} tokens are unknown ({names}{more})",
+            BarkFastWarning,
+            stacklevel=4,
+        )
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, however many.

@@ -60,6 +60,13 @@ def test_say(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.err.endswith(", seed 5\n")
 
 
+def test_unknown_characters_are_named(
+    small: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert say(small, "你好") == 0
+    assert "2 of 2 tokens are unknown ('你', '好')" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [

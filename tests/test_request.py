@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bark_fast import GenerationParams, InputError
+from bark_fast import BarkFastWarning, GenerationParams, InputError
 from bark_fast.checkpoint.config import Config, SamplingDefaults
 from bark_fast.request import Request, RequestBuilder
 from bark_fast.stages.coarse import count_frames
@@ -51,6 +52,30 @@ def test_a_text(builder: RequestBuilder) -> None:
     assert request.text_ids == builder.tokenizer.encode("Hello, my dog")
     assert (request.voice, request.given) == (None, None)
     assert request.stages == STAGES
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("你好，世界。", "'你', '好', '，', '世', '界', '。'"),
+        ("Hi Пp Пq Пr", "'П'"),  # of the words' other letters it knows each
+        ("αα βγδ εζ ηθικ", "'α', 'β', 'γ', 'δ', 'ε', 'ζ', 'η', 'θ' and 2 more"),
+    ],
+)
+def test_text_that_the_tokenizer_does_not_know(
+    builder: RequestBuilder, text: str, names: str
+) -> None:
+    with pytest.warns(BarkFastWarning, match=f"tokens are unknown \\({re.escape(names)}\\)"):
+        builder.from_text(text)
+
+
+def test_a_word_that_is_unknown_for_its_length(builder: RequestBuilder) -> None:
+    with pytest.warns(BarkFastWarning, match="1 of 1 tokens are unknown \\(whole words\\)"):
+        builder.from_text("a" * 300)
+
+
+def test_a_little_may_be_unknown(builder: RequestBuilder) -> None:
+    builder.from_text("It costs 5 €.")  # a warning would be an error here
 
 
 def test_defaults_are_the_checkpoints(builder: RequestBuilder) -> None:
