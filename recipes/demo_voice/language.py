@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,25 @@ from recipes.demo_voice import tokens
 from recipes.demo_voice.data import Ragged, semantic_shards
 from recipes.demo_voice.fit import Plan, fit
 from recipes.demo_voice.network import CausalModel, FineModel, Shape, clock
+from recipes.demo_voice.precision import half
 
 SEMANTIC = Shape(5, 256, tokens.PROMPT + tokens.MAX_UNITS)
 COARSE = Shape(4, 256, tokens.COARSE_PROMPT + 1 + tokens.COARSE_HISTORY + tokens.COARSE_STEP)
 FINE = Shape(3, 128, tokens.FINE_WINDOW)
-_POSITIONS_A_BATCH = 4800
-_WITHOUT_HISTORY = 0.5
+_POSITIONS_A_BATCH = 2400
+# A prompt's pads are attended, so a model has to see them; but not in every batch.
+_WITH_PADS = 0.2
+_WITH_HISTORY = 0.5
+# The share of the sentences with a spelled word that a round takes: half of all sentences have one,
+# but few of those that people say.
+_SPELLED = 0.35
 _NONE = -100  # cross_entropy's mark of what is not to be predicted
+_UNITS_A_TEXT_TOKEN = 3.9
+# A voice is always given but for the first sentence of a text that has none.
+_WITH_PAST = 0.75
+_SAVED = 40  # pads of a coarse prompt, about, where they are left out
 
-
-def _half() -> torch.autocast:
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+Arrays = Sequence[np.ndarray]
 
 
 def _device() -> torch.device:
@@ -33,115 +42,120 @@ def _device() -> torch.device:
 
 def build_semantic() -> CausalModel:
     model = CausalModel(SEMANTIC, tokens.SEMANTIC_IDS, tokens.N_UNITS + 1)
-    # A letter is said in about 3 units: that is where attention looks first.
-    said = torch.arange(tokens.PROMPT) * 3.2
+    # Where attention looks first: a token of the text lasts about so long.
+    said = torch.arange(tokens.PROMPT) * _UNITS_A_TEXT_TOKEN
     units = torch.arange(SEMANTIC.positions - tokens.PROMPT).float()
-    model.body.positions.data = clock(torch.cat([said, units]) / 50, SEMANTIC.width)
+    times = torch.cat([said, units]) / tokens.SEMANTIC_RATE_HZ
+    model.body.positions.data = clock(times, SEMANTIC.width)
     return model
 
 
-def _semantic_inputs(
-    texts: list[np.ndarray], histories: list[np.ndarray], units: list[np.ndarray]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(text stream [B, PROMPT], history stream, units [B, S + 1] with the end and then _NONE)."""
-    prompts = [
-        tokens.semantic_prompt(t.tolist(), h.tolist())
-        for t, h in zip(texts, histories, strict=True)
-    ]
-    longest = max(map(len, units)) + 1
-    target = torch.full((len(units), longest), _NONE)
-    for row, own in zip(target, units, strict=True):
-        row[: len(own)] = torch.from_numpy(own.astype(np.int64))
-        row[len(own)] = tokens.END
-    return torch.tensor([p[0] for p in prompts]), torch.tensor([p[1] for p in prompts]), target
+@dataclass(frozen=True)
+class SemanticBatch:
+    """Text and history streams [B, P], units [B, S + 1] with the end and then _NONE.
 
+    Without pads P is the longest text, and of a history there is what stands beside it.
+    """
 
-def _semantic_logits(model: CausalModel, text: Tensor, past: Tensor, target: Tensor) -> Tensor:
-    embed = model.embedding
-    given = target[:, :-1].clamp(min=0)
-    infer = torch.full_like(given[:, :1], tokens.SEMANTIC_INFER)
-    x = torch.cat([embed(text) + embed(past), embed(torch.cat([infer, given], 1))], 1)
-    return model(x, tokens.PROMPT)
+    text: Tensor
+    past: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(
+        cls, texts: Arrays, histories: Arrays, units: Arrays, *, with_pads: bool
+    ) -> SemanticBatch:
+        prompts = [
+            tokens.semantic_prompt(t.tolist(), h.tolist())
+            for t, h in zip(texts, histories, strict=True)
+        ]
+        width = tokens.PROMPT if with_pads else min(max(map(len, texts)), tokens.PROMPT)
+        longest = max(map(len, units)) + 1
+        target = torch.full((len(units), longest), _NONE)
+        for row, own in zip(target, units, strict=True):
+            row[: len(own)] = torch.from_numpy(own.astype(np.int64))
+            row[len(own)] = tokens.END
+        text, past = (torch.tensor([p[i] for p in prompts])[:, :width] for i in (0, 1))
+        return cls(text, past, target)
+
+    def logits(self, model: CausalModel) -> tuple[Tensor, Tensor]:
+        """(logits [N, n_out], the N units that are right)."""
+        device = next(model.parameters()).device
+        text, past, target = (part.to(device) for part in (self.text, self.past, self.target))
+        embed = model.embedding
+        given = target[:, :-1].clamp(min=0)
+        infer = torch.full_like(given[:, :1], tokens.SEMANTIC_INFER)
+        x = torch.cat([embed(text) + embed(past), embed(torch.cat([infer, given], 1))], 1)
+        real = target != _NONE
+        with half(_device()):
+            logits = model.head(model.states(x, text.shape[1], tokens.PROMPT)[real])
+        return logits.float(), target[real]
 
 
 def train_semantic(data: Path, out: Path, plan: Plan, seed: int) -> None:
     """Text to units."""
     torch.manual_seed(seed)
     model = build_semantic().to(_device())
+    none = np.zeros(0, np.int16)
 
-    def batches(skip: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches(skip: int) -> Iterator[SemanticBatch]:
         rng = np.random.default_rng([seed, skip])
         while True:
             pairs = [
-                (texts, units, i)
+                (texts[i], units[i])
                 for texts, units in semantic_shards(data)
                 for i in range(len(texts))
-                if len(units[i]) < tokens.MAX_UNITS and len(texts[i]) <= tokens.PROMPT
+                if len(units[i]) < tokens.MAX_UNITS
+                and len(texts[i]) <= tokens.PROMPT
+                and (rng.random() < _SPELLED or not tokens.SPELLED.intersection(texts[i].tolist()))
             ]
-            lengths = np.array([len(units[i]) for _, units, i in pairs])
+            lengths = np.array([len(units) + len(text) for text, units in pairs])
             # Alike in length, but not always with the same ones.
             order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths)))
             groups, start = [], 0
             while start < len(order):
-                size = _POSITIONS_A_BATCH // (tokens.PROMPT + int(lengths[order[start]]) + 20)
+                size = _POSITIONS_A_BATCH // (int(lengths[order[start]]) + 20)
                 groups.append(order[start : start + max(size, 1)])
                 start += max(size, 1)
             for g in rng.permutation(len(groups)):
                 chosen = [pairs[i] for i in groups[g]]
-                others = [pairs[i] for i in rng.integers(len(pairs), size=len(chosen))]
+                with_pads = rng.random() < _WITH_PADS
                 histories = [
-                    np.zeros(0, np.int16) if rng.random() < _WITHOUT_HISTORY else units[i]
-                    for _, units, i in others
+                    pairs[i][1] if rng.random() < _WITH_HISTORY else none
+                    for i in rng.integers(len(pairs), size=len(chosen))
                 ]
-                yield _semantic_inputs(
-                    [texts[i] for texts, _, i in chosen],
-                    histories,
-                    [units[i] for _, units, i in chosen],
-                )
+                texts, units = zip(*chosen, strict=True)
+                yield SemanticBatch.of(texts, histories, units, with_pads=with_pads)
 
-    def loss_of(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        text, past, target = (part.to(_device()) for part in batch)
-        with _half():
-            logits = _semantic_logits(model, text, past, target).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=_NONE)
+    def loss_of(batch: SemanticBatch) -> tuple[Tensor, dict[str, float]]:
+        loss = F.cross_entropy(*batch.logits(model))
         return loss, {"loss": loss.item()}
 
-    texts = Ragged.load(data / "texts-held_out.npy") if _held_out(data) else None
-    units = Ragged.load(data / "units-held_out.npy") if _held_out(data) else None
+    texts = Ragged.load(data / "texts-held_out.npy")
+    units = Ragged.load(data / "units-held_out.npy")
+    n = len(texts)
+    histories = [none if i % 2 else units[i - 1] for i in range(n)]
+    fixed = SemanticBatch.of(
+        [texts[i] for i in range(n)], histories, [units[i] for i in range(n)], with_pads=True
+    )
 
     def check() -> dict[str, float]:
-        nonlocal texts, units
-        if not _held_out(data):
-            return {}
-        if texts is None or units is None:
-            texts = Ragged.load(data / "texts-held_out.npy")
-            units = Ragged.load(data / "units-held_out.npy")
-        short = [i for i in range(len(texts)) if len(texts[i]) <= tokens.PROMPT][:128]
-        none = [np.zeros(0, np.int16)] * len(short)
-        batch = _semantic_inputs([texts[i] for i in short], none, [units[i] for i in short])
-        text, past, target = (part.to(_device()) for part in batch)
-        with torch.no_grad(), _half():
-            logits = _semantic_logits(model, text, past, target).float()
-        real = target != _NONE
-        loss = F.cross_entropy(logits[real], target[real]).item()
+        with torch.no_grad():
+            logits, target = fixed.logits(model)
         # Where the unit changes is where something has to be known.
-        new = real.clone()
-        new[:, 1:] &= target[:, 1:] != target[:, :-1]
+        new = torch.ones_like(target, dtype=torch.bool)
+        new[1:] = target[1:] != target[:-1]
         hit = logits.argmax(-1) == target
         return {
-            "loss": loss,
-            "right": hit[real].float().mean().item(),
+            "loss": F.cross_entropy(logits, target).item(),
+            "right": hit.float().mean().item(),
             "right_at_changes": hit[new].float().mean().item(),
         }
 
     fit("semantic", model, batches, loss_of, plan, out, check=check)
 
 
-def _held_out(data: Path) -> bool:
-    return (data / "units-held_out.npy").exists()
-
-
-class Spoken:
+class Sentences:
     """The sentences of all speakers, and for each speaker which are theirs."""
 
     def __init__(self, data: Path) -> None:
@@ -153,6 +167,11 @@ class Spoken:
         self.held_out = np.arange(n_held_out)
         self._of = {s: self.train[self.speakers[self.train] == s] for s in set(self.speakers)}
 
+    def one(self, rng: np.random.Generator, *, with_past: bool) -> int:
+        """A sentence to train on. Without a past it is the first speaker's, who is therefore the
+        one that speaks when no voice is asked for."""
+        return int(rng.choice(self.train if with_past else self._of[0]))
+
     def another(self, i: int, rng: np.random.Generator) -> int:
         """A sentence of the same speaker."""
         return int(rng.choice(self._of[self.speakers[i]]))
@@ -160,8 +179,9 @@ class Spoken:
 
 def build_coarse() -> CausalModel:
     model = CausalModel(COARSE, tokens.COARSE_IDS, tokens.COARSE_PAD)
-    units = torch.arange(tokens.COARSE_PROMPT + 1) / 50
-    codes = torch.arange(COARSE.positions - tokens.COARSE_PROMPT - 1) / 150
+    units = torch.arange(tokens.COARSE_PROMPT + 1) / tokens.SEMANTIC_RATE_HZ
+    codes = torch.arange(COARSE.positions - tokens.COARSE_PROMPT - 1)
+    codes = codes / tokens.N_COARSE / tokens.FRAME_RATE_HZ
     model.body.positions.data = clock(torch.cat([units, codes]), COARSE.width)
     return model
 
@@ -184,7 +204,7 @@ def coarse_window(
 
     The voice's tokens (`past_...`) are cut to the same time, and its last frame is dropped.
     """
-    ratio = 3  # coarse tokens a unit: 2 * 75 / 50
+    ratio = tokens.COARSE_A_UNIT
     most = tokens.COARSE_HISTORY // ratio
     n = min(most, len(past_units) - len(past_units) % 2, len(past_codes) // ratio)
     before_units, before = (
@@ -203,64 +223,89 @@ def coarse_window(
     return np.concatenate([prompt, history, wanted]), len(wanted)
 
 
-def _coarse_example(spoken: Spoken, i: int, rng: np.random.Generator) -> np.ndarray:
+def _coarse_example(
+    spoken: Sentences, i: int, rng: np.random.Generator, *, with_past: bool
+) -> np.ndarray:
     units, codes = spoken.units[i], coarse_ids(spoken.codes[i])
-    codes = codes[: len(units) * 3 // 2 * 2]
     window = int(rng.integers(max(1, -(-len(codes) // tokens.COARSE_STEP))))
     none = np.zeros(0, np.int64)
     past = (none, none)
-    if rng.random() > _WITHOUT_HISTORY / 2:
+    if with_past:
         j = spoken.another(i, rng)
         past = (spoken.units[j], coarse_ids(spoken.codes[j]))
     return coarse_window(units, codes, *past, window)[0]
 
 
-def train_coarse(data: Path, out: Path, plan: Plan, seed: int) -> None:
-    """Units to the first two codebooks."""
-    torch.manual_seed(seed + 1)
-    spoken = Spoken(data)
-    model = build_coarse().to(_device())
+@dataclass(frozen=True)
+class CoarseBatch:
+    """Rows of ids [B, P + 1 + T] behind a prompt of P; _NONE behind the end."""
 
-    def packed(rows: list[np.ndarray]) -> Tensor:
+    ids: Tensor
+    prompt: int
+
+    @classmethod
+    def of(cls, rows: list[np.ndarray], *, with_pads: bool) -> CoarseBatch:
         ids = torch.full((len(rows), max(map(len, rows))), _NONE)
         for row, own in zip(ids, rows, strict=True):
             row[: len(own)] = torch.from_numpy(own)
-        return ids
+        prompt = tokens.COARSE_PROMPT
+        if not with_pads:
+            prompt = int((ids[:, :prompt] != tokens.COARSE_PAD).sum(1).max())
+            ids = torch.cat([ids[:, :prompt], ids[:, tokens.COARSE_PROMPT :]], 1)
+        return cls(ids, prompt)
 
-    def batches(skip: int) -> Iterator[Tensor]:
-        rng = np.random.default_rng([seed, 1, skip])
-        while True:
-            # Some at a time, so that those of like length can go together.
-            rows = [_coarse_example(spoken, int(i), rng) for i in rng.choice(spoken.train, 128)]
-            rows.sort(key=len)
-            groups: list[list[np.ndarray]] = [[]]
-            for row in rows:
-                if (len(groups[-1]) + 1) * len(row) > _POSITIONS_A_BATCH:
-                    groups.append([])
-                groups[-1].append(row)
-            for g in rng.permutation(len(groups)):
-                yield packed(groups[g])
-
-    def loss_of(rows: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rows = rows.to(_device())
-        first = tokens.COARSE_PROMPT
-        embedded = model.embedding(rows[:, :-1].clamp(min=0))
+    def losses(self, model: CausalModel) -> dict[str, Tensor]:
+        """Of the two codebooks."""
+        ids = self.ids.to(next(model.parameters()).device)
+        embedded = model.embedding(ids[:, :-1].clamp(min=0))
         parts = {}
-        with _half():
-            states = model.body(embedded)[:, first:]
+        with half(_device()):
+            states = model.states(embedded, self.prompt, tokens.COARSE_PROMPT)
             for k, name in enumerate(("envelope", "pitch")):
                 # At each step only one codebook is possible; the others are never drawn.
                 start = tokens.N_UNITS + k * tokens.CODEBOOK
                 head = model.head.weight[start : start + tokens.CODEBOOK]
-                target = rows[:, first + 1 + k :: tokens.N_COARSE]
+                target = ids[:, self.prompt + 1 + k :: tokens.N_COARSE]
                 real = target != _NONE
                 logits = states[:, k :: tokens.N_COARSE][real] @ head.T
                 parts[name] = F.cross_entropy(logits.float(), target[real] - start)
+        return parts
+
+
+def train_coarse(data: Path, out: Path, plan: Plan, seed: int) -> None:
+    """Units to the first two codebooks."""
+    torch.manual_seed(seed + 1)
+    spoken = Sentences(data)
+    model = build_coarse().to(_device())
+
+    def batches(skip: int) -> Iterator[CoarseBatch]:
+        rng = np.random.default_rng([seed, 1, skip])
+        while True:
+            # Some at a time, so that those of like length can go together.
+            rows = [
+                _coarse_example(spoken, spoken.one(rng, with_past=past), rng, with_past=past)
+                for past in rng.random(128) < _WITH_PAST
+            ]
+            rows.sort(key=len)
+            groups: list[list[np.ndarray]] = [[]]
+            for row in rows:
+                if (len(groups[-1]) + 1) * (len(row) - _SAVED) > _POSITIONS_A_BATCH:
+                    groups.append([])
+                groups[-1].append(row)
+            for g in rng.permutation(len(groups)):
+                yield CoarseBatch.of(groups[g], with_pads=rng.random() < _WITH_PADS)
+
+    def loss_of(batch: CoarseBatch) -> tuple[Tensor, dict[str, float]]:
+        parts = batch.losses(model)
         loss = (parts["envelope"] + parts["pitch"]) / 2
         return loss, {name: part.item() for name, part in parts.items()}
 
     rng = np.random.default_rng(0)
-    fixed = packed([_coarse_example(spoken, int(i), rng) for i in spoken.held_out[:64]])
+    rows = [
+        _coarse_example(spoken, int(i), rng, with_past=k % 2 > 0)
+        for k, i in enumerate(spoken.held_out[:64])
+    ]
+    fixed = CoarseBatch.of(rows, with_pads=True)
 
     def check() -> dict[str, float]:
         with torch.no_grad():
@@ -271,45 +316,59 @@ def train_coarse(data: Path, out: Path, plan: Plan, seed: int) -> None:
 
 def build_fine() -> FineModel:
     model = FineModel(FINE, tokens.N_CODEBOOKS, tokens.FINE_IDS)
-    model.body.positions.data = clock(torch.arange(FINE.positions) / 75, FINE.width)
+    model.body.positions.data = clock(
+        torch.arange(FINE.positions) / tokens.FRAME_RATE_HZ, FINE.width
+    )
     return model
 
 
 def train_fine(data: Path, out: Path, plan: Plan, seed: int) -> None:
     """The first codebooks to the other six."""
     torch.manual_seed(seed + 2)
-    spoken = Spoken(data)
+    spoken = Sentences(data)
     model = build_fine().to(_device())
-    size = 8
+    size = 16
 
     def examples(
-        which: np.ndarray, codebook: int, rng: np.random.Generator
+        which: Sequence[tuple[int, bool]],
+        codebook: int,
+        rng: np.random.Generator,
+        *,
+        with_pads: bool,
     ) -> tuple[Tensor, Tensor, int]:
-        """(codes [B, T, K], targets [B, T], codebook): as a window is when `codebook` is next."""
+        """(codes [B, T, K], targets [B, T], codebook): as a window is when `codebook` is next.
+
+        `which` has the sentences, and whether another of the same voice is before each.
+        """
         codes = rng.integers(tokens.CODEBOOK, size=(len(which), tokens.FINE_WINDOW, 8))
         target = np.full((len(which), tokens.FINE_WINDOW), _NONE)
         codes[..., : tokens.N_COARSE] = tokens.FINE_PAD  # frames behind the end: pads, and what
         codes[..., codebook:] = tokens.FINE_PAD  # earlier passes wrote there
-        for row, wanted, i in zip(codes, target, which, strict=True):
+        used = 0
+        for row, wanted, (i, with_past) in zip(codes, target, which, strict=True):
             n = 0
-            if rng.random() > _WITHOUT_HISTORY / 2:
-                past = spoken.codes[spoken.another(int(i), rng)].T[-tokens.FINE_HISTORY :]
+            if with_past:
+                past = spoken.codes[spoken.another(i, rng)].T[-tokens.FINE_HISTORY :]
                 n = len(past)
                 row[:n] = past
-            own = spoken.codes[int(i)].T[: tokens.FINE_WINDOW - n]
+            own = spoken.codes[i].T[: tokens.FINE_WINDOW - n]
             row[n : n + len(own), :codebook] = own[:, :codebook]
             wanted[n : n + len(own)] = own[:, codebook]
-        return torch.from_numpy(codes), torch.from_numpy(target), codebook
+            used = max(used, n + len(own))
+        width = tokens.FINE_WINDOW if with_pads else used
+        return torch.from_numpy(codes[:, :width]), torch.from_numpy(target[:, :width]), codebook
 
     def batches(skip: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         rng = np.random.default_rng([seed, 2, skip])
         while True:
             codebook = int(rng.integers(tokens.N_COARSE, tokens.N_CODEBOOKS))
-            yield examples(rng.choice(spoken.train, size), codebook, rng)
+            pasts = (rng.random(size) < _WITH_PAST).tolist()
+            which = [(spoken.one(rng, with_past=past), past) for past in pasts]
+            yield examples(which, codebook, rng, with_pads=rng.random() < 2 * _WITH_PADS)
 
     def loss_of(batch: tuple[Tensor, Tensor, int]) -> tuple[Tensor, dict[str, float]]:
         codes, target, codebook = batch
-        with _half():
+        with half(_device()):
             logits = model(codes.to(_device()), codebook, tokens.CODEBOOK).float()
         target = target.to(_device())
         real = target != _NONE
@@ -317,7 +376,8 @@ def train_fine(data: Path, out: Path, plan: Plan, seed: int) -> None:
         return loss, {"loss": loss.item()}
 
     rng = np.random.default_rng(0)
-    fixed = [examples(spoken.held_out[:16], k, rng) for k in (2, 4, 7)]
+    some = [(int(i), n % 4 > 0) for n, i in enumerate(spoken.held_out[:16])]
+    fixed = [examples(some, k, rng, with_pads=True) for k in (2, 4, 7)]
 
     def check() -> dict[str, float]:
         with torch.no_grad():

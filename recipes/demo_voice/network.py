@@ -63,15 +63,19 @@ class Transformer(nn.Module):
             for last in (block.out, block.down):
                 nn.init.normal_(last.weight, std=(2 * shape.layers * last.in_features) ** -0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.positions[: x.shape[1]]
+    def forward(self, x: Tensor, left_out: tuple[int, int] = (0, 0)) -> Tensor:
+        """States [B, T, C] of x [B, T, C], which lacks the positions from `left_out[0]` to
+        `left_out[1]` (the pads of a prompt, whose work training saves)."""
+        start, end = left_out
+        here = torch.cat([self.positions[:start], self.positions[end:]])[: x.shape[1]]
+        x = x + here
         for block in self.blocks:
             x = block(x)
         result: Tensor = self.final_norm(x)
         return result
 
 
-def clock(times: Tensor, width: int, *, slowest_s: float = 20.0, fastest_s: float = 0.03) -> Tensor:
+def clock(times: Tensor, width: int, *, slowest_s: float = 20.0, fastest_s: float = 0.06) -> Tensor:
     """Sines and cosines [T, width] of times in seconds.
 
     Positions of the same time in two streams start with the same vector, so attention finds what
@@ -97,10 +101,11 @@ class CausalModel(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.5)
         nn.init.normal_(self.head.weight, std=0.02)
 
-    def forward(self, x: Tensor, first: int) -> Tensor:
-        """Logits of embedded x [B, T, C] from position `first` on."""
-        logits: Tensor = self.head(self.body(x)[:, first:])
-        return logits
+    def states(self, x: Tensor, prompt: int, whole_prompt: int) -> Tensor:
+        """States after the prompt of embedded x [B, T, C], whose prompt has `prompt` positions of
+        the `whole_prompt` that it has at last."""
+        result: Tensor = self.body(x, (prompt, whole_prompt))[:, prompt:]
+        return result
 
 
 class FineModel(nn.Module):
