@@ -7,35 +7,30 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, overload
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from bark_fast.ambient import settled
 from bark_fast.checkpoint.config import Config
-from bark_fast.checkpoint.opening import open_checkpoint
 from bark_fast.checkpoint.suno import SunoFiles
-from bark_fast.devices import check_offload, resolve_device, resolve_dtype, resolve_impl
-from bark_fast.engine.build import load_engine
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.options import EngineOptions
 from bark_fast.engine.stats import EngineStats
 from bark_fast.engine.utterance import Progress
 from bark_fast.engine.warm_up import warm_up
-from bark_fast.errors import GenerationError, InputError
-from bark_fast.progress import ProgressBar, counting_bar
-from bark_fast.request import Request, RequestBuilder
+from bark_fast.errors import InputError
+from bark_fast.loading import load
+from bark_fast.progress import counting_bar
+from bark_fast.request import (
+    OneOrMoreParams,
+    OneOrMoreVoices,
+    Request,
+    RequestBuilder,
+    Tokens,
+)
+from bark_fast.speaking import speak_all
 from bark_fast.streaming import StreamPlan, speak
-from bark_fast.text import warn_of_silence
 from bark_fast.types import GenerationParams, IntArray, Speech, Stage, Voice
 from bark_fast.voices import VoiceLike
-
-Tokens = npt.NDArray[np.integer[Any]] | Sequence[int]
-"""Semantic tokens of one utterance, [S]."""
-
-OneOrMoreVoices = VoiceLike | Sequence[VoiceLike | None]
-OneOrMoreParams = GenerationParams | Sequence[GenerationParams | None]
 
 
 class Bark:
@@ -106,36 +101,12 @@ class Bark:
             InputError: an argument is not one of these.
             CheckpointError: the checkpoint cannot be read or contradicts itself.
         """
-        with settled(inference=False):
-            chosen_device = resolve_device(device)
-            chosen_dtype = resolve_dtype(dtype, chosen_device)
-            chosen_impl = resolve_impl(
-                impl, chosen_device, chosen_dtype, int8=isinstance(dtype, str) and dtype == "int8"
-            )
-        check_offload(offload, chosen_device)
-        if engine is not None and not isinstance(engine, EngineOptions):
-            raise InputError(f"engine must be EngineOptions, got {type(engine).__name__}")
-        checkpoint = open_checkpoint(
-            model,
-            revision,
-            local_files_only,
-            cache_dir=cache_dir,
-            token=token,
-            subfolder=subfolder,
-            variant=variant,
-        )
-        # Small and quick to fail first: the weights are the slow part.
-        requests = RequestBuilder.of(checkpoint)
-        loaded = load_engine(
-            checkpoint.tensors(),
-            checkpoint.config,
-            dtype=chosen_dtype,
-            device=chosen_device,
-            impl=chosen_impl,
-            options=engine or EngineOptions(),
-            offload=offload,
-        )
-        return cls(loaded, requests, device=chosen_device, dtype=chosen_dtype)
+        loaded = load(
+            model, device=device, dtype=dtype, impl=impl, engine=engine, offload=offload,
+            revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token,
+            subfolder=subfolder, variant=variant,
+        )  # fmt: skip
+        return cls(loaded.engine, loaded.requests, device=loaded.device, dtype=loaded.dtype)
 
     @property
     def sample_rate_hz(self) -> int:
@@ -222,7 +193,7 @@ class Bark:
             GenerationError: some texts of a list failed; it holds what the others gave.
         """
         requests, single = self.requests.from_texts(text, voice, params)
-        spoken = self._finish(requests, single, progress)
+        spoken = speak_all(self._driver, requests, single=single, progress=progress)
         return spoken[0] if single else spoken
 
     @overload  # a str is a Sequence[str] too; the first match holds
@@ -263,7 +234,8 @@ class Bark:
             int64 [S], about 50 a second of speech, or a list of them.
         """
         requests, single = self.requests.from_texts(text, voice, params, last_stage="semantic")
-        tokens = [speech.semantic_tokens for speech in self._finish(requests, single, progress)]
+        spoken = speak_all(self._driver, requests, single=single, progress=progress)
+        tokens = [speech.semantic_tokens for speech in spoken]
         return tokens[0] if single else tokens
 
     @overload
@@ -314,23 +286,8 @@ class Bark:
             InputError, GenerationError: as `generate`.
         """
         requests, single = self.requests.from_token_lists(semantic_tokens, voice, params)
-        spoken = self._finish(requests, single, progress)
+        spoken = speak_all(self._driver, requests, single=single, progress=progress)
         return spoken[0] if single else spoken
-
-    def _finish(self, requests: list[Request], single: bool, progress: bool) -> list[Speech]:
-        """Return the speech of each request; a failure of a `single` one is raised as it is."""
-        self._driver.home.check()  # before a bar, which has locks too
-        with ProgressBar(len(requests), enabled=progress) as bar:
-            reporters = [bar.reporter(i, request.stages) for i, request in enumerate(requests)]
-            futures = self._driver.finish(requests, reporters)
-        results = [_result(future) for future in futures]
-        errors = [result for result in results if isinstance(result, Exception)]
-        if errors:
-            raise errors[0] if single else GenerationError(results)
-        for request, speech in zip(requests, results, strict=True):
-            made = speech.semantic_tokens if request.last_stage == "semantic" else speech.samples
-            warn_of_silence(speech.text, len(made), stacklevel=4)
-        return results
 
     def split(
         self,
@@ -437,11 +394,3 @@ class Bark:
     ) -> Request:
         """Return the checked request of semantic tokens; `name` is what errors call them."""
         return self.requests.from_tokens(semantic_tokens, voice, params, name=name)
-
-
-def _result(future: Future[Speech]) -> Any:
-    """Return the speech of a finished future, or the error that it failed with."""
-    error = future.exception()
-    if error is not None and not isinstance(error, Exception):
-        raise error
-    return error or future.result()

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bark_fast.checkpoint.config import CoarseRules, Config, SamplingDefaults
 from bark_fast.checkpoint.layout import Checkpoint
 from bark_fast.errors import InputError
@@ -23,6 +26,12 @@ from bark_fast.text import Tokenizer, normalise, split_text
 from bark_fast.types import STAGES, GenerationParams, IntArray, Stage, Voice
 from bark_fast.validation import check_integer, check_tokens, is_finite, is_language
 from bark_fast.voices import VoiceLibrary, VoiceLike
+
+Tokens = npt.NDArray[np.integer[Any]] | Sequence[int]
+"""Semantic tokens of one utterance, [S]."""
+
+OneOrMoreVoices = VoiceLike | Sequence[VoiceLike | None]
+OneOrMoreParams = GenerationParams | Sequence[GenerationParams | None]
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ class Tokenizer:
 
     def _warn_of_unknown(self, text: str, ids: list[int]) -> None:
         """Warn if at least half of the tokens say only that something unknown stands there."""
+        if self._unknown is None or not _is_sayable(text):
+            return
         n_unknown = ids.count(self._unknown)
         if n_unknown < _MOSTLY * len(ids):
             return

@@ -83,14 +83,9 @@ class Engine:
         check_pages(request, self._pools["coarse"])
         with self._submitting:
             utterance = Utterance.start(
-                request,
-                self.config,
-                self.runner.config,
-                self.runner.device,
-                order=self._n_submitted,
-                on_progress=progress,
-                urgent=urgent,
-            )
+                request, self.config, self.runner.config, self.runner.device,
+                order=self._n_submitted, on_progress=progress, urgent=urgent,
+            )  # fmt: skip
             self._n_submitted += 1
             self._inbox.append(utterance)
         utterance.future.add_done_callback(

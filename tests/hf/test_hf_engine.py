@@ -419,7 +419,7 @@ def test_the_same_is_built_as_by_bark(
         raise _BuiltError
 
     monkeypatch.setattr("bark_fast.hf.serving.load_engine", load)
-    monkeypatch.setattr("bark_fast.bark.load_engine", load)
+    monkeypatch.setattr("bark_fast.loading.load_engine", load)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     fresh.enable_cpu_offload(1)
