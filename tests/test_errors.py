@@ -6,7 +6,6 @@ import copy
 import importlib
 import pickle
 import pkgutil
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ import bark_fast
 from bark_fast import CheckpointError, EngineOptions, GenerationError, GenerationParams, InputError
 from bark_fast.checkpoint.suno import SunoFiles
 from helpers.checkpoints import Checkpoint
+from helpers.failures import HoldsALockError, TakesAKeywordError, fail
 
 
 def _pickled(value: Any) -> Any:
@@ -89,21 +89,6 @@ def test_results_come_along(small: Checkpoint, way: Callable[[Any], Any]) -> Non
     assert isinstance(third, MemoryError)
 
 
-class HoldsALockError(Exception):
-    """An error of another library: it cannot be pickled, and its constructor wants a keyword."""
-
-    def __init__(self, message: str, *, code: int) -> None:
-        super().__init__(message)
-        self.lock, self.code = threading.Lock(), code
-
-
-class TakesAKeywordError(Exception):
-    """Pickles, and fails to come back."""
-
-    def __init__(self, message: str, *, code: int) -> None:
-        super().__init__(f"{message} ({code})")
-
-
 @pytest.mark.parametrize("foreign", [HoldsALockError, TakesAKeywordError])
 def test_what_cannot_be_pickled_is_named(foreign: Any) -> None:
     error = GenerationError([None, foreign("disk on fire", code=5)])
@@ -117,19 +102,13 @@ def test_what_cannot_be_pickled_is_named(foreign: Any) -> None:
     assert copy.copy(error).results[1] is error.results[1]
 
 
-def _fail(kind: str) -> None:
-    if kind == "list":
-        raise GenerationError([None, InputError("text must not be empty")])
-    raise InputError(kind) from HoldsALockError("inner", code=1)
-
-
 def test_errors_come_home_from_another_process() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         with pytest.raises(GenerationError) as caught:
-            pool.submit(_fail, "list").result(timeout=300)
+            pool.submit(fail, "list").result(timeout=300)
         assert isinstance(caught.value.results[1], InputError)
         with pytest.raises(InputError, match="seed must be"):
-            pool.submit(_fail, "seed must be").result(timeout=300)
+            pool.submit(fail, "seed must be").result(timeout=300)
 
 
 @pytest.mark.parametrize("way", WAYS)
