@@ -39,6 +39,7 @@ class Bark:
     Attributes:
         config: the checkpoint's configuration.
         requests: makes checked requests out of arguments.
+        driver: steps the engine, in a caller's thread or its own.
         device, dtype: where the networks run, and their dtype (the codec is always float32).
     """
 
@@ -53,7 +54,7 @@ class Bark:
         self.config: Config = engine.config
         self.device = device
         self.dtype = dtype
-        self._driver = Driver(engine)
+        self.driver = Driver(engine)
         self.requests = requests
 
     @classmethod
@@ -121,21 +122,22 @@ class Bark:
     @property
     def engine(self) -> Engine:
         """The engine underneath, for those who bring their own loop: requests from `request`."""
-        return self._driver.engine
+        return self.driver.engine
 
     def stats(self) -> EngineStats:
         """Return what the engine has done so far and what waits; cheap, from any thread."""
         return self.engine.stats()
 
     def warm_up(self, *, progress: bool = False) -> None:
-        """Capture the CUDA graphs of all batch sizes now.
+        """Do now what otherwise happens when each batch size is first met on a GPU.
 
-        Otherwise that happens when each size is first met. Does nothing where there are none.
+        CUDA graphs of all sizes are captured, and short utterances pass through every stage, so
+        that their kernels are compiled; `stats` counts them.
 
         Args:
             progress: show a progress bar on standard error.
         """
-        with counting_bar("capturing", enabled=progress) as report:
+        with counting_bar("warming up", enabled=progress) as report:
             warm_up(self.engine, report)
 
     def load_voice(self, voice: VoiceLike, *, name: str = "voice") -> Voice:
@@ -193,7 +195,7 @@ class Bark:
             GenerationError: some texts of a list failed; it holds what the others gave.
         """
         requests, single = self.requests.from_texts(text, voice, params)
-        spoken = speak_all(self._driver, requests, single=single, progress=progress)
+        spoken = speak_all(self.driver, requests, single=single, progress=progress)
         return spoken[0] if single else spoken
 
     @overload  # a str is a Sequence[str] too; the first match holds
@@ -234,7 +236,7 @@ class Bark:
             int64 [S], about 50 a second of speech, or a list of them.
         """
         requests, single = self.requests.from_texts(text, voice, params, last_stage="semantic")
-        spoken = speak_all(self._driver, requests, single=single, progress=progress)
+        spoken = speak_all(self.driver, requests, single=single, progress=progress)
         tokens = [speech.semantic_tokens for speech in spoken]
         return tokens[0] if single else tokens
 
@@ -286,7 +288,7 @@ class Bark:
             InputError, GenerationError: as `generate`.
         """
         requests, single = self.requests.from_token_lists(semantic_tokens, voice, params)
-        spoken = speak_all(self._driver, requests, single=single, progress=progress)
+        spoken = speak_all(self.driver, requests, single=single, progress=progress)
         return spoken[0] if single else spoken
 
     def split(
@@ -338,7 +340,7 @@ class Bark:
         """
         # Everything that can be wrong is looked at here, not at the first next().
         plan = self.stream_plan(text, voice, params, language)
-        self._driver.home.check()
+        self.driver.home.check()
         return speak(plan, self.submit, progress=progress)
 
     def stream_plan(
@@ -365,7 +367,7 @@ class Bark:
         """
         if not isinstance(request, Request):
             raise InputError(f"request must be a Request, got {type(request).__name__}")
-        return self._driver.begin(request, progress=progress, urgent=urgent)
+        return self.driver.begin(request, progress=progress, urgent=urgent)
 
     def request(
         self,

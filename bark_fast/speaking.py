@@ -14,13 +14,19 @@ from bark_fast.types import Speech
 
 
 def speak_all(
-    driver: Driver, requests: list[Request], *, single: bool, progress: bool
+    driver: Driver,
+    requests: list[Request],
+    *,
+    single: bool,
+    progress: bool,
+    stacklevel: int = 3,
 ) -> list[Speech]:
-    """Return the speech of each request.
+    """Return the speech of each request, made in this thread if no other steps the engine.
 
     Args:
         single: the user asked for one alone, whose failure is raised as it is.
         progress: show a progress bar on standard error.
+        stacklevel: of warnings, counted from here.
 
     Raises:
         GenerationError: some have failed; it holds the others' speech.
@@ -35,7 +41,7 @@ def speak_all(
         raise errors[0] if single else GenerationError(results)
     for request, speech in zip(requests, results, strict=True):
         made = speech.semantic_tokens if request.last_stage == "semantic" else speech.samples
-        warn_of_silence(speech.text, len(made), stacklevel=4)
+        warn_of_silence(speech.text, len(made), stacklevel=stacklevel + 1)
     return results
 
 

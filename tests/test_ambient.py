@@ -238,7 +238,7 @@ def test_what_was_set_is_there_again(small: Checkpoint) -> None:
         torch.set_flush_denormal(True)
         try:
             with pytest.raises(KeyboardInterrupt):
-                small.bark._driver.finish([small.bark.request(TEXT, None, PARAMS)], [interrupt])
+                small.bark.driver.finish([small.bark.request(TEXT, None, PARAMS)], [interrupt])
             assert torch.is_autocast_enabled("cpu")
             assert 5e-324 * 1.0 == 0.0
             calls = mode.calls

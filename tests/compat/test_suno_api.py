@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -396,3 +397,25 @@ def test_unknown_options() -> None:
         SunoAPI(dtyp="bfloat16")
     with pytest.raises(InputError, match="seed must be an integer from 0"):
         SunoAPI(seed=-1)
+
+
+@pytest.mark.parametrize("module", [suno.api, suno.generation], ids=lambda m: m.__name__)
+def test_functions_can_be_sent_to_other_processes(module: Any) -> None:
+    """As multiprocessing does: by name."""
+    functions = [f for name in module.__all__ if callable(f := getattr(module, name))]
+    assert functions
+    for function in functions:
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert "self" not in inspect.signature(function).parameters
+        assert function.__doc__
+
+
+def test_functions_are_those_of_the_api_in_use(folder: Path) -> None:
+    """Also where it is a class of the user's."""
+
+    class Loud(SunoAPI):
+        def codec_decode(self, fine_tokens: Any) -> Any:
+            return "loud"
+
+    suno.use(Loud(folder, device="cpu"))
+    assert suno.codec_decode([[1]]) == "loud"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bark_fast.compat.suno.checks import most_semantic_tokens, sampling
 from bark_fast.compat.suno.stages import Stages
 from bark_fast.errors import InputError
 from bark_fast.files import check_path
-from bark_fast.text import normalise, warn_of_silence
+from bark_fast.text import normalise
 from bark_fast.types import IntArray, Speech, Voice
 from bark_fast.validation import check_temperature, check_tokens
 from bark_fast.voices import VoiceLike
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 FullGeneration = dict[str, IntArray]
 """An utterance's tokens: "semantic_prompt" [S], "coarse_prompt" [2, F], "fine_prompt" [8, F]."""
@@ -80,9 +85,7 @@ class SunoAPI(Stages):
             fine=sampling(fine, _FINE_TEMPERATURE),
             max_semantic_tokens=most_semantic_tokens(None, bark.config),
         )
-        speech = self.run(request, silent)
-        warn_of_silence(clean, len(speech.samples), stacklevel=3)
-        return _result(speech, output_full)
+        return _result(self.run(request, silent), output_full)
 
     def text_to_semantic(
         self,
@@ -170,6 +173,23 @@ _current = SunoAPI()
 def current() -> SunoAPI:
     """Return the `SunoAPI` that the functions of this package work on."""
     return _current
+
+
+def on_current(method: Callable[Concatenate[Any, P], R], module: str) -> Callable[P, R]:
+    """Return a method of `SunoAPI` as a function of `module` that works on the one in use."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = getattr(current(), method.__name__)(*args, **kwargs)
+        return result
+
+    # A pool of processes finds it by these.
+    call.__module__, call.__qualname__ = module, method.__name__
+    _, *parameters = inspect.signature(method).parameters.values()
+    call.__signature__ = inspect.signature(method).replace(  # type: ignore[attr-defined]
+        parameters=parameters
+    )
+    return call
 
 
 def use(api: SunoAPI) -> None:

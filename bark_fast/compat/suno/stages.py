@@ -21,10 +21,10 @@ from bark_fast.compat.suno.history import load_history
 from bark_fast.compat.suno.models import STAGES, Model, Models
 from bark_fast.devices import resolve_device
 from bark_fast.errors import InputError
-from bark_fast.progress import ProgressBar
 from bark_fast.request import Request
+from bark_fast.speaking import speak_all
 from bark_fast.stages.sampling import NEVER_AT_ONCE
-from bark_fast.text import normalise, warn_of_silence
+from bark_fast.text import normalise
 from bark_fast.types import FloatArray, IntArray, Speech, Stage, Voice
 from bark_fast.validation import check_seed, check_tokens
 from bark_fast.voices import VoiceLike
@@ -192,9 +192,7 @@ class Stages:
             semantic=drawing,
             max_semantic_tokens=most,
         )
-        tokens = self.run(request, silent).semantic_tokens
-        warn_of_silence(clean, len(tokens), stacklevel=3)
-        return tokens
+        return self.run(request, silent).semantic_tokens
 
     def generate_coarse(
         self,
@@ -312,11 +310,8 @@ class Stages:
         return Request(**filled, seed=first.seed, last_stage=last_stage)
 
     def run(self, request: Request, silent: bool) -> Speech:
-        """Return what a request becomes; an interrupt gives it up."""
-        with ProgressBar(1, enabled=not silent) as bar:
-            future = self.bark.submit(request, progress=bar.reporter(0, request.stages))
-            try:
-                return future.result()
-            except BaseException:
-                future.cancel()
-                raise
+        """Return what a request becomes; warns of a text that nothing is said for."""
+        # The caller of the function that called this is whom a warning concerns.
+        return speak_all(
+            self.bark.driver, [request], single=True, progress=not silent, stacklevel=4
+        )[0]
