@@ -297,6 +297,7 @@ def _pad_by_integers(convolution: Any) -> None:
 
     transformers divides tensors of integers, which gives numbers of the default dtype; in float16
     they end at 65 504 samples. What it gives in exact numbers is the rest up to a whole stride.
+    On a GPU its tensors would also be asked for their values, some 56 times a batch.
     """
     inner = convolution.conv
     stride, span = inner.stride[0], (inner.kernel_size[0] - 1) * inner.dilation[0] + 1

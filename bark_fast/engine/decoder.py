@@ -18,7 +18,7 @@ from torch import Tensor
 from bark_fast.engine.graphs import GraphRunner, Step, padded_size
 from bark_fast.kernels import DecodeState, SamplingMetadata
 from bark_fast.models.gpt import KVPages
-from bark_fast.models.transfer import mark, to_host_async
+from bark_fast.models.transfer import mark, to_device, to_host_async
 from bark_fast.stages.causal import CausalStage, CausalTask
 
 
@@ -144,16 +144,16 @@ class Decoder:
         self._step(size)
 
     def save(self, pages: Sequence[int]) -> Any:
-        """Return the content of `pages`, on the host."""
-        which = torch.tensor(pages, dtype=torch.int64, device=self._device)
-        return [t[:, which].cpu() for t in (self.cache.keys, self.cache.values)]
+        """Enqueue the copy of the content of `pages` to the host, for `restore`."""
+        which = to_device(pages, device=self._device)
+        return [to_host_async(t[:, which]) for t in (self.cache.keys, self.cache.values)]
 
     def restore(self, pages: Sequence[int], saved: Any) -> None:
         """Put back what `save` gave into the first of `pages`."""
-        for tensor, content in zip((self.cache.keys, self.cache.values), saved, strict=True):
-            which = pages[: content.shape[1]]
-            where = torch.tensor(which, dtype=torch.int64, device=self._device)
-            tensor[:, where] = content.to(self._device)
+        for tensor, arrived in zip((self.cache.keys, self.cache.values), saved, strict=True):
+            content = arrived()
+            which = to_device(pages[: content.shape[1]], device=self._device)
+            tensor[:, which] = to_device(content, device=self._device)
 
     def _fill(self, tasks: Sequence[CausalTask], pages: Sequence[Sequence[int]], size: int) -> None:
         """Describe the tasks, and empty rows up to `size`, to the steps."""

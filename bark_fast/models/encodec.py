@@ -34,8 +34,6 @@ class CodecDecoder:
         decoder = build_codec_decoder(config)
         names = decoder.state_dict()
         decoder.load_state_dict({n: tensors[f"{prefix}.decoder.{n}"] for n in names}, assign=True)
-        # Not `.to(device)`: that would also move the numbers that EnCodec's padding compares (they
-        # are buffers), and the device would be asked for them 56 times a batch.
         self._decoder = decoder.requires_grad_(False)
         self._flatten()
 

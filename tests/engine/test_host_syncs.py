@@ -38,6 +38,19 @@ def test_no_waiting_but_looks(
             assert not gpu.is_pinned(torch.from_numpy(array)), "pinned memory in users' hands"
 
 
+def test_no_waiting_when_pages_change_hands(
+    small: Checkpoint, gpu: EmulatedGPU, requests: list[Request], alone: list[Speech]
+) -> None:
+    with gpu.lenient():
+        engine = make_engine(
+            small, impl="torch", device=GPU, graphs=EagerRunner(), max_batch_size=8, page_size=8,
+            kv_cache_gib=gib_for(small, 1.6, page_size=8),
+        )  # fmt: skip
+    together = run_all(engine, requests[:16])
+    assert all(same(a, b) for a, b in zip(together, alone, strict=False))
+    assert engine.stats().preempted > 0
+
+
 @pytest.mark.parametrize(("utterances", "batch"), [(1.5, 1), (7, 4), (40, 32), (1000, 256)])
 def test_the_batch_is_what_the_memory_holds(
     small: Checkpoint, gpu: EmulatedGPU, utterances: float, batch: int

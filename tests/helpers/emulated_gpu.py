@@ -125,9 +125,10 @@ class _Moves(TorchFunctionMode):
         gpu, kwargs = EmulatedGPU.current, dict(kwargs or {})
         if func is Tensor.pin_memory:
             return gpu.pin(args[0].clone())
-        if func is Tensor.__setitem__ and isinstance(args[0], DeviceTensor):
-            place, value = args[0][args[1]], args[2]
-            return place.copy_(value) if isinstance(value, Tensor) else place.fill_(value)
+        # torch would make a tensor of a number that is really on "meta".
+        on_device = isinstance(args[0] if args else None, DeviceTensor)
+        if func is Tensor.__setitem__ and on_device and not isinstance(args[2], Tensor):
+            return args[0][args[1]].fill_(args[2])
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.numpy, Tensor.tolist):
             return self._move(gpu, func, args, kwargs)
         pinned = kwargs.pop("pin_memory", False)
