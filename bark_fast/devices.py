@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import cast
 
 import torch
 
-from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.errors import InputError, warn
 from bark_fast.kernels import Impl, can_run_triton, choose_impl, why_not_native
 from bark_fast.process import check_fork
 from bark_fast.validation import check_integer
@@ -90,11 +89,10 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         names = ", ".join(map(repr, [*_DTYPES, "int8"]))
         raise InputError(f'dtype must be "auto", {names}, got {dtype!r}')
     if resolved == torch.float16 and device.type == "cpu":
-        warnings.warn(
+        warn(
             "float16 is slower than float32 on CPUs, which compute it by converting; running in "
             "float32 instead (bfloat16 is the fast half precision there)",
-            BarkFastWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return torch.float32
     assert resolved is not None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dis
 import pickle
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -129,6 +131,16 @@ class CheckpointError(BarkFastError, ValueError):
 class BarkFastWarning(_Portable, UserWarning):
     """Something was done differently from what was asked, or gave nothing; the message says what
     and why."""
+
+
+def warn(message: str, *, stacklevel: int) -> None:
+    """Give a BarkFastWarning; `stacklevel` is that of `warnings.warn`, counted from the caller."""
+    try:
+        warnings.warn(message, BarkFastWarning, stacklevel=stacklevel + 1)
+    except ValueError:
+        # Python has no care for a closed standard error. Nobody reads it: the speech goes on.
+        if sys.stderr is None or not sys.stderr.closed:
+            raise
 
 
 # Exceptions from outside -------------------------------------------------------------------------

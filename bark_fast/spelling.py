@@ -12,13 +12,12 @@ import logging
 import os
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.errors import InputError, warn
 
 _PACKAGE = "nemo_text_processing"
 
@@ -46,9 +45,8 @@ class Spelling:
                 with self._lock:
                     spelled = normalizer.normalize(text, punct_post_process=True)
             except Exception as error:  # whatever a grammar stumbles over
-                warnings.warn(
+                warn(
                     f"text {text!r} could not be spelled in words and is said as it is: {error}",
-                    BarkFastWarning,
                     stacklevel=2,
                 )
                 return text

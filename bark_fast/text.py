@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import regex
 from bark_fast.checkpoint.layout import TOKENIZER_FILES
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.unreadable import in_one_line, what_it_is
-from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
+from bark_fast.errors import CheckpointError, InputError, warn
 
 _TITLE_END = re.compile(r"\b(Ms|Mx)\. ?$")
 
@@ -147,10 +146,9 @@ class Tokenizer:
         if not ids:
             raise InputError(f"text must hold something the tokenizer knows, got {text!r}")
         if len(ids) > self.max_tokens:
-            warnings.warn(
+            warn(
                 f"text is {len(ids)} tokens long and the last {len(ids) - self.max_tokens} were "
                 f"cut: Bark reads {self.max_tokens} at a time (Bark.stream splits long text)",
-                BarkFastWarning,
                 stacklevel=3,
             )
         self._warn_of_unknown(text, ids)
@@ -167,10 +165,9 @@ class Tokenizer:
         # A word may be unknown though its letters are not: one that is much too long, say.
         names = ", ".join(map(repr, unknown[:_MOST_NAMED])) or "whole words"
         more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
-        warnings.warn(
+        warn(
             f"this checkpoint's tokenizer knows too little of the text, which will not be heard: "
             f"{n_unknown} of {len(ids)} tokens are unknown ({names}{more})",
-            BarkFastWarning,
             stacklevel=4,
         )
 
@@ -202,10 +199,9 @@ def warn_of_silence(text: str, n_made: int, *, stacklevel: int = 3) -> None:
         n_made: the samples, or the semantic tokens, that it gave.
     """
     if text and not n_made and not _is_sayable(text):
-        warnings.warn(
+        warn(
             f"text {text!r} holds punctuation only, and the model says nothing for it: its "
             "speech has no samples",
-            BarkFastWarning,
             stacklevel=stacklevel,
         )
 

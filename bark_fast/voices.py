@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from bark_fast.checkpoint.opening import open_checkpoint
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.suno import SunoFiles
 from bark_fast.checkpoint.unreadable import why_unreadable
-from bark_fast.errors import BarkFastWarning, CheckpointError, InputError
+from bark_fast.errors import CheckpointError, InputError, warn
 from bark_fast.types import IntArray, Voice
 from bark_fast.validation import as_path, check_tokens
 
@@ -215,10 +214,9 @@ def warn_of_mismatch(voice: Voice, config: Config, argument: str) -> None:
     # Suno's code allows a ratio that rounds to the same tenth, about 3 %; short voices need a few
     # frames more.
     if abs(coarse.shape[1] - frames) > max(4.0, 0.05 * frames):
-        warnings.warn(
+        warn(
             f"{argument} {voice.name!r}: coarse_prompt should have about {frames:.0f} frames for "
             f"{len(semantic)} semantic tokens, got {coarse.shape[1]}: the voice may not be met",
-            BarkFastWarning,
             stacklevel=3,
         )
 

@@ -703,3 +703,9 @@ def test_threads_take_turns(small: Checkpoint) -> None:
     alone = [speak(seed) for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(speak, range(8))) == alone
+
+
+def test_a_warning_names_the_line_that_loads(small: Checkpoint) -> None:
+    with pytest.warns(BarkFastWarning, match="float16 is slower") as seen:
+        Bark.from_pretrained(small.folder, device="cpu", dtype="float16")
+    assert seen[0].filename == __file__

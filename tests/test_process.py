@@ -272,6 +272,22 @@ def test_a_progress_bar_that_fails_on_the_way(
     assert len(small.bark.generate(["Hi.", "You."], params=PARAMS, progress=True)) == 2
 
 
+def test_a_warning_that_nobody_can_read(small: Checkpoint) -> None:
+    """In a process of its own, because pytest takes the place of what shows warnings."""
+    code = """
+import sys
+from bark_fast import Bark, GenerationParams
+bark = Bark.from_pretrained(sys.argv[1], device="cpu")
+sys.stderr.close()
+params = GenerationParams(seed=1, max_semantic_tokens=4)
+print(bark.generate("word " * 500, params=params).text[:4])  # it is cut, with a warning
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(small.folder)], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("word\n", 0), done.stderr
+
+
 @pytest.mark.parametrize("stderr", STREAMS, ids=STREAM_IDS)
 @pytest.mark.parametrize("stdout", STREAMS[:2], ids=STREAM_IDS[:2])
 def test_commands_without_streams(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.errors import InputError, warn
 from bark_fast.types import Voice
 from bark_fast.validation import SEED_LIMIT, check_integer, check_seed
 from bark_fast.voices import check_voice
@@ -56,9 +55,8 @@ def read_rows(input_ids: Any, attention_mask: Any, config: Config) -> list[list[
             f"input_ids must be from 0 to {limit - 1}, got {said.min()} to {said.max()}"
         )
     if lost:
-        warnings.warn(
+        warn(
             f"the last {lost} tokens of input_ids were cut, because the prompt holds {width}",
-            BarkFastWarning,
             stacklevel=4,
         )
     rows: list[list[int]] = np.where(real, ids, -1).tolist()

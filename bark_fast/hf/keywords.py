@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 from bark_fast.checkpoint.reading import NEUTRAL
-from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.errors import InputError, warn
 from bark_fast.hf.not_served import NotServedError
 from bark_fast.types import TOKEN_STAGES, TokenStage
 
@@ -152,10 +151,9 @@ class Keywords:
         """
         name, most = self.stages["semantic"].get("max_new_tokens", ("", None))
         if most is not None and most > limit:
-            warnings.warn(
+            warn(
                 f"{name} is {most}, but the semantic model's positions hold {limit} tokens, and "
                 "speech that does not end before is cut there",
-                BarkFastWarning,
                 stacklevel=4,
             )
 
@@ -168,11 +166,10 @@ class Keywords:
             if not (value is None or value is model_config or _same_config(value, model_config)):
                 ignored.append(name)
         if ignored:
-            warnings.warn(
+            warn(
                 f"{', '.join(dict.fromkeys(ignored))} is not looked at, as transformers' BarkModel "
                 "does not look at it either; change model.generation_config, or give the keywords "
                 "themselves",
-                BarkFastWarning,
                 stacklevel=4,
             )
 

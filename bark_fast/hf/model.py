@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ from bark_fast.checkpoint.config import CODEC, NETWORKS
 from bark_fast.devices import resolve_accelerator, resolve_dtype, resolve_impl
 from bark_fast.engine.driver import Driver
 from bark_fast.engine.options import EngineOptions
-from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.errors import InputError, warn
 from bark_fast.hf.engine_config import read_engine_config
 from bark_fast.hf.fallback import generate_with_transformers
 from bark_fast.hf.inputs import read_rows, read_seeds, read_voices
@@ -131,11 +130,10 @@ class BarkModel(transformers.BarkModel):
             not is_flash_attn_2_available()
         ):
             options["attn_implementation"] = "eager"
-            warnings.warn(
+            warn(
                 'there is no flash-attn for attn_implementation="flash_attention_2", and generate '
                 "needs none: the engine has kernels of its own. The forward of the sub-models is "
                 '"eager"',
-                BarkFastWarning,
                 stacklevel=2,
             )
         asked = options.get("dtype")
@@ -221,9 +219,8 @@ class BarkModel(transformers.BarkModel):
                 raise InputError(
                     f"generate must be what the engine serves (engine_strict), but {reason}"
                 ) from reason
-            warnings.warn(
+            warn(
                 f"transformers' own generate runs, without the engine, because {reason}",
-                BarkFastWarning,
                 stacklevel=2,
             )
         else:
@@ -342,10 +339,9 @@ class BarkModel(transformers.BarkModel):
         """
         accelerator_id = options.pop("gpu_id", 0) or accelerator_id
         if options:
-            warnings.warn(
+            warn(
                 f"{', '.join(options)} is not looked at, as transformers' enable_cpu_offload does "
                 "not look at it either",
-                BarkFastWarning,
                 stacklevel=2,
             )
         device = resolve_accelerator(accelerator_id)

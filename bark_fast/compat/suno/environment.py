@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from pathlib import Path
 
-from bark_fast.errors import BarkFastWarning
+from bark_fast.errors import warn
 
 USE_SMALL_MODELS = "SUNO_USE_SMALL_MODELS"
 OFFLOAD_CPU = "SUNO_OFFLOAD_CPU"
@@ -46,4 +45,4 @@ def installed_preset(name: str) -> Path | None:
 
 def warn_of(variable: str, reason: str) -> None:
     """Warn that an environment variable has no effect."""
-    warnings.warn(f"{variable} has no effect: {reason}", BarkFastWarning, stacklevel=5)
+    warn(f"{variable} has no effect: {reason}", stacklevel=5)

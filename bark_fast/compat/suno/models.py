@@ -6,7 +6,6 @@ import gc
 import inspect
 import os
 import threading
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from bark_fast.checkpoint.suno import FILES, Size, SunoFiles, has_suno_files
 from bark_fast.compat.suno import environment
 from bark_fast.compat.suno.constants import SAMPLE_RATE
 from bark_fast.devices import resolve_device
-from bark_fast.errors import BarkFastWarning, InputError
+from bark_fast.errors import InputError, warn
 from bark_fast.process import HomeProcess
 
 Model = str | os.PathLike[str] | SunoFiles
@@ -118,10 +117,9 @@ class Models:
             environment.warn_of(environment.ENABLE_MPS, "Bark runs on CUDA devices and on CPUs")
         bark = Bark.from_pretrained(model, **options)
         if bark.sample_rate_hz != SAMPLE_RATE:
-            warnings.warn(
+            warn(
                 f"{model} speaks at {bark.sample_rate_hz} Hz, and SAMPLE_RATE is {SAMPLE_RATE}: "
                 "take SunoAPI.bark.sample_rate_hz for its samples",
-                BarkFastWarning,
                 stacklevel=4,
             )
         self._chosen, self._loaded = (model, device), bark
