@@ -16,7 +16,7 @@ import torch
 import helpers.kernel_cases
 import helpers.kernels
 from bark_fast import kernels
-from bark_fast.kernels.triton import attention, codebook, linear
+from bark_fast.kernels.triton import attention, codebook, linear_decode, linear_tile
 from helpers.kernels import DEVICE
 from helpers.ptx import Compiler
 
@@ -24,12 +24,12 @@ from helpers.ptx import Compiler
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launch with the smallest tiles that tl.dot accepts, 16 each way."""
-    decode = replace(linear.DECODE, block_k=32, num_warps=2)
-    monkeypatch.setattr(linear, "DECODE", decode)
-    monkeypatch.setattr(linear, "DECODE_FLOAT32", decode)
-    tile = linear.TileLaunch(block_m=16, block_n=16, block_k=16, num_warps=4, num_stages=1)
-    monkeypatch.setattr(linear, "TILE", tile)
-    monkeypatch.setattr(linear, "TILE_FLOAT32", tile)
+    decode = replace(linear_decode.DECODE, block_k=32, num_warps=2)
+    monkeypatch.setattr(linear_decode, "DECODE", decode)
+    monkeypatch.setattr(linear_decode, "DECODE_FLOAT32", decode)
+    tile = linear_tile.TileLaunch(block_m=16, block_n=16, block_k=16, num_warps=4, num_stages=1)
+    monkeypatch.setattr(linear_tile, "TILE", tile)
+    monkeypatch.setattr(linear_tile, "TILE_FLOAT32", tile)
     flash = attention.FlashLaunch(block_q=16, block_kv=16, num_warps=4, num_stages=1)
     monkeypatch.setattr(attention, "FLASH", flash)
     monkeypatch.setattr(attention, "FLASH_FLOAT32", flash)

@@ -1,0 +1,92 @@
+"""Products of many rows with a weight matrix: prefill and the fine stage.
+
+Schedule: tensor-core tiles of x @ W^T. The layer norm uses row statistics that were computed
+before, and is applied as the tile of x passes through registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from bark_fast.kernels.triton.epilogue import epilogue
+
+
+@dataclass(frozen=True)
+class TileLaunch:
+    """The tiles of `tile_kernel`."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+# The usual tile of compute-bound half-precision products; the stages fit sm_80's 163 KiB too.
+TILE = TileLaunch(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
+# float32 runs without tensor cores; smaller tiles keep it within registers and shared memory.
+TILE_FLOAT32 = TileLaunch(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=2)
+
+
+# One kernel for every number of rows: nothing in it gains from knowing that they are many times 16.
+@triton.jit(do_not_specialize=["M"])
+def tile_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    row_stats_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    residual_ptr,
+    out_ptr,
+    k_pages_ptr,
+    v_pages_ptr,
+    slot_mapping_ptr,
+    M,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    HAS_NORM_BIAS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    QKV: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Neighbouring programs share a tile of W and go down the rows, so that W stays in L2.
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + m[:, None] * K + k[None, :]
+    w_ptrs = weight_ptr + n[None, :].to(tl.int64) * K + k[:, None]
+    m_mask, n_mask = (m < M)[:, None], (n < N)[None, :]
+    if HAS_NORM:
+        mean = tl.load(row_stats_ptr + m * 2, mask=m < M, other=0.0)[:, None]
+        rstd = tl.load(row_stats_ptr + m * 2 + 1, mask=m < M, other=0.0)[:, None]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        inside = start + k < K
+        x = tl.load(x_ptrs + start, mask=m_mask & inside[None, :], other=0.0)
+        w = tl.load(w_ptrs + start, mask=n_mask & inside[:, None], other=0.0)
+        if HAS_NORM:
+            gamma = tl.load(norm_weight_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
+            normed = (x.to(tl.float32) - mean) * rstd * gamma[None, :]
+            if HAS_NORM_BIAS:
+                beta = tl.load(norm_bias_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
+                normed += beta[None, :]
+            x = normed.to(w.dtype)
+        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+    epilogue(
+        acc, m[:, None], n[None, :], m_mask & n_mask, bias_ptr, residual_ptr, out_ptr, k_pages_ptr,
+        v_pages_ptr, slot_mapping_ptr, M, N, HAS_BIAS, GELU, HAS_RESIDUAL, QKV, HEADS, HEAD_SIZE,
+        PAGE_SIZE,
+    )  # fmt: skip
