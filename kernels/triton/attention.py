@@ -16,8 +16,6 @@ The softmax is in float32 and uses powers of two: the scale includes log2(e).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -31,35 +29,9 @@ from bark_fast.kernels.triton.launch import (
     dot_precision,
     pdl_option,
 )
+from bark_fast.kernels.triton.schedules import DecodeAttentionLaunch, FlashLaunch, choose
 
 LOG2_E = 1.4426950408889634
-
-
-@dataclass(frozen=True)
-class DecodeAttentionLaunch:
-    """The blocks of `decode_kernel`."""
-
-    split: int  # keys of one program
-    block_kv: int
-    num_warps: int
-    num_stages: int
-
-
-@dataclass(frozen=True)
-class FlashLaunch:
-    """The blocks of `flash_kernel`."""
-
-    block_q: int
-    block_kv: int
-    num_warps: int
-    num_stages: int
-
-
-# 1 024 keys make 4 programs a head: 64 for one sequence of bark, half of an H100. Blocks of 64 keys
-# x 64 are 32 float32 registers a thread; with four stages a whole split is requested at once.
-DECODE = DecodeAttentionLaunch(split=256, block_kv=64, num_warps=4, num_stages=4)
-FLASH = FlashLaunch(block_q=64, block_kv=64, num_warps=4, num_stages=2)
-FLASH_FLOAT32 = FlashLaunch(block_q=32, block_kv=32, num_warps=4, num_stages=1)
 
 
 @triton.jit
@@ -256,7 +228,8 @@ def paged_attention(
     out = torch.empty_like(q)
     scale = LOG2_E * size**-0.5
     if decode:
-        splits = max(1, ceil_div(max_length, DECODE.split))
+        launch = choose(DecodeAttentionLaunch, (size,), q, rows=batch)
+        splits = max(1, ceil_div(max_length, launch.split))
         if workspace is None:
             workspace = decode_workspace(batch, heads, device=q.device)
         assert workspace.numel() >= batch * heads, "the workspace is for a smaller batch"
@@ -266,19 +239,19 @@ def paged_attention(
         decode_kernel[(batch, heads, splits)](
             q, k_pages, v_pages, block_tables, seq_lens, out, parts, stats, workspace,
             block_tables.shape[1], scale,
-            HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, SPLIT=DECODE.split,
-            BLOCK_KV=DECODE.block_kv, STAGES=DECODE.num_stages, PDL=pdl,
-            num_warps=DECODE.num_warps, **pdl_option(pdl), **ALWAYS,
+            HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, SPLIT=launch.split,
+            BLOCK_KV=launch.block_kv, STAGES=launch.num_stages, PDL=pdl,
+            num_warps=launch.num_warps, **pdl_option(pdl), **ALWAYS,
         )  # fmt: skip
         return out
     assert cu_seqlens_q is not None, "only a decode step needs no cu_seqlens_q"
-    launch = FLASH_FLOAT32 if q.dtype == torch.float32 else FLASH
-    flash_kernel[(ceil_div(max_queries, launch.block_q), heads, batch)](
+    flash = choose(FlashLaunch, (size,), q)
+    flash_kernel[(ceil_div(max_queries, flash.block_q), heads, batch)](
         q, k_pages, v_pages, out, block_tables, cu_seqlens_q, seq_lens,
         block_tables.shape[1], scale, heads * size, 0, 0,
-        HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, PAGED=True, BLOCK_Q=launch.block_q,
-        BLOCK_KV=launch.block_kv, PRECISION=dot_precision(q.dtype),
-        num_warps=launch.num_warps, num_stages=launch.num_stages, **ALWAYS,
+        HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=page_size, PAGED=True, BLOCK_Q=flash.block_q,
+        BLOCK_KV=flash.block_kv, PRECISION=dot_precision(q.dtype),
+        num_warps=flash.num_warps, num_stages=flash.num_stages, **ALWAYS,
     )  # fmt: skip
     return out
 
@@ -292,7 +265,7 @@ def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert tensor.stride(0) == length * tensor.stride(1), "batches must follow one another"
     assert k.stride() == v.stride(), "keys and values must be laid out alike"
     out = torch.empty(batch, length, heads, size, dtype=q.dtype, device=q.device)
-    launch = FLASH_FLOAT32 if q.dtype == torch.float32 else FLASH
+    launch = choose(FlashLaunch, (size,), q)
     flash_kernel[(ceil_div(length, launch.block_q), heads, batch)](
         q, k, v, out, q, q, q, 0, LOG2_E * size**-0.5, q.stride(1), k.stride(1), length,
         HEADS=heads, HEAD_SIZE=size, PAGE_SIZE=1, PAGED=False, BLOCK_Q=launch.block_q,

@@ -23,6 +23,7 @@ from bark_fast.kernels.triton.launch import (
     pdl_option,
 )
 from bark_fast.kernels.triton.norm import row_stats
+from bark_fast.kernels.triton.schedules import DecodeLaunch, TileLaunch, choose
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def fused_linear(
     norms = (x if gamma is None else gamma, x if beta is None else beta)
     bias_or_x = x if bias is None else bias
     if decode:
-        launch = linear_decode.DECODE_FLOAT32 if x.dtype == torch.float32 else linear_decode.DECODE
+        launch = choose(DecodeLaunch, (n, k), x, rows=m)
         whole_row = gamma is None or k <= launch.block_k
         pdl = pdl and can_launch_dependent(x)
         linear_decode.decode_kernel[(ceil_div(n, launch.block_n), ceil_div(m, launch.block_m))](
@@ -87,7 +88,7 @@ def fused_linear(
             **pdl_option(pdl), **common,
         )  # fmt: skip
     else:
-        tile = linear_tile.TILE_FLOAT32 if x.dtype == torch.float32 else linear_tile.TILE
+        tile = choose(TileLaunch, (n, k), x)
         stats = x if gamma is None else row_stats(x)
         linear_tile.tile_kernel[(ceil_div(m, tile.block_m), ceil_div(n, tile.block_n))](
             x, weight, bias_or_x, stats, *norms, *ends,

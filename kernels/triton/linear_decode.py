@@ -13,32 +13,11 @@ the kernel that makes its input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from bark_fast.kernels.triton.epilogue import epilogue
-
-
-@dataclass(frozen=True)
-class DecodeLaunch:
-    """The tiles of `decode_kernel`."""
-
-    block_n: int
-    block_m: int
-    block_k: int
-    num_warps: int  # also the number of slices of K
-
-
-# 16 rows of W a program: N = 1024 makes 64 programs, 3072 and 4096 more than an H100 has
-# multiprocessors. 16 rows of x are the fewest that the instruction takes. 16 x 1024 columns in
-# flight are 32 KiB of half precision a program and a few MiB on the whole chip, as its memory
-# latency requires, and 32 registers a thread with 8 warps.
-DECODE = DecodeLaunch(block_n=16, block_m=16, block_k=1024, num_warps=8)
-# Without tensor cores the operands of a product live in registers: fewer columns at a time.
-DECODE_FLOAT32 = DecodeLaunch(block_n=16, block_m=16, block_k=128, num_warps=8)
 
 
 @triton.jit

@@ -6,29 +6,10 @@ before, and is applied as the tile of x passes through registers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 
 from bark_fast.kernels.triton.epilogue import epilogue
-
-
-@dataclass(frozen=True)
-class TileLaunch:
-    """The tiles of `tile_kernel`."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-# The usual tile of compute-bound half-precision products; the stages fit sm_80's 163 KiB too.
-TILE = TileLaunch(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
-# float32 runs without tensor cores; smaller tiles keep it within registers and shared memory.
-TILE_FLOAT32 = TileLaunch(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=2)
 
 
 # One kernel for every number of rows: nothing in it gains from knowing that they are many times 16.

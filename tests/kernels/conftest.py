@@ -8,7 +8,6 @@ kernels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +15,13 @@ import torch
 import helpers.kernel_cases
 import helpers.kernels
 from bark_fast import kernels
-from bark_fast.kernels.triton import attention, codebook, linear_decode, linear_tile
+from bark_fast.kernels.triton import codebook, schedules
+from bark_fast.kernels.triton.schedules import (
+    DecodeAttentionLaunch,
+    DecodeLaunch,
+    FlashLaunch,
+    TileLaunch,
+)
 from helpers.kernels import DEVICE
 from helpers.ptx import Compiler
 
@@ -24,16 +29,15 @@ from helpers.ptx import Compiler
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launch with the smallest tiles that tl.dot accepts, 16 each way."""
-    decode = replace(linear_decode.DECODE, block_k=32, num_warps=2)
-    monkeypatch.setattr(linear_decode, "DECODE", decode)
-    monkeypatch.setattr(linear_decode, "DECODE_FLOAT32", decode)
-    tile = linear_tile.TileLaunch(block_m=16, block_n=16, block_k=16, num_warps=4, num_stages=1)
-    monkeypatch.setattr(linear_tile, "TILE", tile)
-    monkeypatch.setattr(linear_tile, "TILE_FLOAT32", tile)
-    flash = attention.FlashLaunch(block_q=16, block_kv=16, num_warps=4, num_stages=1)
-    monkeypatch.setattr(attention, "FLASH", flash)
-    monkeypatch.setattr(attention, "FLASH_FLOAT32", flash)
-    monkeypatch.setattr(attention, "DECODE", replace(attention.DECODE, split=32, block_kv=16))
+    launches: list[schedules.Launch] = [
+        DecodeLaunch(block_n=16, block_m=16, block_k=32, num_warps=2),
+        TileLaunch(block_m=16, block_n=16, block_k=16, num_warps=4, num_stages=1),
+        FlashLaunch(block_q=16, block_kv=16, num_warps=4, num_stages=1),
+        DecodeAttentionLaunch(split=32, block_kv=16, num_warps=4, num_stages=4),
+    ]
+    for launch in launches:
+        monkeypatch.setitem(schedules.DEFAULTS, type(launch), launch)
+        monkeypatch.delitem(schedules.DEFAULTS_FLOAT32, type(launch), raising=False)
     monkeypatch.setattr(codebook, "BLOCK_F", 16)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.kernels.aot_cases import SHAPES
-from bark_fast.kernels.triton import attention, linear, linear_decode
+from bark_fast.kernels.triton import attention, linear, schedules
 from helpers.kernel_cases import Sequences, exact_linear
 from helpers.kernels import assert_accurate, randn
 from helpers.ptx import Code, Compiler, Device, PtxError
@@ -31,6 +31,7 @@ HALF = [torch.bfloat16, torch.float16]
 ROWS = (64, 17, 16, 1)
 PAGE_SIZE = 64
 BARK = SHAPES["large"]
+DECODE = schedules.default(schedules.DecodeLaunch, torch.bfloat16)
 WIDTH, HEADS, HEAD_SIZE = BARK.width, BARK.heads, BARK.width // BARK.heads
 
 
@@ -61,11 +62,11 @@ class Product:
 
     def programs(self) -> list[int]:
         """Return the first program of a row of the grid, one in the middle, and the last."""
-        last = -(-self.n // linear_decode.DECODE.block_n) - 1
+        last = -(-self.n // DECODE.block_n) - 1
         return [0, last // 3, last]
 
     def columns(self) -> Tensor:
-        n = linear_decode.DECODE.block_n
+        n = DECODE.block_n
         found = [torch.arange(p * n, min((p + 1) * n, self.n)) for p in self.programs()]
         return torch.cat(found)
 

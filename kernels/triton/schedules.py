@@ -1,0 +1,319 @@
+"""The launch numbers of the kernels: defaults, what else could win, and what was measured.
+
+A default is a choice by arithmetic, with its reason beside it. On a GPU, `python -m bench tune`
+times the candidates of every operation and writes the fastest to `tables/<device>.json`; a device
+without a table takes that of the nearest. A table may give different numbers to different numbers
+of rows only where they keep the order in which a row's terms are added (`order`), so that a row's
+bits do not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+TABLES = Path(__file__).with_name("tables")
+
+
+@dataclass(frozen=True)
+class DecodeLaunch:
+    """The tiles of `linear_decode.decode_kernel`."""
+
+    block_n: int
+    block_m: int
+    block_k: int
+    num_warps: int  # also the number of slices of K
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        return self.block_k, self.num_warps
+
+
+@dataclass(frozen=True)
+class TileLaunch:
+    """The tiles of `linear_tile.tile_kernel`."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        # How rows and columns are dealt to tensor-core instructions is the compiler's choice.
+        return tuple(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class DecodeAttentionLaunch:
+    """The blocks of `attention.decode_kernel`."""
+
+    split: int  # keys of one program
+    block_kv: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        return self.split, self.block_kv, self.num_warps
+
+
+@dataclass(frozen=True)
+class FlashLaunch:
+    """The blocks of `attention.flash_kernel`."""
+
+    block_q: int
+    block_kv: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        return tuple(asdict(self).values())
+
+
+Launch = DecodeLaunch | TileLaunch | DecodeAttentionLaunch | FlashLaunch
+L = TypeVar("L", DecodeLaunch, TileLaunch, DecodeAttentionLaunch, FlashLaunch)
+
+DEFAULTS: dict[type[Launch], Launch] = {
+    # 16 rows of W a program: N = 1024 makes 64 programs, 3072 and 4096 more than an H100 has
+    # multiprocessors. 16 rows of x are the fewest that the instruction takes. 16 x 1024 columns in
+    # flight are 32 KiB of half precision a program and a few MiB on the whole chip, as its memory
+    # latency requires, and 32 registers a thread with 8 warps.
+    DecodeLaunch: DecodeLaunch(block_n=16, block_m=16, block_k=1024, num_warps=8),
+    # The usual tile of compute-bound half-precision products; the stages fit sm_80's 163 KiB too.
+    TileLaunch: TileLaunch(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3),
+    # 1 024 keys make 4 programs a head: 64 for one sequence of bark, half of an H100. Blocks of 64
+    # keys x 64 are 32 float32 registers a thread; with four stages a whole split is requested at
+    # once.
+    DecodeAttentionLaunch: DecodeAttentionLaunch(split=256, block_kv=64, num_warps=4, num_stages=4),
+    FlashLaunch: FlashLaunch(block_q=64, block_kv=64, num_warps=4, num_stages=2),
+}
+# Without tensor cores the operands of a product live in registers: smaller tiles.
+DEFAULTS_FLOAT32: dict[type[Launch], Launch] = {
+    DecodeLaunch: DecodeLaunch(block_n=16, block_m=16, block_k=128, num_warps=8),
+    TileLaunch: TileLaunch(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=2),
+    FlashLaunch: FlashLaunch(block_q=32, block_kv=32, num_warps=4, num_stages=1),
+}
+
+
+def default(kind: type[L], dtype: torch.dtype) -> L:
+    """Return the launch that arithmetic suggests."""
+    found = DEFAULTS_FLOAT32.get(kind) if dtype == torch.float32 else None
+    launch = found or DEFAULTS[kind]
+    assert isinstance(launch, kind)
+    return launch
+
+
+def candidates(kind: type[L], shape: tuple[int, ...]) -> list[L]:
+    """Return the half-precision launches worth timing, the default first.
+
+    Some may not compile for a device: they need more registers or shared memory than it has.
+
+    Args:
+        shape: (N, K) of a product, (D,) of attention.
+    """
+    first = default(kind, torch.float16)
+    values = {name: _CANDIDATES[kind].get(name, (v,)) for name, v in asdict(first).items()}
+    others = [kind(*numbers) for numbers in itertools.product(*values.values())]
+    return [first, *(c for c in others if c != first and _is_sensible(c, shape))]
+
+
+_CANDIDATES: dict[type[Launch], dict[str, tuple[int, ...]]] = {
+    DecodeLaunch: {
+        "block_n": (16, 32), "block_m": (16, 32), "block_k": (512, 1024, 2048, 4096),
+        "num_warps": (4, 8, 16, 32),
+    },
+    TileLaunch: {
+        "block_m": (64, 128, 256), "block_n": (64, 128, 256), "block_k": (64, 128),
+        "num_warps": (4, 8), "num_stages": (2, 3, 4),
+    },
+    DecodeAttentionLaunch: {
+        "split": (64, 128, 256), "block_kv": (32, 64), "num_warps": (2, 4, 8),
+        "num_stages": (2, 4),
+    },
+    FlashLaunch: {
+        "block_q": (64, 128), "block_kv": (32, 64, 128), "num_warps": (4, 8),
+        "num_stages": (1, 2, 3),
+    },
+}  # fmt: skip
+
+
+def _is_sensible(launch: Launch, shape: tuple[int, ...]) -> bool:
+    """Return False for what cannot win, or cannot run."""
+    if isinstance(launch, DecodeLaunch):
+        # A warp's slice is a multiple of what the instruction takes, and not all of it is padding.
+        slices = launch.block_k % (16 * launch.num_warps) == 0
+        in_flight = launch.block_n * launch.block_k // (32 * launch.num_warps)  # values a thread
+        return slices and launch.block_k < 2 * shape[1] and 16 <= in_flight <= 128
+    if isinstance(launch, TileLaunch):
+        accumulators = launch.block_m * launch.block_n // (32 * launch.num_warps)
+        shared = (launch.block_m + launch.block_n) * launch.block_k * 2 * launch.num_stages
+        return 64 <= accumulators <= 128 and shared <= 227 * 1024
+    if isinstance(launch, DecodeAttentionLaunch):
+        return (
+            launch.block_kv <= launch.split
+            and launch.num_stages <= launch.split // (launch.block_kv) * 2
+        )
+    return launch.block_q // launch.num_warps >= 16
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the nearest table is judged by."""
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> Device:
+        properties = torch.cuda.get_device_properties(device)
+        return cls(
+            properties.name,
+            (properties.major, properties.minor),
+            properties.multi_processor_count,
+        )
+
+
+Key = tuple[str, str, tuple[int, ...]]
+"""The kind of launch, the dtype, and the shape."""
+
+ANY_ROWS = 2**31
+
+
+@dataclass(frozen=True)
+class Table:
+    """The launches that were the fastest on a device.
+
+    Attributes:
+        entries: of each key the launches with the most rows that each is for, in rising order.
+        measured: versions and times, for readers.
+    """
+
+    device: Device
+    entries: Mapping[Key, tuple[tuple[int, Launch], ...]]
+    measured: Mapping[str, Any]
+
+    def find(self, key: Key, rows: int) -> Launch | None:
+        """Return the launch for so many rows, None if nothing was measured."""
+        return next((launch for most, launch in self.entries.get(key, ()) if rows <= most), None)
+
+    def write(self, path: Path) -> None:
+        """Write the table as JSON."""
+        launches = [
+            {
+                "kind": kind, "dtype": dtype, "shape": shape,
+                "launches": [{"rows": most, **asdict(launch)} for most, launch in entry],
+            }
+            for (kind, dtype, shape), entry in self.entries.items()
+        ]  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"device": asdict(self.device), **self.measured, "entries": launches}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Table:
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: a row's bits would depend on the number of rows.
+        """
+        content = json.loads(path.read_text(encoding="utf-8"))
+        device = content.pop("device")
+        device["capability"] = tuple(device["capability"])
+        kinds = {kind.__name__: kind for kind in DEFAULTS}
+        entries = {}
+        for entry in content.pop("entries"):
+            key = entry["kind"], entry["dtype"], tuple(entry["shape"])
+            numbers = [dict(launch) for launch in entry["launches"]]
+            launches = tuple((n.pop("rows"), kinds[entry["kind"]](**n)) for n in numbers)
+            if len({launch.order for _, launch in launches}) > 1:
+                raise ValueError(f"{path}: the launches of {key} must add in one order")
+            entries[key] = launches
+        return cls(Device(**device), entries, content)
+
+
+def nearest(device: Device, tables: list[Table]) -> Table | None:
+    """Return the table of the device, else of the one that is most like it.
+
+    Launches of a newer architecture may not run on an older one, so it is never taken.
+    """
+
+    def distance(table: Table) -> tuple[bool, int, int]:
+        major, minor = device.capability
+        other_major, other_minor = table.device.capability
+        older = (major - other_major) * 10 + minor - other_minor
+        size = abs(table.device.multiprocessors - device.multiprocessors)
+        return table.device.name != device.name, older, size
+
+    usable = [table for table in tables if table.device.capability <= device.capability]
+    return min(usable, key=distance, default=None)
+
+
+@functools.cache
+def _table_of(device: torch.device) -> Table | None:
+    if device.type != "cuda":
+        return None
+    tables = [Table.read(path) for path in sorted(TABLES.glob("*.json"))]
+    return nearest(Device.of(device), tables)
+
+
+_tried: ContextVar[Launch | None] = ContextVar("tried", default=None)
+
+
+@contextmanager
+def trying(launch: Launch) -> Iterator[None]:
+    """Use `launch` inside the block wherever one of its kind is chosen."""
+    token = _tried.set(launch)
+    try:
+        yield
+    finally:
+        _tried.reset(token)
+
+
+def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int = 1) -> L:
+    """Return the launch for an operation on x.
+
+    Args:
+        shape: see `candidates`.
+        rows: of a decode step; it changes no row's bits.
+    """
+    tried = _tried.get()
+    if isinstance(tried, kind):
+        return tried
+    table = _table_of(x.device)
+    if table is not None:
+        found = table.find((kind.__name__, str(x.dtype), shape), rows)
+        if isinstance(found, kind):
+            return found
+    return default(kind, x.dtype)
+
+
+def same_bits(a: Launch, b: Launch) -> bool:
+    """Return whether two launches of one kind add a row's terms in the same order."""
+    return type(a) is type(b) and a.order == b.order
+
+
+def with_rows(entries: Mapping[int, L]) -> tuple[tuple[int, L], ...]:
+    """Return the fastest launches by rows as a table's entry: the last serves any more rows."""
+    ordered = sorted(entries.items())
+    merged: list[tuple[int, L]] = []
+    for rows, launch in ordered:
+        if merged and merged[-1][1] == launch:
+            merged.pop()
+        merged.append((rows, launch))
+    return (*merged[:-1], (ANY_ROWS, merged[-1][1]))
