@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.commands import compare, end_to_end, kernels, plot, precision, serve, stages, suite
+from bench.commands import compare, end_to_end, kernels, plot, precision, serve, stages, suite, tune
 
 _COMMANDS = {
     "kernels": kernels,
@@ -19,6 +19,7 @@ _COMMANDS = {
     "end_to_end": end_to_end,
     "serve": serve,
     "precision": precision,
+    "tune": tune,
     "compare": compare,
     "plot": plot,
 }

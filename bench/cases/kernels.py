@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -24,6 +25,9 @@ MOST_COPIES = 64
 DECODE_CONTEXT = 700
 
 
+Cast = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class KernelCase:
     """One operation at one size.
@@ -33,6 +37,8 @@ class KernelCase:
         run_torch: runs it as a torch user would, or the plain reference where torch has no call.
         n_bytes: bytes that must be read or written, each once.
         flops: multiplications and additions.
+        plain: computes the same as `run` in plain torch, with every input cast; None if `run` is
+            not to be tuned.
     """
 
     name: str
@@ -40,6 +46,7 @@ class KernelCase:
     run_torch: Callable[[], object]
     n_bytes: int
     flops: int = 0
+    plain: Callable[[Cast], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Sizes:
     def of(cls, device: torch.device) -> Sizes:
         """Return the sizes for `device`."""
         if device.type == "cuda":
-            return cls((1, 8, 32, 128), 8, 8, 64)
+            return cls((1, 16, 64, 256), 8, 8, 64)
         return cls((1, 4, 16), 1, 1, 1024)
 
 
@@ -110,6 +117,7 @@ class CaseMaker:
         sizes = self._sizes
         for rows in sizes.rows:
             yield from self._products(rows, decode=True, tail=f"M={rows}")
+            yield from self._heads(rows)
             yield self._paged(rows, 1, DECODE_CONTEXT, tail=f"decode B={rows} T={DECODE_CONTEXT}")
         prompt = 257
         rows = sizes.prompts * prompt
@@ -173,6 +181,10 @@ class CaseMaker:
             ),
             qkv_torch,
             *linear_cost(rows, 3 * c, c, size),
+            plain=lambda cast: kernels.qkv_to_pages(
+                cast(x), cast(qkv_plain()), None, norm=(cast(norm[0]), None),
+                k_pages=cast(paged_kv[0]), v_pages=cast(paged_kv[1]), slot_mapping=slot_mapping,
+            ),
         )  # fmt: skip
         out, out_plain = self._weights(c, c)
         yield KernelCase(
@@ -180,6 +192,7 @@ class CaseMaker:
             lambda: kernels.fused_linear(x, out(), residual=x, **how),
             lambda: F.linear(x, out_plain()) + x,
             *linear_cost(rows, c, c, size, residual=True),
+            plain=lambda cast: kernels.fused_linear(cast(x), cast(out_plain()), residual=cast(x)),
         )
         fc1, fc1_plain = self._weights(4 * c, c)
         yield KernelCase(
@@ -187,6 +200,9 @@ class CaseMaker:
             lambda: kernels.fused_linear(x, fc1(), norm=norm, gelu=True, **how),
             lambda: F.gelu(F.linear(F.layer_norm(x, (c,), norm[0]), fc1_plain())),
             *linear_cost(rows, 4 * c, c, size),
+            plain=lambda cast: kernels.fused_linear(
+                cast(x), cast(fc1_plain()), norm=(cast(norm[0]), None), gelu=True
+            ),
         )
         fc2, fc2_plain = self._weights(c, 4 * c)
         yield KernelCase(
@@ -194,7 +210,28 @@ class CaseMaker:
             lambda: kernels.fused_linear(wide, fc2(), residual=x, **how),
             lambda: F.linear(wide, fc2_plain()) + x,
             *linear_cost(rows, c, 4 * c, size, residual=True),
+            plain=lambda cast: kernels.fused_linear(
+                cast(wide), cast(fc2_plain()), residual=cast(x)
+            ),
         )
+
+    def _heads(self, rows: int) -> Iterator[KernelCase]:
+        """Yield the products with the ids that can be sampled."""
+        shape, norm = self._shape, self._norm
+        x = self._randn(rows, shape.width)
+        heads = (("semantic", shape.semantic_ids), ("coarse", shape.coarse_ids))
+        for name, ids in heads:
+            head, head_plain = self._weights(ids, shape.width)
+            yield KernelCase(
+                f"norm + {name} head M={rows}",
+                partial(self._head, x, head),
+                partial(_head_torch, x, head_plain, norm[0]),
+                *linear_cost(rows, ids, shape.width, self._bytes),
+                plain=partial(_head_plain, x, head_plain, norm[0]),
+            )
+
+    def _head(self, x: Tensor, head: _Turns) -> Tensor:
+        return kernels.fused_linear(x, head(), norm=self._norm, decode=True, impl=self._impl)
 
     def _paged(self, batch: int, queries: int, length: int, *, tail: str) -> KernelCase:
         """Return the case of causal attention to pages.
@@ -232,7 +269,13 @@ class CaseMaker:
 
         seen = length if decode else (length + 1) / 2
         n_bytes, flops = attention_cost(queries, length, c, self._bytes, seen=seen)
-        return KernelCase(f"attention {tail}", run, run_torch, batch * n_bytes, batch * flops)
+        return KernelCase(
+            f"attention {tail}", run, run_torch, batch * n_bytes, batch * flops,
+            plain=lambda cast: kernels.paged_attention(
+                cast(q), cast(paged[0]), cast(paged[1]), block_tables=tables, cu_seqlens_q=starts,
+                seq_lens=lengths, max_queries=queries, max_length=length, decode=decode,
+            ),
+        )  # fmt: skip
 
     def _bidirectional(self, windows: int) -> KernelCase:
         c, h = self._shape.width, self._shape.heads
@@ -244,6 +287,7 @@ class CaseMaker:
             lambda: F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))),
             windows * n_bytes,
             windows * flops,
+            plain=lambda cast: kernels.bidirectional_attention(cast(q), cast(k), cast(v)),
         )
 
     def _small(self, rows: int) -> Iterator[KernelCase]:
@@ -293,6 +337,14 @@ class CaseMaker:
             lambda: torch.multinomial((logits.float() / 0.7).softmax(-1), 1),
             logits.numel() * self._bytes,
         )
+
+
+def _head_torch(x: Tensor, head: _Turns, gamma: Tensor) -> Tensor:
+    return F.linear(F.layer_norm(x, x.shape[-1:], gamma), head())
+
+
+def _head_plain(x: Tensor, head: _Turns, gamma: Tensor, cast: Cast) -> Tensor:
+    return kernels.fused_linear(cast(x), cast(head()), norm=(cast(gamma), None))
 
 
 class _Turns:

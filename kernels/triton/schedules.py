@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -272,17 +272,31 @@ def _table_of(device: torch.device) -> Table | None:
     return nearest(Device.of(device), tables)
 
 
-_tried: ContextVar[Launch | None] = ContextVar("tried", default=None)
+@dataclass
+class Trial:
+    """A launch under trial, and what was chosen meanwhile.
+
+    Attributes:
+        launch: used wherever one of its kind is chosen; None tries nothing.
+        choices: the key and the rows of every choice.
+    """
+
+    launch: Launch | None
+    choices: list[tuple[Key, int]] = field(default_factory=list)
+
+
+_trial: ContextVar[Trial | None] = ContextVar("trial", default=None)
 
 
 @contextmanager
-def trying(launch: Launch) -> Iterator[None]:
-    """Use `launch` inside the block wherever one of its kind is chosen."""
-    token = _tried.set(launch)
+def trying(launch: Launch | None) -> Iterator[Trial]:
+    """Try `launch` inside the block."""
+    trial = Trial(launch)
+    token = _trial.set(trial)
     try:
-        yield
+        yield trial
     finally:
-        _tried.reset(token)
+        _trial.reset(token)
 
 
 def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int = 1) -> L:
@@ -292,20 +306,15 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
         shape: see `candidates`.
         rows: of a decode step; it changes no row's bits.
     """
-    tried = _tried.get()
-    if isinstance(tried, kind):
-        return tried
+    key = kind.__name__, str(x.dtype), shape
+    trial = _trial.get()
+    if trial is not None:
+        trial.choices.append((key, rows))
+        if isinstance(trial.launch, kind):
+            return trial.launch
     table = _table_of(x.device)
-    if table is not None:
-        found = table.find((kind.__name__, str(x.dtype), shape), rows)
-        if isinstance(found, kind):
-            return found
-    return default(kind, x.dtype)
-
-
-def same_bits(a: Launch, b: Launch) -> bool:
-    """Return whether two launches of one kind add a row's terms in the same order."""
-    return type(a) is type(b) and a.order == b.order
+    found = None if table is None else table.find(key, rows)
+    return found if isinstance(found, kind) else default(kind, x.dtype)
 
 
 def with_rows(entries: Mapping[int, L]) -> tuple[tuple[int, L], ...]:
