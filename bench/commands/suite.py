@@ -7,7 +7,6 @@ which it was.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bench.harness.machine import describe_machine, describe_versions, device_name
+from bench.harness.machine import describe_machine, describe_versions, device_folder
 from bench.harness.results import Case, Results, Spread
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -169,11 +168,6 @@ def write_summary(kind: str, outcomes: Sequence[Outcome], folder: Path) -> None:
     ]
     machine, versions = describe_machine(device), describe_versions()
     Results("summary", machine, versions, {"parts": kind}, {}, cases).write(folder / "summary.json")
-
-
-def device_folder(device: torch.device) -> str:
-    """Return the name of the device as the name of a folder."""
-    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
 def _bench(command: str, folder: Path, limit_s: float, *arguments: str, name: str = "") -> Part:

@@ -40,9 +40,8 @@ from bark_fast.kernels.triton.schedules import (
     with_rows,
 )
 from bench.cases.kernels import CaseMaker, KernelCase
-from bench.commands.suite import device_folder
 from bench.harness.arguments import DTYPES
-from bench.harness.machine import cache_bytes, describe_versions
+from bench.harness.machine import cache_bytes, describe_versions, device_folder
 from bench.harness.timing import time_kernel
 
 _KINDS = {kind.__name__: kind for kind in DEFAULTS}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -114,6 +115,11 @@ def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 def _fastest(run: Callable[[], object], device: torch.device, *, at_least_s: float = 0.2) -> float:
     return time_calls(lambda _: run(), device, runs=3, at_least_s=at_least_s).min
+
+
+def device_folder(device: torch.device) -> str:
+    """Return the name of the device as the name of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

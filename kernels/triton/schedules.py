@@ -25,7 +25,20 @@ TABLES = Path(__file__).with_name("tables")
 
 
 @dataclass(frozen=True)
-class DecodeLaunch:
+class Launch:
+    """The numbers that one kind of launch leaves open."""
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The numbers that decide in which order a row's terms are added.
+
+        By default all: how rows and columns are dealt to instructions is the compiler's choice.
+        """
+        return tuple(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class DecodeLaunch(Launch):
     """The tiles of `linear_decode.decode_kernel`."""
 
     block_n: int
@@ -39,7 +52,7 @@ class DecodeLaunch:
 
 
 @dataclass(frozen=True)
-class TileLaunch:
+class TileLaunch(Launch):
     """The tiles of `linear_tile.tile_kernel`."""
 
     block_m: int
@@ -48,14 +61,9 @@ class TileLaunch:
     num_warps: int
     num_stages: int
 
-    @property
-    def order(self) -> tuple[int, ...]:
-        # How rows and columns are dealt to tensor-core instructions is the compiler's choice.
-        return tuple(asdict(self).values())
-
 
 @dataclass(frozen=True)
-class DecodeAttentionLaunch:
+class DecodeAttentionLaunch(Launch):
     """The blocks of `attention.decode_kernel`."""
 
     split: int  # keys of one program
@@ -69,7 +77,7 @@ class DecodeAttentionLaunch:
 
 
 @dataclass(frozen=True)
-class FlashLaunch:
+class FlashLaunch(Launch):
     """The blocks of `attention.flash_kernel`."""
 
     block_q: int
@@ -77,13 +85,8 @@ class FlashLaunch:
     num_warps: int
     num_stages: int
 
-    @property
-    def order(self) -> tuple[int, ...]:
-        return tuple(asdict(self).values())
 
-
-Launch = DecodeLaunch | TileLaunch | DecodeAttentionLaunch | FlashLaunch
-L = TypeVar("L", DecodeLaunch, TileLaunch, DecodeAttentionLaunch, FlashLaunch)
+L = TypeVar("L", bound=Launch)
 
 DEFAULTS: dict[type[Launch], Launch] = {
     # 16 rows of W a program: N = 1024 makes 64 programs, 3072 and 4096 more than an H100 has
@@ -165,7 +168,9 @@ def _is_sensible(launch: Launch, shape: tuple[int, ...]) -> bool:
             launch.block_kv <= launch.split
             and launch.num_stages <= launch.split // (launch.block_kv) * 2
         )
-    return launch.block_q // launch.num_warps >= 16
+    if isinstance(launch, FlashLaunch):
+        return launch.block_q // launch.num_warps >= 16
+    return True
 
 
 # Tables ------------------------------------------------------------------------------------------
@@ -317,10 +322,10 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
     return found if isinstance(found, kind) else default(kind, x.dtype)
 
 
-def with_rows(entries: Mapping[int, L]) -> tuple[tuple[int, L], ...]:
+def with_rows(entries: Mapping[int, Launch]) -> tuple[tuple[int, Launch], ...]:
     """Return the fastest launches by rows as a table's entry: the last serves any more rows."""
     ordered = sorted(entries.items())
-    merged: list[tuple[int, L]] = []
+    merged: list[tuple[int, Launch]] = []
     for rows, launch in ordered:
         if merged and merged[-1][1] == launch:
             merged.pop()
