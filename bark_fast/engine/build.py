@@ -15,6 +15,7 @@ from bark_fast.checkpoint.stored import StoredTensors
 from bark_fast.checkpoint.weights import load_weights
 from bark_fast.engine.decoder import Decoder
 from bark_fast.engine.engine import Engine
+from bark_fast.engine.fine_passes import FinePasses
 from bark_fast.engine.graphs import (
     CudaGraphRunner,
     EagerRunner,
@@ -25,6 +26,7 @@ from bark_fast.engine.graphs import (
 from bark_fast.engine.kv_cache import PagePool
 from bark_fast.engine.offload import OffloadedWeights
 from bark_fast.engine.options import EngineConfig, EngineOptions
+from bark_fast.engine.prefills import prefill_shapes
 from bark_fast.engine.runner import Runner, do_nothing
 from bark_fast.engine.scheduler import Phase, Policy
 from bark_fast.errors import InputError
@@ -42,6 +44,7 @@ from bark_fast.types import Stage
 _GIB = 2**30
 _GPU_SHARE, _CPU_SHARE = 0.7, 0.25  # of the free memory, for keys and values
 _CUDA_PAGE_SIZE = 64
+_STEPS_A_GRAPH = 4  # the gap between two graphs counts once for so many
 _MAX_CUDA_BATCH = 256  # a decode step is expected to be bound by its products beyond
 
 
@@ -62,7 +65,7 @@ def load_engine(
 
     Args:
         impl: the kernels that serve it.
-        graphs: captures and repeats decode steps; None chooses by `options`.
+        graphs: captures and repeats steps, prompts and passes; None chooses by `options`.
         offload: keep weights on the host except for those of the running stage.
 
     Raises:
@@ -119,21 +122,37 @@ def load_engine(
     exact = isinstance(graphs, (EagerRunner, NativeProgramRunner))
     sizes = None if exact else capture_sizes(max_running)
 
-    def decoder(stage: CausalStage) -> Decoder:
+    def decoder(stage: CausalStage, prompts: Phase) -> Decoder:
+        cache = caches[stage.name]
         return Decoder(
             stage,
-            caches[stage.name],
+            cache,
             max_batch=max_running,
             max_steps=engine_config.steps[stage.name],
             sizes=sizes,
             graphs=graphs,
+            steps_a_graph=1 if exact else _STEPS_A_GRAPH,
+            prefill_shapes=()
+            if exact
+            else prefill_shapes(
+                engine_config.limits[prompts], -(-stage.model.config.block_size // cache.page_size)
+            ),
         )
 
     runner = Runner(
-        semantic=decoder(semantic_stage),
-        coarse=decoder(coarse_stage),
-        fine=fine,
-        codec=codec,
+        semantic=decoder(semantic_stage, Phase.SEMANTIC_PREFILL),
+        coarse=decoder(coarse_stage, Phase.COARSE_PREFILL),
+        fine=fine
+        if exact
+        else FinePasses(
+            fine,
+            n_frames=config.fine_rules.max_fine_input_length,
+            max_windows=engine_config.limits[Phase.FINE],
+            graphs=graphs,
+        ),
+        codec=CodecStage(
+            codec.model, max_frames=engine_config.limits[Phase.CODEC] if on_cuda else 0
+        ),
         config=engine_config,
         device=device,
         before_stage=do_nothing if weights is None else weights.bring,
@@ -285,7 +304,7 @@ def _settle(
     offload: bool,
 ) -> EngineConfig:
     """Fill in the options that the user left open."""
-    steps = options.steps_per_look or (16 if on_cuda else 8)
+    steps = options.steps_per_look or 8
     window = config.coarse_rules.sliding_window_len
     max_prefill_tokens = options.max_prefill_tokens or (8192 if on_cuda else 1024)
     policy: Policy | None = None if options.policy == "auto" else options.policy

@@ -1,25 +1,32 @@
 """Run a causal stage: prompts, and many decode steps in a row without a look at the host.
 
 The steps read and write tensors that stay where they are, so that CUDA graphs can be captured on
-them. The host fills them from the tasks, enqueues some steps, and looks once at what was
+them. The host fills them from the tasks, enqueues a block of steps, and looks once at what was
 drawn. Rows that the batch does not fill, and rows that have ended, are empty: they read no page and
 write none.
+
+The rows know on the device how to go on, so the next block can be enqueued before the host looks at
+the last one (`run_ahead`). It serves the next batch if that has the same tasks, less those that
+have ended; otherwise what it drew is left aside, and will be drawn again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bark_fast.engine.graphs import GraphRunner, Step, padded_size
-from bark_fast.kernels import DecodeState, SamplingMetadata
-from bark_fast.models.gpt import KVPages
+from bark_fast.engine.prefills import Prefills
+from bark_fast.kernels import DecodeState
+from bark_fast.models.gpt import KVPages, PackedShape
 from bark_fast.models.transfer import mark, to_device, to_host_async
 from bark_fast.stages.causal import CausalStage, CausalTask
+from bark_fast.stages.sampling import metadata_of
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,58 @@ _STATE_INTS = (
     "num_generated",
     "limits",
 )
-# In the order of SamplingParams.integers and .floats.
-_SAMPLING_INTS = ("top_k", "seeds", "min_new_tokens", "suno_rules")
-_SAMPLING_FLOATS = ("temperature", "top_p", "min_eos_p")
 _EMPTY_ROW = (0, 0, 0, -1, 0, 0, 0, 0, 0, 0)
 _EMPTY_FLOATS = (0.0, 1.0, 0.0)
+
+
+@dataclass(eq=False)
+class _Block:
+    """Steps that were enqueued together.
+
+    Attributes:
+        tasks: of each row; None where it is empty, or its task has left since.
+        pages: of each row, as the steps know them.
+        size: rows, padding included.
+        results: waits, and returns for each row how many tokens it has drawn, whether it has ended,
+            and its history.
+        goes_on: steps may follow; they may not where a row runs whose task has left.
+        drawn, ended: what `results` gave, None before.
+    """
+
+    tasks: list[CausalTask | None]
+    pages: list[list[int]]
+    size: int
+    n_steps: int
+    results: Callable[[], tuple[list[int], list[bool], list[list[int]]]]
+    goes_on: bool = True
+    drawn: list[int] | None = None
+    ended: list[bool] | None = None
+
+    def __post_init__(self) -> None:
+        self.limits = [0 if task is None else task.limit for task in self.tasks]
+
+    def row_of(self, task: CausalTask) -> int | None:
+        """Return the row of a task, if it has one."""
+        return next((i for i, own in enumerate(self.tasks) if own is task), None)
+
+    def collect(self, tasks: Sequence[CausalTask]) -> Collect:
+        """Return what waits for the outputs of some of its tasks."""
+        before = [len(task.tokens) for task in tasks]
+        rows = [self.row_of(task) for task in tasks]
+
+        def collect() -> list[StepOutput]:
+            self.drawn, self.ended, history = self.results()
+            outputs = []
+            for row, start in zip(rows, before, strict=True):
+                assert row is not None
+                stop, past = self.drawn[row], history[row]
+                tokens = [past[p % len(past)] for p in range(start, stop)]
+                # A row that is finished before its limit met the end token.
+                ended = self.ended[row] and stop < self.limits[row]
+                outputs.append(StepOutput(tokens, ended))
+            return outputs
+
+        return collect
 
 
 class Decoder:
@@ -59,6 +113,8 @@ class Decoder:
         max_steps: the most steps between two looks.
         sizes: the batch sizes that steps are captured for, the last of them `max_batch`; None runs
             each batch as it is.
+        steps_a_graph: steps that are captured together, besides single ones.
+        prefill_shapes: of prompts, that are captured.
     """
 
     def __init__(
@@ -70,11 +126,15 @@ class Decoder:
         max_steps: int,
         sizes: Sequence[int] | None,
         graphs: GraphRunner,
+        steps_a_graph: int = 1,
+        prefill_shapes: Sequence[PackedShape] = (),
     ) -> None:
         self.stage = stage
         self.cache = cache
         self._sizes = sizes
         self._graphs = graphs
+        self._steps_a_graph = steps_a_graph
+        self._prefills = Prefills(stage, cache, prefill_shapes, graphs)
         self._device = stage.model.device
         self._on_host = self._device.type == "cpu"
         config = stage.model.config
@@ -93,13 +153,15 @@ class Decoder:
         self._host_floats, self._floats = both(len(_EMPTY_FLOATS), max_batch, dtype=torch.float32)
         self._host_tables, self._tables = both(max_batch, max_pages, dtype=torch.int64)
         self._host_finished, self._finished = both(max_batch, dtype=torch.int32)
-        self._host_history, self._history = both(max_batch, max_steps, dtype=torch.int64)
+        self._history = torch.zeros(max_batch, max_steps, dtype=torch.int64, device=self._device)
         self._workspace = stage.model.ops.decode_workspace(
             max_batch, config.num_heads, device=self._device
         )
-        self._steps: dict[int, tuple[DecodeState, Step]] = {}
-        # Waits until no copy from or to the host's tensors is under way.
+        self._steps: dict[int, tuple[DecodeState, list[tuple[int, Step]]]] = {}
+        # Waits until no copy from the host's tensors is under way.
         self._settle: Callable[[], None] = lambda: None
+        self._last: _Block | None = None
+        self._ahead: _Block | None = None
 
     @property
     def max_steps(self) -> int:
@@ -108,7 +170,7 @@ class Decoder:
 
     def prefill(self, tasks: Sequence[CausalTask], pages: Sequence[Sequence[int]]) -> Collect:
         """Enqueue the tasks' prompts and one draw after each."""
-        columns = to_host_async(self.stage.prefill(tasks, pages, self.cache))
+        columns = to_host_async(self._prefills.run(tasks, pages))
 
         def collect() -> list[StepOutput]:
             tokens = [self.stage.token(column) for column in columns().tolist()]
@@ -122,24 +184,88 @@ class Decoder:
         """Enqueue `n_steps` steps of tasks whose prompts have been run.
 
         A task stops at its limit or its end. On a CPU, where a look costs nothing, all stop with
-        the first that does.
+        the first that does. Where `run_ahead` has enqueued these tasks' steps, they are as many as
+        it was asked for.
         """
-        n = len(tasks)
-        size = n if self._sizes is None else padded_size(self._sizes, n)
-        self._fill(tasks, pages, size)
-        state, step = self._step(size)
-        for _ in range(n_steps):
-            step()
-            if self._on_host and state.finished[:n].any():
-                break
-        return self._results(tasks, n)
+        ahead = self._take_ahead(tasks, pages)
+        if ahead is None:
+            n = len(tasks)
+            size = n if self._sizes is None else padded_size(self._sizes, n)
+            self._last = None
+            self._fill(tasks, pages, size)
+            self._last = self._enqueue(list(tasks), [list(own) for own in pages], size, n_steps)
+        else:
+            self._last = ahead
+        return self._last.collect(tasks)
 
-    def warm_up_sizes(self) -> Sequence[int]:
-        """Return the batch sizes that can be captured in advance."""
-        return self._sizes or ()
+    def run_ahead(
+        self, tasks: Sequence[CausalTask], pages: Sequence[Sequence[int]], n_steps: int
+    ) -> None:
+        """Enqueue up to `n_steps` more steps of the tasks of the last `decode`, whose results need
+        not be known.
 
-    def warm_up(self, size: int) -> None:
+        Does nothing where that cannot be: pages have to hold these steps already, and to have held
+        the first of them when the last ones were enqueued.
+        """
+        last = self._last
+        if last is None or self._ahead is not None or not last.goes_on:
+            return
+        left = [task.limit - len(task.tokens) for task in tasks]
+        n_steps = min(n_steps, max(left) - last.n_steps)
+        if n_steps <= 0:
+            return
+        tables: list[list[int]] = [[] for _ in last.tasks]
+        for task, n, table in zip(tasks, left, pages, strict=True):
+            row, size = last.row_of(task), self.cache.page_size
+            if (
+                row is None
+                or len(last.pages[row]) * size < task.cached + min(n, last.n_steps + 1)
+                or len(table) * size < task.cached + min(n, last.n_steps + n_steps)
+            ):
+                return
+            tables[row] = list(table)
+        if tables != last.pages:
+            self._settle()
+            self._send_tables(tables)
+        self._ahead = self._enqueue(list(last.tasks), tables, last.size, n_steps)
+
+    def _take_ahead(
+        self, tasks: Sequence[CausalTask], pages: Sequence[Sequence[int]]
+    ) -> _Block | None:
+        """Return the block that was enqueued ahead, if it has the next steps of all these tasks."""
+        last, ahead = self._last, self._ahead
+        self._ahead = None
+        if last is None or ahead is None or last.drawn is None or last.ended is None:
+            return None
+        rows = [ahead.row_of(task) for task in tasks]
+        for row, task, table in zip(rows, tasks, pages, strict=True):
+            if (
+                row is None
+                or last.ended[row]
+                or len(task.tokens) != last.drawn[row]
+                or task.limit != ahead.limits[row]
+                or list(table[: len(ahead.pages[row])]) != ahead.pages[row]
+            ):
+                return None
+        # Rows whose tasks have left without an end run on. And where few are left, a smaller batch
+        # is faster.
+        left = [row for row, task in enumerate(ahead.tasks) if task is not None and row not in rows]
+        ahead.goes_on = all(last.ended[row] for row in left) and (
+            self._sizes is None or padded_size(self._sizes, len(tasks)) == ahead.size
+        )
+        for row in left:
+            ahead.tasks[row], ahead.pages[row] = None, []
+        return ahead
+
+    def warm_ups(self) -> list[Callable[[], object]]:
+        """Return a call for each graph that captures it."""
+        n_streams = 2 if self.stage.name == "semantic" else 1
+        decodes = [partial(self._warm_up, size) for size in self._sizes or ()]
+        return [*decodes, *self._prefills.warm_ups(n_streams)]
+
+    def _warm_up(self, size: int) -> None:
         """Capture the steps of one batch size; rows are empty meanwhile."""
+        self._last = self._ahead = None
         self._fill([], [], size)
         self._step(size)
 
@@ -176,32 +302,61 @@ class Decoder:
         floats += [_EMPTY_FLOATS] * (size - n)
         self._host_ints[:, :size] = torch.tensor(rows, dtype=torch.int64, device="cpu").T
         self._host_floats[:, :size] = torch.tensor(floats, dtype=torch.float32, device="cpu").T
-        for row, table in enumerate(pages):
-            pages_of_row = torch.tensor(table, dtype=torch.int64, device="cpu")
-            self._host_tables[row, : len(table)] = pages_of_row
         self._host_finished[:n] = 0
         self._host_finished[n:] = 1
         if not self._on_host:
             for host, device in (
                 (self._host_ints, self._ints),
                 (self._host_floats, self._floats),
-                (self._host_tables, self._tables),
                 (self._host_finished, self._finished),
             ):
                 device.copy_(host, non_blocking=True)
+        self._send_tables(pages)
+
+    def _send_tables(self, pages: Sequence[Sequence[int]]) -> None:
+        """Tell the steps the pages of each row."""
+        for row, table in enumerate(pages):
+            pages_of_row = torch.tensor(table, dtype=torch.int64, device="cpu")
+            self._host_tables[row, : len(table)] = pages_of_row
+        if not self._on_host:
+            self._tables.copy_(self._host_tables, non_blocking=True)
             self._settle = mark(self._device)
 
-    def _step(self, size: int) -> tuple[DecodeState, Step]:
-        """Return the state of the first `size` rows, and the step that advances it."""
+    def _enqueue(
+        self,
+        tasks: list[CausalTask | None],
+        pages: list[list[int]],
+        size: int,
+        n_steps: int,
+    ) -> _Block:
+        """Enqueue steps of the rows as they are, and the copies of what was drawn to the host."""
+        n = len(tasks)
+        state, programs = self._step(size)
+        missing = n_steps
+        for n_at_once, run in programs:
+            while missing >= n_at_once:
+                run()
+                missing -= n_at_once
+                if self._on_host and state.finished[:n].any():
+                    missing = 0
+        drawn, finished, history = (
+            to_host_async(t) for t in (state.num_generated[:n], state.finished[:n], state.history)
+        )
+
+        def results() -> tuple[list[int], list[bool], list[list[int]]]:
+            return drawn().tolist(), finished().bool().tolist(), history()[:n].tolist()
+
+        return _Block(tasks, pages, size, n_steps, results)
+
+    def _step(self, size: int) -> tuple[DecodeState, list[tuple[int, Step]]]:
+        """Return the state of the first `size` rows, and what advances it: by how many steps, and
+        the call that does, the most first."""
         known = self._steps.get(size)
         if known is not None:
             return known
         ints = [row[:size] for row in self._ints]
         floats = [row[:size] for row in self._floats]
-        sampling = SamplingMetadata(
-            **dict(zip(_SAMPLING_INTS, ints[len(_STATE_INTS) :], strict=True)),
-            **dict(zip(_SAMPLING_FLOATS, floats, strict=True)),
-        )
+        sampling = metadata_of(ints[len(_STATE_INTS) :], floats)
         state = DecodeState(
             **dict(zip(_STATE_INTS, ints, strict=False)),
             block_tables=self._tables[:size],
@@ -210,8 +365,9 @@ class Decoder:
             page_size=self.cache.page_size,
         )
 
-        def step() -> None:
-            self.stage.step(state, sampling, self.cache, workspace=self._workspace)
+        def steps(n: int) -> None:
+            for _ in range(n):
+                self.stage.step(state, sampling, self.cache, workspace=self._workspace)
 
         # Steps that run while capturing must change nothing, so they run on empty rows.
         filled = self._finished.clone()
@@ -219,38 +375,12 @@ class Decoder:
         slot_mapping, seq_lens = state.slot_mapping.clone(), state.seq_lens.clone()
         state.slot_mapping.fill_(-1)
         state.seq_lens.fill_(0)
-        captured = self._graphs.capture(step)
+        programs = [
+            (n, self._graphs.capture(partial(steps, n)))
+            for n in sorted({1, self._steps_a_graph}, reverse=True)
+        ]
         self._finished.copy_(filled)
         state.slot_mapping.copy_(slot_mapping)
         state.seq_lens.copy_(seq_lens)
-        self._steps[size] = state, captured
-        return state, captured
-
-    def _results(self, tasks: Sequence[CausalTask], n: int) -> Collect:
-        """Enqueue the copies of what was drawn to the host."""
-        before = [len(task.tokens) for task in tasks]
-        limits = [task.limit for task in tasks]
-        if not self._on_host:
-            for host, device in (
-                (self._host_ints, self._ints),
-                (self._host_finished, self._finished),
-                (self._host_history, self._history),
-            ):
-                host.copy_(device, non_blocking=True)
-        arrived = self._settle = mark(self._device)
-
-        def collect() -> list[StepOutput]:
-            arrived()
-            after = self._host_ints[_STATE_INTS.index("num_generated"), :n].tolist()
-            finished = self._host_finished[:n].tolist()
-            history, width = self._host_history[:n].tolist(), self.max_steps
-            return [
-                StepOutput(
-                    [history[i][p % width] for p in range(before[i], after[i])],
-                    # A row that is finished before its limit met the end token.
-                    ended=bool(finished[i]) and after[i] < limits[i],
-                )
-                for i in range(n)
-            ]
-
-        return collect
+        self._steps[size] = state, programs
+        return state, programs

@@ -115,7 +115,7 @@ class Engine:
                 self._run(batch)
             is_full = len(self._under_way) > self.runner.config.depth
             if self._under_way and (batch is None or is_full):
-                self._advance(*self._under_way.popleft())
+                self._advance(*self._under_way.popleft(), idle=batch is None)
             # What ended here may have been cancelled meanwhile: then nothing more will come of it.
             self._take_cancelled()
             self._counters.busy_s += time.perf_counter() - start
@@ -264,9 +264,17 @@ class Engine:
         for task in batch.restored:
             self.runner.restore_pages(task)
 
-    def _advance(self, batch: Batch[Utterance], start: float, wait: Wait) -> None:
-        """Wait for a batch, and let its utterances go on with what it made."""
+    def _advance(
+        self, batch: Batch[Utterance], start: float, wait: Wait, *, idle: bool = False
+    ) -> None:
+        """Wait for a batch, and let its utterances go on with what it made.
+
+        Args:
+            idle: nothing else can be run now.
+        """
         try:
+            if idle and self._is_worth_running_ahead(batch):
+                self.runner.run_ahead(batch)
             results = wait()
         except BaseException as error:
             self._stopped(batch, error)
@@ -287,6 +295,17 @@ class Engine:
                 if is_asynchronous(error):
                     raise
                 self._fail(utterance, error)
+
+    def _is_worth_running_ahead(self, batch: Batch[Utterance]) -> bool:
+        """Return True if the device has nothing to do behind this batch, and all that could run
+        with its next steps is in it."""
+        return (
+            self.runner.config.depth > 0
+            and not self._under_way
+            and not self._inbox
+            and not self._scheduler.waiting()[batch.phase]
+            and all(task.owner in self._active for task in batch.tasks)
+        )
 
     def _advance_one(self, utterance: Utterance, task: Task, result: Result) -> None:
         stage, n_prefilled = task.stage, 0

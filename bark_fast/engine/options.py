@@ -36,7 +36,7 @@ class EngineOptions:
             which spares gathering them).
         steps_per_look: decode steps that are enqueued before the host looks at what was drawn; a
             coarse window needs no look.
-        cuda_graphs: record decode steps as CUDA graphs.
+        cuda_graphs: record decode steps, prompts and fine passes as CUDA graphs.
     """
 
     policy: Literal["auto", "latency", "throughput"] = "auto"
@@ -91,3 +91,8 @@ class EngineConfig:
     page_sizes: Mapping[Stage, int]
     depth: int = 0
     policy: Policy | None = None
+
+    def reserved_steps(self, stage: Stage) -> int:
+        """Return how many steps the pages of a row must hold: where steps are enqueued ahead, two
+        blocks and the place of the token that comes next."""
+        return 2 * self.steps[stage] + 1 if self.depth else self.steps[stage]

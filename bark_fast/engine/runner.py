@@ -6,7 +6,7 @@ The engine decides; this is the only part of it that touches tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bark_fast.ambient import settled
+from bark_fast.ambient import exact_float32, settled
 from bark_fast.engine.decoder import Collect
 from bark_fast.engine.options import EngineConfig
 from bark_fast.engine.scheduler import Batch, Phase, ScheduledTask
@@ -35,9 +35,9 @@ class CausalRunner(Protocol):
 
     def decode(self, tasks: list[CausalTask], pages: list[list[int]], n_steps: int) -> Collect: ...
 
-    def warm_up_sizes(self) -> Sequence[int]: ...
+    def run_ahead(self, tasks: list[CausalTask], pages: list[list[int]], n_steps: int) -> None: ...
 
-    def warm_up(self, size: int) -> None: ...
+    def warm_ups(self) -> Sequence[Callable[[], object]]: ...
 
     def save(self, pages: list[int]) -> Any: ...
 
@@ -45,15 +45,19 @@ class CausalRunner(Protocol):
 
 
 class FineRunner(Protocol):
-    """The fine stage; see `stages.fine.FineStage`."""
+    """The fine stage; see `fine_passes.FinePasses`."""
 
     def run(self, tasks: list[FineTask]) -> None: ...
+
+    def warm_ups(self) -> Sequence[Callable[[], object]]: ...
 
 
 class CodecRunner(Protocol):
     """The codec; see `stages.codec.CodecStage`."""
 
     def run(self, codes: list[Tensor]) -> list[Tensor]: ...
+
+    def warm_ups(self) -> Sequence[Callable[[], object]]: ...
 
 
 def do_nothing(stage: Stage) -> None:
@@ -94,8 +98,16 @@ class Runner:
         with settled(inference=True), stream:
             yield
 
+    def _exactly(self) -> AbstractContextManager[None]:
+        """Return the context in which work for the device is enqueued."""
+        return exact_float32() if self.device.type == "cuda" else nullcontext()
+
     def launch(self, batch: Batch[Utterance]) -> Wait:
         """Enqueue the batch."""
+        with self._exactly():
+            return self._launch(batch)
+
+    def _launch(self, batch: Batch[Utterance]) -> Wait:
         stage = batch.phase.stage
         utterances = [task.owner for task in batch.tasks]
         self.before_stage(stage)
@@ -122,6 +134,15 @@ class Runner:
         left = max(task.limit - len(task.tokens) for task in tasks)
         return runner.decode(tasks, pages, min(self.config.steps[stage], left))
 
+    def run_ahead(self, batch: Batch[Utterance]) -> None:
+        """Enqueue the next steps too of a batch that was launched last, if it is one of steps."""
+        stage = batch.phase.stage
+        if batch.phase in (Phase.SEMANTIC_DECODE, Phase.COARSE_DECODE):
+            tasks = [task.owner.causal(stage) for task in batch.tasks]
+            pages = [task.pages for task in batch.tasks]
+            with self._exactly():
+                self.causal(stage).run_ahead(tasks, pages, self.config.steps[stage])
+
     def _codes(self, utterance: Utterance) -> Tensor:
         """Return all codebooks of an utterance on the device, int64 [n_fine, F]."""
         if utterance.fine is not None:
@@ -138,17 +159,23 @@ class Runner:
         task.saved = None
 
     def warm_ups(self) -> list[Callable[[], None]]:
-        """Return a call for each batch size whose decode steps can be captured in advance."""
+        """Return a call for everything that can be captured, or planned, in advance."""
 
-        def warm_up(stage: Stage, size: int) -> None:
+        def warm_up(stage: Stage, prepare: Callable[[], object]) -> None:
             self.before_stage(stage)
-            self.causal(stage).warm_up(size)
+            with self._exactly():
+                prepare()
 
-        stages: tuple[Stage, ...] = ("semantic", "coarse")
+        runners: dict[Stage, CausalRunner | FineRunner | CodecRunner] = {
+            "semantic": self.semantic,
+            "coarse": self.coarse,
+            "fine": self.fine,
+            "codec": self.codec,
+        }
         return [
-            partial(warm_up, stage, size)
-            for stage in stages
-            for size in self.causal(stage).warm_up_sizes()
+            partial(warm_up, stage, prepare)
+            for stage, runner in runners.items()
+            for prepare in runner.warm_ups()
         ]
 
     def wait(self) -> None:

@@ -247,7 +247,7 @@ class Utterance:
         """Return the next steps of a causal task, or its prompt."""
         task = self.causal(stage)
         if task.prefilled:
-            positions = task.positions_after(self.engine.steps[stage])
+            positions = task.positions_after(self.engine.reserved_steps(stage))
             return Ready(_DECODE[stage], positions=positions)
         keys = prompt_keys(task.prompt, self.engine.page_sizes[stage])
         return Ready(_PREFILL[stage], cost=task.length, positions=task.length, keys=keys)

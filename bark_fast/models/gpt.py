@@ -126,8 +126,27 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class PackedShape:
+    """The size that packed prompts are padded to, so that one graph serves many batches.
+
+    Attributes:
+        tokens: of all prompts together.
+        sequences: at most one fewer prompts.
+        pages: of the longest sequence.
+    """
+
+    tokens: int
+    sequences: int
+    pages: int
+
+
+@dataclass(frozen=True)
 class PackedPrompts:
-    """Chunks one after another, as the tensors that the kernels read."""
+    """Chunks one after another, as the tensors that the kernels read.
+
+    Padding is a sequence of its own behind the others: tokens without ids that are stored nowhere
+    and attend to nothing. Sequences behind that one are empty.
+    """
 
     ids: Tensor  # int64 [K, N]
     positions: Tensor  # int64 [N]
@@ -140,7 +159,10 @@ class PackedPrompts:
     max_length: int
 
     @classmethod
-    def pack(cls, chunks: Sequence[Chunk], page_size: int, device: torch.device) -> PackedPrompts:
+    def pack(
+        cls, chunks: Sequence[Chunk], page_size: int, *, shape: PackedShape | None = None
+    ) -> PackedPrompts:
+        """Return the chunks on the host, padded to `shape` if there is one."""
         streams: list[list[int]] = [[] for _ in chunks[0].ids]
         positions: list[int] = []
         slots: list[int] = []
@@ -156,19 +178,70 @@ class PackedPrompts:
             )
             starts.append(len(positions))
             lengths.append(stop)
+        last = [stop - 1 for stop in starts[1:]]
+        max_queries, max_length = max(len(chunk.ids[0]) for chunk in chunks), max(lengths)
         widest = max(len(chunk.pages) for chunk in chunks)
-        tables = [list(chunk.pages) + [0] * (widest - len(chunk.pages)) for chunk in chunks]
+        tables = [list(chunk.pages) for chunk in chunks]
+        if shape is not None:
+            n, empty = shape.tokens - len(positions), shape.sequences - len(chunks)
+            streams = [[*stream, *[-1] * n] for stream in streams]
+            positions, slots = [*positions, *[0] * n], [*slots, *[-1] * n]
+            starts, lengths = [*starts, *[shape.tokens] * empty], [*lengths, *[0] * empty]
+            last, tables = [*last, *[0] * empty], [*tables, *[[]] * empty]
+            max_queries, widest = max(max_queries, n), shape.pages
+
+        def tensor(values: Sequence[Any]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device="cpu")
+
         return cls(
-            ids=to_device(streams, device=device),
-            positions=to_device(positions, device=device),
-            slot_mapping=to_device(slots, device=device),
-            block_tables=to_device(tables, device=device),
-            cu_seqlens_q=to_device(starts, device=device),
-            seq_lens=to_device(lengths, device=device),
-            last=to_device([stop - 1 for stop in starts[1:]], device=device),
-            max_queries=max(len(chunk.ids[0]) for chunk in chunks),
-            max_length=max(lengths),
+            ids=tensor(streams),
+            positions=tensor(positions),
+            slot_mapping=tensor(slots),
+            block_tables=tensor([[*table, *[0] * (widest - len(table))] for table in tables]),
+            cu_seqlens_q=tensor(starts),
+            seq_lens=tensor(lengths),
+            last=tensor(last),
+            max_queries=max_queries,
+            max_length=max_length,
         )
+
+    @classmethod
+    def nothing(
+        cls, n_streams: int, shape: PackedShape, device: torch.device, *, longest: int
+    ) -> PackedPrompts:
+        """Return tensors of that shape to be filled with prompts of up to `longest` positions;
+        until then they hold padding alone."""
+
+        def full(value: int, *size: int) -> Tensor:
+            return torch.full(size, value, dtype=torch.int64, device=device)
+
+        starts = full(shape.tokens, shape.sequences + 1)
+        starts[:1] = 0
+        return cls(
+            ids=full(-1, n_streams, shape.tokens),
+            positions=full(0, shape.tokens),
+            slot_mapping=full(-1, shape.tokens),
+            block_tables=full(0, shape.sequences, shape.pages),
+            cu_seqlens_q=starts,
+            seq_lens=full(0, shape.sequences),
+            last=full(0, shape.sequences),
+            max_queries=min(shape.tokens, longest),
+            max_length=longest,
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors, in the order of their names above."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        return [value for value in values if isinstance(value, Tensor)]
+
+    def on(self, device: torch.device) -> PackedPrompts:
+        """Return the same on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {
+            name: to_device(value, device=device) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        return PackedPrompts(**moved)
 
 
 class GPT:
@@ -218,18 +291,18 @@ class GPT:
         self.final_norm = change(weight), None if bias is None else change(bias)
         self.head = change(self.head)
 
-    def prefill(self, chunks: Sequence[Chunk], cache: KVPages) -> Tensor:
-        """Run prompts, packed without padding, and store their keys and values.
+    def prefill(self, batch: PackedPrompts, cache: KVPages) -> Tensor:
+        """Run packed prompts, on the model's device, and store their keys and values.
 
         Returns:
             Logits after the last token of each, [B, len(head_ids)].
         """
-        x, batch = self._states(chunks, cache)
-        return self._logits(x[batch.last])
+        return self._logits(self._states(batch, cache)[batch.last])
 
     def score(self, chunk: Chunk, cache: KVPages) -> Tensor:
         """Return logits after every token of one sequence (teacher forcing), [T, len(head_ids)]."""
-        return self._logits(self._states([chunk], cache)[0])
+        batch = PackedPrompts.pack([chunk], cache.page_size).on(self.device)
+        return self._logits(self._states(batch, cache))
 
     def step(
         self,
@@ -261,10 +334,9 @@ class GPT:
         )
         return self._logits(x)
 
-    def _states(self, chunks: Sequence[Chunk], cache: KVPages) -> tuple[Tensor, PackedPrompts]:
+    def _states(self, batch: PackedPrompts, cache: KVPages) -> Tensor:
         """Return the states of packed prompts, [N, C], before the final norm."""
-        batch = PackedPrompts.pack(chunks, cache.page_size, self.device)
-        x = self._run(
+        return self._run(
             batch.ids,
             batch.positions,
             cache,
@@ -276,7 +348,6 @@ class GPT:
             max_queries=batch.max_queries,
             max_length=batch.max_length,
         )
-        return x, batch
 
     def _run(
         self,

@@ -25,6 +25,12 @@ def to_device(values: Tensor | Sequence[Any], *, device: torch.device) -> Tensor
     return host.pin_memory().to(device, non_blocking=True)
 
 
+def fill(target: Tensor, values: Tensor) -> None:
+    """Enqueue the copy of `values`, on the host, into `target`, which stays where it is."""
+    pinned = values.pin_memory() if target.device.type == "cuda" else values
+    target.copy_(pinned, non_blocking=True)
+
+
 def to_host_async(tensor: Tensor) -> Callable[[], Tensor]:
     """Enqueue the copy of `tensor` to the host.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from bark_fast.kernels import NO_TOKEN, DecodeState, SamplingMetadata, TokenSpace
-from bark_fast.models.gpt import GPT, Chunk, KVPages
+from bark_fast.models.gpt import GPT, Chunk, KVPages, PackedPrompts
 from bark_fast.models.transfer import to_device
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
 from bark_fast.types import Stage
@@ -89,12 +89,30 @@ class CausalStage:
         """
         device = self.model.device
         chunks = [task.chunk(table) for task, table in zip(tasks, pages, strict=True)]
-        return self.model.ops.sample(
-            self.model.prefill(chunks, cache),
+        return self.draw_after(
+            PackedPrompts.pack(chunks, cache.page_size).on(device),
             batch_sampling([task.sampling for task in tasks], device),
-            self.space,
-            positions=to_device([len(task.tokens) for task in tasks], device=device),
+            to_device([len(task.tokens) for task in tasks], device=device),
+            cache,
         )
+
+    def draw_after(
+        self,
+        prompts: PackedPrompts,
+        sampling: SamplingMetadata,
+        positions: Tensor,
+        cache: KVPages,
+    ) -> Tensor:
+        """Run packed prompts and draw a token after each, all on the device.
+
+        Args:
+            positions: int64 [B], how many tokens each has drawn before.
+
+        Returns:
+            The drawn columns, int64 [B].
+        """
+        logits = self.model.prefill(prompts, cache)
+        return self.model.ops.sample(logits, sampling, self.space, positions=positions)
 
     def step(
         self,

@@ -8,7 +8,7 @@ Windows of 1 024 frames, a hop of 512; in each, one pass a codebook fills the fr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bark_fast.checkpoint.config import Config
-from bark_fast.kernels import TokenSpace
+from bark_fast.kernels import SamplingMetadata, TokenSpace
 from bark_fast.models.fine_gpt import FineGPT
 from bark_fast.models.transfer import to_device
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
@@ -119,9 +119,15 @@ class FineTask:
         """Return the window's codes, a view int64 [max_fine_input_length, n_fine]."""
         return self.codes[self.window.start : self.window.start + self._length]
 
+    @property
+    def first_position(self) -> int:
+        """The number of this draw of the window's first frame; that of the others follow. No other
+        draw of this request has one of them."""
+        return (self.window_index * self._n_fine + self.codebook) * self._length
+
     def sample_positions(self) -> Tensor:
-        """Return a number for each frame to be filled that no other draw of this request has."""
-        first = (self.window_index * self._n_fine + self.codebook) * self._length
+        """Return the number of the draw of each frame to be filled."""
+        first = self.first_position
         frames = first + self.window.first_frame, first + self._length
         return torch.arange(*frames, dtype=torch.int64, device="cpu")
 
@@ -168,3 +174,22 @@ class FineStage:
         )
         for task, column in zip(tasks, codes.split(counts), strict=True):
             task.fill(column)
+
+    def warm_ups(self) -> Sequence[Callable[[], object]]:
+        """Return nothing: passes are run as they are."""
+        return ()
+
+    def draw_all_frames(
+        self, codes: Tensor, codebook: int, sampling: SamplingMetadata, positions: Tensor
+    ) -> Tensor:
+        """Draw `codebook` of every frame of windows int64 [B, T, n_fine], on the device alone.
+
+        Args:
+            sampling: of each of the B T frames; `positions`, int64 [B T], their draws' numbers.
+
+        Returns:
+            int64 [B T].
+        """
+        states = self.model.forward(codes, codebook).flatten(0, 1)
+        logits = self.model.logits(states, codebook)
+        return self.model.ops.sample(logits, sampling, _SPACE, positions=positions)

@@ -57,6 +57,22 @@ class SamplingParams:
         return self.temperature, self.top_p, self.min_eos_p
 
 
+def metadata_of(integers: Sequence[Tensor], floats: Sequence[Tensor]) -> SamplingMetadata:
+    """Return a batch whose parameters are in the order of `SamplingParams.integers` and
+    `.floats`."""
+    top_k, seeds, min_new_tokens, suno_rules = integers
+    temperature, top_p, min_eos_p = floats
+    return SamplingMetadata(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seeds=seeds,
+        min_eos_p=min_eos_p,
+        min_new_tokens=min_new_tokens,
+        suno_rules=suno_rules,
+    )
+
+
 def batch_sampling(
     params: Sequence[SamplingParams],
     device: torch.device,
@@ -83,14 +99,4 @@ def batch_sampling(
         padded[:, :n] = table.T
         return [column[:n] for column in to_device(padded, device=device)]
 
-    top_k, seeds, min_new_tokens, suno_rules = columns(integers)
-    temperature, top_p, min_eos_p = columns(floats)
-    return SamplingMetadata(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seeds=seeds,
-        min_eos_p=min_eos_p,
-        min_new_tokens=min_new_tokens,
-        suno_rules=suno_rules,
-    )
+    return metadata_of(columns(integers), columns(floats))

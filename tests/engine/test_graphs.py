@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bark_fast import Speech
+from bark_fast.engine.engine import Engine
 from bark_fast.engine.graphs import CudaGraphRunner, capture_sizes, padded_size
 from bark_fast.engine.warm_up import warm_up
 from bark_fast.request import Request
@@ -17,13 +18,20 @@ from helpers.engine_fakes import FakeGraphs
 from helpers.engines import make_engine, run_all, same
 
 
+def all_graphs(engine: Engine) -> list[Any]:
+    """What is captured: of each number of rows four steps and one."""
+    runner: Any = engine.runner
+    steps = 2 * list(range(len(capture_sizes(runner.config.max_running))))
+    return [*runner.warm_ups(), *steps]
+
+
 def test_captured_steps(small: Checkpoint, requests: list[Request], alone: list[Speech]) -> None:
     graphs = FakeGraphs()
     engine = make_engine(small, graphs=graphs, max_batch_size=20)
     together = run_all(engine, requests)
     assert all(same(a, b) for a, b in zip(together, alone, strict=True))
-    # Each batch size of each stage at most once.
-    assert 2 < graphs.captured <= 2 * len(capture_sizes(20))
+    # Each size of each stage at most once.
+    assert 2 < graphs.captured <= len(all_graphs(engine))
     assert graphs.repeated > 10 * graphs.captured
 
 
@@ -32,11 +40,12 @@ def test_warm_up_captures_all_sizes(small: Checkpoint, requests: list[Request]) 
     engine = make_engine(small, graphs=graphs, max_batch_size=20)
     seen: list[tuple[int, int]] = []
     warm_up(engine, lambda done, total: seen.append((done, total)))
-    n = 2 * len(capture_sizes(20))
+    n = len(engine.runner.warm_ups())
     assert seen == [(i, n) for i in range(1, n + 1)]
-    assert graphs.captured == n
+    n_graphs = len(all_graphs(engine))
+    assert graphs.captured == n_graphs
     run_all(engine, requests[:10])
-    assert graphs.captured == n
+    assert graphs.captured == n_graphs
 
 
 def test_all_graphs_are_captured_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:

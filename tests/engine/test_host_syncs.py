@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from bark_fast import Speech
-from bark_fast.engine.graphs import EagerRunner
 from bark_fast.models.transfer import to_device, to_host_async
 from bark_fast.request import Request
 from helpers.checkpoints import Checkpoint
 from helpers.emulated_gpu import GPU, EmulatedGPU, HostSyncError, emulated_gpu, rubbish
+from helpers.engine_fakes import FakeGraphs
 from helpers.engines import gib_for, make_engine, run_all, same
 
 
@@ -25,9 +25,7 @@ def test_no_waiting_but_looks(
 ) -> None:
     """Many requests at once; no copy waits, and every result is read after it has arrived."""
     with gpu.lenient():
-        engine = make_engine(
-            small, impl="torch", device=GPU, graphs=EagerRunner(), max_batch_size=8
-        )
+        engine = make_engine(small, impl="torch", device=GPU, graphs=FakeGraphs(), max_batch_size=8)
     together = run_all(engine, requests[:16])
     assert all(same(a, b) for a, b in zip(together, alone, strict=False))
     # Every batch is waited for, if only to know how long it took.
@@ -43,7 +41,7 @@ def test_no_waiting_when_pages_change_hands(
 ) -> None:
     with gpu.lenient():
         engine = make_engine(
-            small, impl="torch", device=GPU, graphs=EagerRunner(), max_batch_size=8, page_size=8,
+            small, impl="torch", device=GPU, graphs=FakeGraphs(), max_batch_size=8, page_size=8,
             kv_cache_gib=gib_for(small, 1.6, page_size=8),
         )  # fmt: skip
     together = run_all(engine, requests[:16])

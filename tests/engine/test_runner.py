@@ -33,7 +33,7 @@ def test_a_stage_is_announced_before_it_computes(small: Checkpoint) -> None:
     assert {stage for _, stage in happened} == set(STAGES)
 
 
-def test_each_batch_size_has_its_own_warm_up(small: Checkpoint) -> None:
+def test_each_size_has_its_own_warm_up(small: Checkpoint) -> None:
     class Graphs:
         captured = 0
 
@@ -46,8 +46,11 @@ def test_each_batch_size_has_its_own_warm_up(small: Checkpoint) -> None:
     engine.runner = replace(engine.runner, before_stage=announced.append)
     for warm_up in engine.runner.warm_ups():
         warm_up()
-    assert announced == ["semantic"] * 3 + ["coarse"] * 3  # 1, 2 and 4 rows
-    assert graphs.captured == 6
+    # 1, 2 and 4 rows; prompts of up to 64, 320, 640, 960 and 1 280 tokens together; 1 window.
+    stages = [stage for stage in ("semantic", "coarse") for _ in range(3 + 5)]
+    n_passes = len(engine.runner.fine.warm_ups())
+    assert announced == stages + ["fine"] * n_passes
+    assert graphs.captured == 2 * (2 * 3 + 5) + n_passes  # of steps, four at once and one
 
 
 def test_a_shared_prompt_is_not_run_again(small: Checkpoint) -> None:

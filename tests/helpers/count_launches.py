@@ -48,7 +48,7 @@ class LoggedRunner:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._behind, name)
-        if name not in ("run", "prefill", "decode"):
+        if name not in ("run", "prefill", "decode", "run_ahead"):
             return method
 
         def call(tasks: Any, *rest: Any) -> Any:
@@ -58,7 +58,7 @@ class LoggedRunner:
             for (kernel, _), n in self._log.launches.items():
                 counts[kernel] += n
             about = {"stage": self._name, "call": name, "rows": len(tasks), "launches": counts}
-            if name == "decode":
+            if name in ("decode", "run_ahead"):
                 about["steps"] = rest[1]
             self._notes.append(about)
             return result
@@ -91,7 +91,8 @@ def main(folder: str) -> None:
         with gpu.lenient():
             engine = load_engine(
                 TensorsInFiles(source), bark.engine.config, dtype=torch.bfloat16, device=GPU,
-                impl="triton", options=EngineOptions(max_batch_size=20), graphs=FakeGraphs(),
+                impl="triton",
+                options=EngineOptions(max_batch_size=20, max_codec_frames=512), graphs=FakeGraphs(),
             )  # fmt: skip
         warm_up(engine)
         n_compiled = len(log.compiled)

@@ -9,6 +9,8 @@ show:
 * What a copy brings to the host is there only after an event that was recorded behind it has been
   waited for. Before, the host reads rubbish.
 * Pinned memory that a copy to the device reads must not change before such an event either.
+
+`EmulatedGraphs` are its CUDA graphs.
 """
 
 from __future__ import annotations
@@ -16,18 +18,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bark_fast import ambient, kernels
 from bark_fast.kernels import Backend
 
 GPU = torch.device("cuda:0")
+_PROPERTIES = SimpleNamespace(
+    name="emulated", major=9, minor=0, multi_processor_count=132, total_memory=2**31
+)
 _CPU = torch.device("cpu")
 
 _aten = torch.ops.aten
@@ -89,7 +95,7 @@ class DeviceTensor(Tensor):
                 f"a tensor {tuple(args[0].shape)} was copied from the device directly"
             )
         gpu.check(func, args)
-        result = func(*_memory(args), **_memory(kwargs))
+        result = gpu.launch(func, _memory(args), _memory(kwargs), mutates=func._schema.is_mutable)
         if func._schema.is_mutable:
             return args[0]  # in place: the same tensor
         return _on_device(result)
@@ -136,8 +142,10 @@ class _Moves(TorchFunctionMode):
         if device is not None and torch.device(device).type == "cuda":
             # Kernels that are only counted write nothing; zeros are valid ids.
             func = torch.zeros if func is torch.empty else func
-            return DeviceTensor(func(*args, **{**kwargs, "device": _CPU}))
+            return DeviceTensor(gpu.launch(func, args, {**kwargs, "device": _CPU}))
         result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and not isinstance(result, DeviceTensor):
+            gpu.only_outside_of_graphs(f"{func.__name__} makes a tensor on the host")
         return gpu.pin(result) if pinned else result
 
     def _move(self, gpu: EmulatedGPU, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -191,10 +199,26 @@ class EmulatedGPU:
         self._arrivals: list[Callable[[], Any]] = []  # of copies, in the order of the stream
         self._reads: list[_Read] = []
         self._n_arrived = 0
+        self.recording: Recording | None = None
+
+    def launch(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, *, mutates: bool = False
+    ) -> Any:
+        """Let the device compute; a graph that is being captured will compute it again."""
+        result = func(*args, **kwargs)
+        if self.recording is not None:
+            self.recording.append(func, args, kwargs, result, mutates=mutates)
+        return result
+
+    def only_outside_of_graphs(self, what: str) -> None:
+        """Raise CaptureError if a graph is being captured: it would not do this again."""
+        if self.recording is not None:
+            raise CaptureError(what)
 
     # Memory ------------------------------------------------------------------------------------
 
     def pin(self, tensor: Tensor) -> Tensor:
+        self.only_outside_of_graphs("pinned memory")
         self._pinned.append(tensor.untyped_storage())
         return tensor
 
@@ -204,8 +228,9 @@ class EmulatedGPU:
     def copy(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         """Copy between the host and the device, or on it."""
         if isinstance(target, DeviceTensor) and isinstance(source, DeviceTensor):
-            target.memory.copy_(source.memory)
+            self.launch(Tensor.copy_, (target.memory, source.memory), {}, mutates=True)
             return target
+        self.only_outside_of_graphs("a copy between the host and the device")
         host = source if isinstance(target, DeviceTensor) else target
         if host.dim() and not (non_blocking and self.is_pinned(host)):
             self.refuse(f"a copy of a tensor {tuple(host.shape)} from or to pageable memory")
@@ -257,6 +282,7 @@ class EmulatedGPU:
     def check(self, func: Any, args: Sequence[Any]) -> None:
         """Refuse operations that ask the device, or whose tensors are on two devices."""
         if func in _ASK_THE_DEVICE:
+            self.only_outside_of_graphs(str(func))
             self.refuse(str(func))
 
         def one(value: Any) -> None:
@@ -278,6 +304,79 @@ class EmulatedGPU:
             self.strict = True
 
 
+class CaptureError(AssertionError):
+    """A step did what a graph cannot repeat."""
+
+
+class Recording:
+    """What a captured step lets the device do, to be done again on the same memory.
+
+    Memory that the step allocates is the graph's: between two runs anything may be in it.
+    """
+
+    def __init__(self) -> None:
+        self._launches: list[Callable[[], Any]] = []
+        self._own: list[Tensor] = []
+
+    def append(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any, *, mutates: bool
+    ) -> None:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        new = [not any(_share_memory(t, other) for other in given) for t in made]
+        if made and not any(new) and not mutates:
+            return  # a view
+        self._own += [t for t, is_new in zip(made, new, strict=True) if is_new]
+
+        def again() -> None:
+            for old, value, is_new in zip(
+                made, tree_leaves(func(*args, **kwargs)), new, strict=False
+            ):
+                if is_new:
+                    old.copy_(value)
+
+        self._launches.append(again)
+
+    @property
+    def n_launches(self) -> int:
+        return len(self._launches)
+
+    def replay(self) -> None:
+        with torch._C.DisableTorchFunction():
+            for tensor in self._own:
+                tensor.fill_(rubbish(tensor.dtype))
+            for again in self._launches:
+                again()
+
+
+class EmulatedGraphs:
+    """Captures steps as a CUDA graph does: what is repeated is the device's work, not the step.
+
+    A step that does more than let the device compute (asks it, copies from the host, makes tensors
+    there) cannot be captured.
+    """
+
+    def __init__(self) -> None:
+        self.captured: list[Recording] = []
+        self.repeated = 0
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        gpu = EmulatedGPU.current
+        step()
+        recording = gpu.recording = Recording()
+        try:
+            step()
+        finally:
+            gpu.recording = None
+        self.captured.append(recording)
+
+        def repeat() -> None:
+            self.repeated += 1
+            recording.replay()
+
+        return repeat
+
+
 class Event:
     """A point in the stream; copies before it arrive when it is waited for."""
 
@@ -285,6 +384,7 @@ class Event:
         self._n = 0
 
     def record(self, *_: Any) -> None:
+        EmulatedGPU.current.only_outside_of_graphs("an event that the host waits for")
         self._n = EmulatedGPU.current.enqueued
 
     def synchronize(self) -> None:
@@ -308,10 +408,9 @@ class EmulatedBackend:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with torch._C.DisableTorchFunction():
-                result = method(
-                    *map(_unwrapped, args), **{k: _unwrapped(v) for k, v in kwargs.items()}
-                )
-                return _on_device(result)
+                given = [_unwrapped(value) for value in args]
+                named = {k: _unwrapped(v) for k, v in kwargs.items()}
+                return _on_device(EmulatedGPU.current.launch(method, given, named))
 
         return call
 
@@ -345,4 +444,5 @@ def emulated_gpu(monkeypatch: pytest.MonkeyPatch, *, backend: Any = None) -> Ite
         patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**30, 2**31))
         patch.setattr(torch.cuda, "empty_cache", lambda: None)
+        patch.setattr(torch.cuda, "get_device_properties", lambda device=None: _PROPERTIES)
         yield gpu

@@ -83,11 +83,10 @@ class FakeCausal:
     def _last(self, task: CausalTask) -> int:
         return task.cached // self._pool.page_size
 
-    def warm_up_sizes(self) -> Sequence[int]:
-        return ()
+    def run_ahead(self, tasks: list[CausalTask], pages: list[list[int]], n_steps: int) -> None: ...
 
-    def warm_up(self, size: int) -> None:
-        raise AssertionError
+    def warm_ups(self) -> Sequence[Callable[[], object]]:
+        return ()
 
     def save(self, pages: list[int]) -> Any:
         return [self._content.get(page) for page in pages]
@@ -107,6 +106,9 @@ class FakeFine:
             n = len(task.sample_positions())
             task.fill(torch.full((n,), task.codebook))
 
+    def warm_ups(self) -> Sequence[Callable[[], object]]:
+        return ()
+
 
 class FakeCodec:
     def __init__(self, hop_length: int, fault: Fault) -> None:
@@ -115,6 +117,9 @@ class FakeCodec:
     def run(self, codes: list[Any]) -> list[torch.Tensor]:
         self._fault("codec", codes)
         return [torch.zeros(own.shape[1] * self._hop) for own in codes]
+
+    def warm_ups(self) -> Sequence[Callable[[], object]]:
+        return ()
 
 
 def fake_config(

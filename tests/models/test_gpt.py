@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bark_fast.kernels import DecodeState
-from bark_fast.models.gpt import GPT, Chunk, KVPages
+from bark_fast.models.gpt import GPT, Chunk, KVPages, PackedPrompts, PackedShape
 from helpers.checkpoints import Checkpoint
 
 PAGE_SIZE = 8
@@ -23,6 +23,12 @@ def gpt(small: Checkpoint) -> GPT:
 def cache_of(gpt: GPT, n_pages: int) -> KVPages:
     dtype = gpt.ops.kv_dtype(torch.float32)
     return KVPages.allocate(gpt.config, n_pages, PAGE_SIZE, dtype=dtype, device=gpt.device)
+
+
+def prefill(
+    gpt: GPT, chunks: list[Chunk], cache: KVPages, shape: PackedShape | None = None
+) -> torch.Tensor:
+    return gpt.prefill(PackedPrompts.pack(chunks, PAGE_SIZE, shape=shape), cache)
 
 
 def random_ids(n: int, seed: int = 0) -> list[int]:
@@ -43,10 +49,10 @@ def test_logits_are_those_of_transformers(small: Checkpoint, gpt: GPT) -> None:
 def test_a_prompt_in_two_parts(gpt: GPT, cut: int) -> None:
     ids, pages = random_ids(26, seed=1), [3, 0, 4, 1]
     with torch.inference_mode():
-        whole = gpt.prefill([Chunk([ids], 0, pages)], cache_of(gpt, 5))
+        whole = prefill(gpt, [Chunk([ids], 0, pages)], cache_of(gpt, 5))
         cache = cache_of(gpt, 5)
-        gpt.prefill([Chunk([ids[:cut]], 0, pages)], cache)
-        parts = gpt.prefill([Chunk([ids[cut:]], cut, pages)], cache)
+        prefill(gpt, [Chunk([ids[:cut]], 0, pages)], cache)
+        parts = prefill(gpt, [Chunk([ids[cut:]], cut, pages)], cache)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
@@ -55,8 +61,8 @@ def test_prompts_together(gpt: GPT) -> None:
     tables = [[0], [1, 2, 3], [4]]
     with torch.inference_mode():
         chunks = [Chunk([ids], 0, table) for ids, table in zip(prompts, tables, strict=True)]
-        together = gpt.prefill(chunks, cache_of(gpt, 5))
-        alone = [gpt.prefill([chunk], cache_of(gpt, 5)) for chunk in chunks]
+        together = prefill(gpt, chunks, cache_of(gpt, 5))
+        alone = [prefill(gpt, [chunk], cache_of(gpt, 5)) for chunk in chunks]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
 
 
@@ -64,9 +70,9 @@ def test_a_step_is_a_prompt_of_one_more(gpt: GPT) -> None:
     """... and an empty row beside it writes nothing."""
     ids, table = random_ids(12, seed=2), [2, 1]
     with torch.inference_mode():
-        expected = gpt.prefill([Chunk([ids], 0, table)], cache_of(gpt, 4))
+        expected = prefill(gpt, [Chunk([ids], 0, table)], cache_of(gpt, 4))
         cache = cache_of(gpt, 4)
-        gpt.prefill([Chunk([ids[:-1]], 0, table)], cache)
+        prefill(gpt, [Chunk([ids[:-1]], 0, table)], cache)
         cache.keys[:, [0, 3]] = cache.values[:, [0, 3]] = torch.nan
         at = len(ids) - 1
         state = DecodeState(
@@ -96,3 +102,18 @@ def test_every_weight_can_be_changed(gpt: GPT) -> None:
     gpt.map_weights(see)
     per_block = 12  # this checkpoint has biases
     assert len(seen) == gpt.config.num_layers * per_block + 2 + 2 + 1
+
+
+def test_padding_changes_no_bit_and_writes_nothing(gpt: GPT) -> None:
+    prompts = [random_ids(n, seed=n) for n in (5, 17)]
+    chunks = [Chunk([ids], 0, table) for ids, table in zip(prompts, [[0], [1, 2, 3]], strict=True)]
+    plain, padded = cache_of(gpt, 5), cache_of(gpt, 5)
+    for cache in (plain, padded):
+        cache.keys.fill_(torch.nan)
+        cache.values.fill_(torch.nan)
+    with torch.inference_mode():
+        expected = prefill(gpt, chunks, plain)
+        logits = prefill(gpt, chunks, padded, PackedShape(tokens=40, sequences=4, pages=4))
+    assert torch.equal(logits[:2], expected)
+    assert torch.equal(padded.keys.nan_to_num(7.0), plain.keys.nan_to_num(7.0))
+    assert torch.equal(padded.values.nan_to_num(7.0), plain.values.nan_to_num(7.0))
