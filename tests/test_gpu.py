@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from bark_fast import Bark, GenerationParams, kernels
+from bark_fast.ambient import exact_float32
 from bark_fast.engine.engine import Engine
 from bark_fast.engine.warm_up import warm_up
+from bark_fast.stages.causal import CausalTask
+from bark_fast.stages.fine import FineTask
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
 from helpers.checkpoints import Checkpoint
 from helpers.engines import gib_for, make_engine, one_by_one, random_requests, run_all, same
@@ -129,6 +132,71 @@ def test_together_as_alone_bit_for_bit(narrow: Checkpoint) -> None:
         together = run_all(engine, requests)
         assert [same(a, b) for a, b in zip(together, alone, strict=True)] == [True] * 64
         assert engine.used_pages == 0
+
+
+def test_fine_graphs_change_no_bit(narrow: Checkpoint) -> None:
+    """One window to eight, and a part of another batch of eight."""
+    requests = random_requests(narrow, 11, longest=200, seed=4)
+    plain, graphed = (cuda_engine(narrow, cuda_graphs=on) for on in (False, True))
+    speeches = one_by_one(plain, requests)
+    device = torch.device("cuda")
+
+    def tasks(n: int) -> list[FineTask]:
+        return [
+            FineTask(s.coarse_tokens, r.voice, r.fine, narrow.config, device)
+            for s, r in list(zip(speeches, requests, strict=True))[:n]
+            if s.coarse_tokens.size
+        ]
+
+    for n in (1, 2, 3, 8, 11):
+        made = []
+        for engine in (plain, graphed):
+            mine = tasks(n)
+            with engine.runner.on_device():
+                for _ in range(6):
+                    engine.runner.fine.run(mine)
+            made.append(torch.stack([task.codes[:1024] for task in mine]))
+        assert torch.equal(*made), n
+
+
+@pytest.mark.parametrize("lengths", [[257], [1], [40, 257, 300], [887, 887], [1] * 30])
+def test_prefill_graphs_change_no_bit(narrow: Checkpoint, lengths: list[int]) -> None:
+    """Neither of the tokens drawn nor of keys and values; padding writes to no page."""
+    made = []
+    for graphs in (False, True):
+        decoder: Any = cuda_engine(narrow, cuda_graphs=graphs).runner.coarse
+        cache = decoder.cache
+        with torch.inference_mode():
+            cache.keys.fill_(float("nan"))
+            cache.values.fill_(float("nan"))
+            tasks, pages, first = [], [], 0
+            for i, n in enumerate(lengths):
+                ids = [(i + 7 * p) % 2000 for p in range(n)]
+                task = CausalTask(sampling=SamplingParams(0.8, seed=i), prompt=(ids,), limit=5)
+                n_pages = -(-n // cache.page_size)
+                tasks.append(task)
+                pages.append(list(range(first, first + n_pages)))
+                first += n_pages
+            drawn = [output.tokens for output in decoder.prefill(tasks, pages)()]
+        made.append((drawn, cache.keys[:, : first + 4], cache.values[:, : first + 4]))
+    (drawn, *plain), (drawn_again, *graphed) = made
+    assert drawn == drawn_again
+    for a, b in zip(plain, graphed, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+def test_the_codec_is_in_float32(narrow: Checkpoint) -> None:
+    """... and padding changes nothing: the audio is a CPU's within 1e-5."""
+    engine = cuda_engine(narrow)
+    codes = torch.randint(0, 1000, (3, 8, 150), generator=torch.Generator().manual_seed(1))
+    pieces = [codes[0], codes[1, :, :70], codes[2, :, :33]]
+    with engine.runner.on_device(), exact_float32():
+        waves = engine.runner.codec.run([piece.cuda() for piece in pieces])
+    on_cpu = narrow.bark.engine.runner
+    with on_cpu.on_device():
+        expected = on_cpu.codec.run(pieces)
+    for a, b in zip(waves, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-5)
 
 
 def test_a_coarse_window_does_not_look_at_the_host(narrow: Checkpoint) -> None:

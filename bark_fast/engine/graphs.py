@@ -1,9 +1,9 @@
-"""Decode steps captured once and repeated: CUDA graphs, one for each of some batch sizes.
+"""Work captured once and repeated: CUDA graphs, one for each of some sizes.
 
 A decode step of Bark is some hundred launches of a few microseconds each, more than the host can
 issue in that time; as a graph it is one. A graph freezes its launches and the addresses that they
-read, so it serves one batch size, on tensors that stay where they are. The native CPU kernels have
-the same in small.
+read, so it serves one size, on tensors that stay where they are (`decoder`, `prefills`,
+`fine_passes`). The native CPU kernels have the same in small, for decode steps.
 """
 
 from __future__ import annotations

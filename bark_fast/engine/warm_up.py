@@ -12,7 +12,7 @@ _GROUPS = (1, 2, 16)
 
 
 def warm_up(engine: Engine, progress: Callable[[int, int], None] | None = None) -> None:
-    """Capture the decode steps of all batch sizes.
+    """Capture steps, prompts and passes of all sizes, and let the codec's shapes be planned.
 
     On a GPU utterances that nobody hears then pass through every stage, one and some together, so
     that no later one waits for a kernel to be compiled.

@@ -58,6 +58,7 @@ class LoggedRunner:
             for (kernel, _), n in self._log.launches.items():
                 counts[kernel] += n
             about = {"stage": self._name, "call": name, "rows": len(tasks), "launches": counts}
+            about["seconds"] = self._log.seconds
             if name in ("decode", "run_ahead"):
                 about["steps"] = rest[1]
             self._notes.append(about)
@@ -92,7 +93,8 @@ def main(folder: str) -> None:
             engine = load_engine(
                 TensorsInFiles(source), bark.engine.config, dtype=torch.bfloat16, device=GPU,
                 impl="triton",
-                options=EngineOptions(max_batch_size=20, max_codec_frames=512), graphs=FakeGraphs(),
+                options=EngineOptions(max_batch_size=20, max_codec_frames=512, max_fine_windows=2),
+                graphs=FakeGraphs(),
             )  # fmt: skip
         warm_up(engine)
         n_compiled = len(log.compiled)
@@ -101,7 +103,10 @@ def main(folder: str) -> None:
             object.__setattr__(engine.runner, name, logged)
         speak(engine, bark)
         late = log.compiled[n_compiled:]
-    print(json.dumps({"warmed": n_compiled, "late": late, "calls": notes}))
+    seconds = sum(call["seconds"] for call in notes)
+    launches = sum(sum(call["launches"].values()) for call in notes)
+    found = {"warmed": n_compiled, "late": late, "host_us_a_launch": 1e6 * seconds / launches}
+    print(json.dumps({**found, "calls": notes}))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ compiled, and no kernel runs. Must be imported where Triton's interpreter is off
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,12 @@ class LaunchLog:
     Attributes:
         compiled: the name of each kernel that had to be compiled, with what it was specialised on.
         launches: how often each kernel was launched with each grid.
+        seconds: that Triton took for the launches, up to the driver.
     """
 
     compiled: list[tuple[str, str]] = field(default_factory=list)
     launches: Counter[tuple[str, tuple[int, int, int]]] = field(default_factory=Counter)
+    seconds: float = 0.0
 
     @property
     def n_launches(self) -> int:
@@ -36,6 +39,7 @@ class LaunchLog:
     def clear(self) -> None:
         """Forget the launches; what is compiled stays so."""
         self.launches.clear()
+        self.seconds = 0.0
 
 
 class _Kernel:
@@ -79,11 +83,17 @@ def stand_in_driver(capability: int = 90) -> Iterator[LaunchLog]:
         kernel = self.device_caches[device][0][key] = _Kernel(name, log)
         return kernel
 
-    do_compile = JITFunction._do_compile
-    JITFunction._do_compile = compile_nothing
+    def timed_run(self: JITFunction[Any], *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        kernel = run(self, *args, **kwargs)
+        log.seconds += time.perf_counter() - start
+        return kernel
+
+    do_compile, run = JITFunction._do_compile, JITFunction.run
+    JITFunction._do_compile, JITFunction.run = compile_nothing, timed_run
     driver.set_active(_Driver(capability))
     try:
         yield log
     finally:
-        JITFunction._do_compile = do_compile
+        JITFunction._do_compile, JITFunction.run = do_compile, run
         driver._active = None  # looked for again when it is needed
