@@ -14,6 +14,8 @@ from bark_fast.engine.decoder import Decoder
 from bark_fast.engine.engine import Engine
 from bark_fast.models.transfer import mark, to_device
 from bark_fast.request import Request
+from bark_fast.stages.sampling import SamplingParams
+from bark_fast.stages.semantic import SemanticTask, build_prompt
 from helpers.checkpoints import Checkpoint
 from helpers.emulated_gpu import (
     GPU,
@@ -95,6 +97,58 @@ def test_together_with_cancelling(
     ended = [i for i, future in enumerate(futures) if not future.cancelled()]
     assert 3 < len(ended) < 10
     assert all(same(futures[i].result(), alone[i]) for i in ended)
+
+
+def test_what_steps_ahead_serve(small: Checkpoint, gpu: EmulatedGPU, taken: list[bool]) -> None:
+    """The same rows in the same pages. An ended one may be missing; where one that runs has left,
+    or pages or limits are others, the steps are run anew, with the same tokens."""
+    with gpu.lenient():
+        engine, _ = graphed(small, gpu, max_batch_size=2, page_size=8, steps_per_look=4)
+    decoder: Any = engine.runner.semantic
+    rules = small.config.semantic_rules
+
+    def tasks() -> list[SemanticTask]:
+        prompt = build_prompt([5, 9, 7], [], rules)
+        sampling = [SamplingParams(0.8, seed, min_new_tokens=100) for seed in (1, 2)]
+        return [SemanticTask(sampling=own, prompt=prompt, limit=30) for own in sampling]
+
+    def run(change: Callable[[list[SemanticTask], list[list[int]]], Any]) -> list[list[int]]:
+        """Prefill, then three blocks of four; `change` comes before the second is asked for."""
+        mine, pages = tasks(), [list(range(10)), list(range(10, 20))]
+        with engine.runner.on_device():
+            accept(mine, decoder.prefill(mine, pages)())
+            for i in range(3):
+                collect = decoder.decode(mine, pages, 4)
+                decoder.run_ahead(mine, pages, 4)
+                accept(mine, collect())
+                if i == 0:
+                    change(mine, pages)
+        return [task.tokens for task in mine]
+
+    def accept(mine: list[SemanticTask], outputs: list[Any]) -> None:
+        for task, output in zip(mine, outputs, strict=True):
+            task.accept(output.tokens, ended=output.ended)
+
+    def move(mine: list[SemanticTask], pages: list[list[int]]) -> None:
+        saved = decoder.save(pages[1])
+        pages[1] = list(range(20, 30))
+        decoder.restore(pages[1], saved)
+
+    def leave(mine: list[SemanticTask], pages: list[list[int]]) -> None:
+        del mine[1], pages[1]
+
+    expected = run(lambda mine, pages: None)
+    assert taken == [False, True, True]
+    for change, served in (
+        (move, [False, False, True]),
+        (leave, [False, True, False]),  # once: its steps were under way
+        (lambda mine, pages: setattr(mine[0], "limit", 29), [False, False, True]),
+        (lambda mine, pages: pages[0].append(40), [False, True, True]),
+    ):
+        taken.clear()
+        tokens = run(change)
+        assert tokens == expected[: len(tokens)]
+        assert taken == served
 
 
 def test_a_graph_repeats_without_python(gpu: EmulatedGPU) -> None:
