@@ -17,8 +17,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import NoReturn
 
 from bark_fast.checkpoint.config import Config
@@ -163,7 +163,7 @@ class Engine:
                 self._n_admitted = utterance.order + 1
                 self._active[utterance] = {}
             for utterance in self._active:
-                _resolve(utterance.future, error)
+                utterance.end(error)
             self._begin_again()
             self._torn = False
 
@@ -189,7 +189,7 @@ class Engine:
         if self._ending is not None:
             utterance, result = self._ending
             self._active.setdefault(utterance, {})
-            _resolve(utterance.future, result)
+            utterance.end(result)
             self._ending = None
         for pool in self._pools.values():
             pool.reset()
@@ -267,13 +267,10 @@ class Engine:
     def _advance(
         self, batch: Batch[Utterance], start: float, wait: Wait, *, idle: bool = False
     ) -> None:
-        """Wait for a batch, and let its utterances go on with what it made.
-
-        Args:
-            idle: nothing else can be run now.
-        """
+        """Wait for a batch, and let its utterances go on with what it made; `idle` if nothing else
+        can be run meanwhile."""
         try:
-            if idle and self._is_worth_running_ahead(batch):
+            if idle and self._has_all_that_could_join(batch):
                 self.runner.run_ahead(batch)
             results = wait()
         except BaseException as error:
@@ -296,16 +293,10 @@ class Engine:
                     raise
                 self._fail(utterance, error)
 
-    def _is_worth_running_ahead(self, batch: Batch[Utterance]) -> bool:
-        """Return True if the device has nothing to do behind this batch, and all that could run
-        with its next steps is in it."""
-        return (
-            self.runner.config.depth > 0
-            and not self._under_way
-            and not self._inbox
-            and not self._scheduler.waiting()[batch.phase]
-            and all(task.owner in self._active for task in batch.tasks)
-        )
+    def _has_all_that_could_join(self, batch: Batch[Utterance]) -> bool:
+        """Return True if the batch is the last, and nobody has come or gone since it was formed."""
+        waiting = self._under_way or self._inbox or self._scheduler.waiting()[batch.phase]
+        return not waiting and all(task.owner in self._active for task in batch.tasks)
 
     def _advance_one(self, utterance: Utterance, task: Task, result: Result) -> None:
         stage, n_prefilled = task.stage, 0
@@ -342,14 +333,14 @@ class Engine:
         self._counters.finished += 1
         if utterance.request.last_stage == "codec":
             self._counters.spoke(speech.duration_s, time.perf_counter() - utterance.submitted_at)
-        _resolve(utterance.future, speech)
+        utterance.end(speech)
         self._ending = None
 
     def _fail(self, utterance: Utterance, error: BaseException) -> None:
         self._ending = utterance, error
         self._drop(utterance)
         self._counters.failed += 1
-        _resolve(utterance.future, error)
+        utterance.end(error)
         self._ending = None
 
     def _drop(self, utterance: Utterance) -> None:
@@ -405,12 +396,3 @@ class Engine:
         else:
             for task in batch.tasks:
                 task.alone = True
-
-
-def _resolve(future: Future[Speech], result: Speech | BaseException) -> None:
-    # The future may have been cancelled at this very moment.
-    with suppress(InvalidStateError):
-        if isinstance(result, BaseException):
-            future.set_exception(result)
-        else:
-            future.set_result(result)

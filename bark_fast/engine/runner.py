@@ -137,7 +137,8 @@ class Runner:
     def run_ahead(self, batch: Batch[Utterance]) -> None:
         """Enqueue the next steps too of a batch that was launched last, if it is one of steps."""
         stage = batch.phase.stage
-        if batch.phase in (Phase.SEMANTIC_DECODE, Phase.COARSE_DECODE):
+        decodes = batch.phase in (Phase.SEMANTIC_DECODE, Phase.COARSE_DECODE)
+        if decodes and self.config.depth:
             tasks = [task.owner.causal(stage) for task in batch.tasks]
             pages = [task.pages for task in batch.tasks]
             with self._exactly():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -187,6 +188,15 @@ class Utterance:
         """Take note that a batch of that stage with this utterance took from `start` to `stop`."""
         first, _ = self.spans.get(stage, (start, stop))
         self.spans[stage] = first, stop
+
+    def end(self, result: Speech | BaseException) -> None:
+        """Hand the speech, or the error, to whoever waits."""
+        # The future may have been cancelled at this very moment.
+        with suppress(InvalidStateError):
+            if isinstance(result, BaseException):
+                self.future.set_exception(result)
+            else:
+                self.future.set_result(result)
 
     def _after_semantic(self, output: StepOutput) -> Outcome:
         ended = self.has_ended("semantic")

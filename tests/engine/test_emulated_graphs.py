@@ -21,10 +21,10 @@ from helpers.emulated_gpu import (
     GPU,
     CaptureError,
     EmulatedGPU,
-    EmulatedGraphs,
     HostSyncError,
     emulated_gpu,
 )
+from helpers.emulated_graphs import EmulatedGraphs
 from helpers.engines import gib_for, make_engine, run_all, same
 
 

@@ -12,7 +12,8 @@ from bark_fast.ambient import exact_float32
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.request import Request
 from helpers.checkpoints import Checkpoint
-from helpers.emulated_gpu import GPU, EmulatedGPU, EmulatedGraphs, emulated_gpu
+from helpers.emulated_gpu import GPU, EmulatedGPU, emulated_gpu
+from helpers.emulated_graphs import EmulatedGraphs
 from helpers.engines import make_engine, run_all
 
 cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul

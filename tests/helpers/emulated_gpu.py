@@ -10,7 +10,7 @@ show:
   waited for. Before, the host reads rubbish.
 * Pinned memory that a copy to the device reads must not change before such an event either.
 
-`EmulatedGraphs` are its CUDA graphs.
+`emulated_graphs` are its CUDA graphs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from bark_fast import ambient, kernels
 from bark_fast.kernels import Backend
@@ -173,7 +173,7 @@ class _Read:
     content: Tensor
 
 
-def _share_memory(a: Tensor, b: Tensor) -> bool:
+def share_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
@@ -199,7 +199,7 @@ class EmulatedGPU:
         self._arrivals: list[Callable[[], Any]] = []  # of copies, in the order of the stream
         self._reads: list[_Read] = []
         self._n_arrived = 0
-        self.recording: Recording | None = None
+        self.recording: Any = None  # the `emulated_graphs.Recording` of a graph being captured
 
     def launch(
         self, func: Callable[..., Any], args: Any, kwargs: Any, *, mutates: bool = False
@@ -241,7 +241,7 @@ class EmulatedGPU:
             self._enqueue(lambda: self._finish(read))
         else:
             # What the stream has read by then may be written over.
-            for read in [read for read in self._reads if _share_memory(read.pinned, target)]:
+            for read in [read for read in self._reads if share_memory(read.pinned, target)]:
                 self._finish(read)
             brought = source.memory.clone()
             target.fill_(rubbish(target.dtype))
@@ -306,75 +306,6 @@ class EmulatedGPU:
 
 class CaptureError(AssertionError):
     """A step did what a graph cannot repeat."""
-
-
-class Recording:
-    """What a captured step lets the device do, to be done again on the same memory.
-
-    Memory that the step allocates is the graph's: between two runs anything may be in it.
-    """
-
-    def __init__(self) -> None:
-        self._launches: list[Callable[[], Any]] = []
-        self._own: list[Tensor] = []
-
-    def append(
-        self, func: Callable[..., Any], args: Any, kwargs: Any, result: Any, *, mutates: bool
-    ) -> None:
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        new = [not any(_share_memory(t, other) for other in given) for t in made]
-        if made and not any(new) and not mutates:
-            return  # a view
-        self._own += [t for t, is_new in zip(made, new, strict=True) if is_new]
-
-        def again() -> None:
-            for old, value, is_new in zip(
-                made, tree_leaves(func(*args, **kwargs)), new, strict=False
-            ):
-                if is_new:
-                    old.copy_(value)
-
-        self._launches.append(again)
-
-    @property
-    def n_launches(self) -> int:
-        return len(self._launches)
-
-    def replay(self) -> None:
-        with torch._C.DisableTorchFunction():
-            for tensor in self._own:
-                tensor.fill_(rubbish(tensor.dtype))
-            for again in self._launches:
-                again()
-
-
-class EmulatedGraphs:
-    """Captures steps as a CUDA graph does: what is repeated is the device's work, not the step.
-
-    A step that does more than let the device compute (asks it, copies from the host, makes tensors
-    there) cannot be captured.
-    """
-
-    def __init__(self) -> None:
-        self.captured: list[Recording] = []
-        self.repeated = 0
-
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        gpu = EmulatedGPU.current
-        step()
-        recording = gpu.recording = Recording()
-        try:
-            step()
-        finally:
-            gpu.recording = None
-        self.captured.append(recording)
-
-        def repeat() -> None:
-            self.repeated += 1
-            recording.replay()
-
-        return repeat
 
 
 class Event:
