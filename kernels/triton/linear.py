@@ -22,7 +22,7 @@ from bark_fast.kernels.triton.launch import (
     dot_precision,
     pdl_option,
 )
-from bark_fast.kernels.triton.norm import row_stats
+from bark_fast.kernels.triton.norm import layer_norm, row_stats
 from bark_fast.kernels.triton.schedules import DecodeLaunch, TileLaunch, choose
 
 
@@ -73,25 +73,24 @@ def fused_linear(
         *((x, x, x) if paged is None else (paged.k_pages, paged.v_pages, paged.slot_mapping)),
         m,
     )
-    gamma, beta = (None, None) if norm is None else norm
-    common |= {"HAS_NORM": gamma is not None, "HAS_NORM_BIAS": beta is not None}
-    norms = (x if gamma is None else gamma, x if beta is None else beta)
     bias_or_x = x if bias is None else bias
     if decode:
         launch = choose(DecodeLaunch, (n, k), x, rows=m)
+        gamma, beta = (None, None) if norm is None else norm
         whole_row = gamma is None or k <= launch.block_k
         pdl = pdl and can_launch_dependent(x)
         linear_decode.decode_kernel[(ceil_div(n, launch.block_n), ceil_div(m, launch.block_m))](
-            x, weight, bias_or_x, x if whole_row else row_stats(x), *norms, *ends, LAYER_NORM_EPS,
+            x, weight, bias_or_x, x if whole_row else row_stats(x), x if gamma is None else gamma,
+            x if beta is None else beta, *ends, LAYER_NORM_EPS,
+            HAS_NORM=gamma is not None, HAS_NORM_BIAS=beta is not None,
             BLOCK_N=launch.block_n, BLOCK_M=launch.block_m, BLOCK_K=launch.block_k,
             SLICES=launch.num_warps, PDL=pdl, num_warps=launch.num_warps, num_stages=2,
             **pdl_option(pdl), **common,
         )  # fmt: skip
     else:
         tile = choose(TileLaunch, (n, k), x)
-        stats = x if gamma is None else row_stats(x)
         linear_tile.tile_kernel[(ceil_div(m, tile.block_m), ceil_div(n, tile.block_n))](
-            x, weight, bias_or_x, stats, *norms, *ends,
+            x if norm is None else layer_norm(x, *norm), weight, bias_or_x, *ends,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **common,
         )  # fmt: skip
