@@ -15,7 +15,7 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +27,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bark_fast.kernels.aot_cases import SHAPES, ModelShape, cases
+from bark_fast.kernels.triton.schedules import Device, assuming
 
 __all__ = ["SHAPES", "ModelShape", "Report", "cases", "compile_all", "main"]
 
@@ -37,7 +39,17 @@ __all__ = ["SHAPES", "ModelShape", "Report", "cases", "compile_all", "main"]
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 HALF = ("float16", "bfloat16")
-_PRODUCTS = ("linear_decode.decode_kernel", "linear_tile.tile_kernel", "attention.flash_kernel")
+_WIDE_LOADS = r"ld\.global\S*\.v4\.b32|cp\.async\.cg|cp\.async\.bulk\.tensor|v2\.b64"
+_TYPES = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64",
+    torch.int32: "i32",
+}  # fmt: skip
+# Of each target the data centre's chip: an A100, an H100 or H200, a B200.
+_MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
+_PRODUCTS = (
+    "linear_decode.decode_kernel", "linear_tile.tile_kernel", "linear_persistent.persistent_kernel",
+    "attention.flash_kernel",
+)  # fmt: skip
 # These read rows of weights, keys or values; the others read logits, ids or single rows.
 _WIDE = (*_PRODUCTS, "attention.decode_kernel")
 
@@ -120,6 +132,15 @@ def recording(launches: list[Launch]) -> Iterator[None]:
         JITFunction.run = original  # type: ignore[method-assign]
 
 
+def launches_of(run: Callable[[], object], target: int) -> list[Launch]:
+    """Return the launches that `run` makes on a device of compute capability `target`."""
+    launches: list[Launch] = []
+    device = Device(f"sm_{target}", (target // 10, target % 10), _MULTIPROCESSORS[target])
+    with recording(launches), assuming(device):
+        run()
+    return launches
+
+
 def _describe(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
     values = dict(zip(kernel.arg_names, args, strict=False))
     values.update((k, v) for k, v in kwargs.items() if k in kernel.arg_names)
@@ -135,10 +156,11 @@ def _describe(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str,
             signature[param.name] = "constexpr"
             constants[param.name] = value
         elif isinstance(value, Tensor):
-            names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-            names |= {torch.int64: "i64", torch.int32: "i32"}
-            signature[param.name] = "*" + names[value.dtype]
+            signature[param.name] = "*" + _TYPES[value.dtype]
             divisible.append(i)
+        elif isinstance(value, TensorDescriptor):
+            block = list(value.block_shape)
+            signature[param.name] = f"tensordesc<{_TYPES[value.base.dtype]}{block}>"
         elif isinstance(value, int):
             signature[param.name] = "i32"
             if special and value % 16 == 0:
@@ -174,7 +196,7 @@ def compile_launch(launch: Launch, case: str, target: int, dtype: str) -> Report
         spilled=usage["STACK"] + usage["LOCAL"],
         instructions=len(re.findall(r"^\s+(?:@%?\w+ )?[a-z][\w.]*[ \t].*;", ptx, re.MULTILINE)),
         tensor_core=_tensor_core(ptx),
-        wide_loads=bool(re.search(r"ld\.global\S*\.v4\.b32|cp\.async\.cg\S*|v2\.b64", ptx)),
+        wide_loads=bool(re.search(_WIDE_LOADS, ptx)),
     )
     report.check()
     return report
@@ -216,11 +238,8 @@ def compile_all(
     for size in sizes:
         for dtype in dtypes:
             for name, run in cases(SHAPES[size], DTYPES[dtype]):
-                launches: list[Launch] = []
-                with recording(launches):
-                    run()
-                for launch in launches:
-                    for target in targets:
+                for target in targets:
+                    for launch in launches_of(run, target):
                         if launch.options.get("launch_pdl") and target < 90:
                             continue
                         if (launch.key, target) not in done:

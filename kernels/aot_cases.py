@@ -65,9 +65,9 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
     yield "embedding (one token)", embed(1, new(1, shape.text_ids, c), tokens=1)
     yield "embedding (fine)", embed(7, new(shape.codebooks, 1056, c))
     yield "layer norm", partial(backend.layer_norm, new(300, c), new(c), None)
-    for rows in (1, 16, 17, 300):
-        decode = rows < 300
-        tail = f" M={rows}" if decode else " prefill"
+    for rows in (1, 16, 17, 300, 8192):
+        decode = rows <= 17
+        tail = f" M={rows}" if decode else " prefill" if rows == 300 else " long prefill"
         x, wide = new(rows, c), new(rows, 4 * c)
         product = partial(backend.fused_linear, decode=decode)
         for page_size in page_sizes:

@@ -1,7 +1,9 @@
 """Products with a weight matrix, and everything that precedes and follows them in a block.
 
-There are two schedules, `linear_decode` and `linear_tile`. Which one runs is a property of the
-call, never of the number of rows, so that a row's bits do not depend on its neighbours. Both add in
+There are two schedules, `linear_decode` and tiles. Which one runs is a property of the call, never
+of the number of rows, so that a row's bits do not depend on its neighbours. Tiles have two kernels,
+`linear_tile` and `linear_persistent`; the number of rows may choose between them, because both
+give a row to the same instructions in the same order (`schedules.TileLaunch.order`). All add in
 float32 and round once, at the store.
 """
 
@@ -12,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bark_fast.kernels.ops import LAYER_NORM_EPS, Norm, Weight
-from bark_fast.kernels.triton import linear_decode, linear_tile
+from bark_fast.kernels.triton import linear_decode, linear_persistent, linear_tile
 from bark_fast.kernels.triton.launch import (
     ALWAYS,
     can_launch_dependent,
@@ -23,7 +26,7 @@ from bark_fast.kernels.triton.launch import (
     pdl_option,
 )
 from bark_fast.kernels.triton.norm import layer_norm, row_stats
-from bark_fast.kernels.triton.schedules import DecodeLaunch, TileLaunch, choose
+from bark_fast.kernels.triton.schedules import DecodeLaunch, TileLaunch, choose, device_of
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,19 @@ def fused_linear(
             **pdl_option(pdl), **common,
         )  # fmt: skip
     else:
-        tile = choose(TileLaunch, (n, k), x)
-        linear_tile.tile_kernel[(ceil_div(m, tile.block_m), ceil_div(n, tile.block_n))](
-            x if norm is None else layer_norm(x, *norm), weight, bias_or_x, *ends,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **common,
-        )  # fmt: skip
+        tile = choose(TileLaunch, (n, k), x, rows=m)
+        if norm is not None:
+            x = layer_norm(x, *norm)
+        common |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+        common |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+        rows, columns = ceil_div(m, tile.block_m), ceil_div(n, tile.block_n)
+        if tile.persistent:
+            programs = min(rows * columns, device_of(x).multiprocessors)
+            linear_persistent.persistent_kernel[(programs,)](
+                TensorDescriptor.from_tensor(x, [tile.block_m, tile.block_k]),
+                TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]),
+                bias_or_x, *ends, **common,
+            )  # fmt: skip
+        else:
+            linear_tile.tile_kernel[(rows, columns)](x, weight, bias_or_x, *ends, **common)
     return out

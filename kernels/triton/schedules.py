@@ -53,13 +53,21 @@ class DecodeLaunch(Launch):
 
 @dataclass(frozen=True)
 class TileLaunch(Launch):
-    """The tiles of `linear_tile.tile_kernel`."""
+    """The tiles of `linear_tile.tile_kernel`, or of `linear_persistent.persistent_kernel`."""
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
+    persistent: bool = False
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        # An instruction adds 16 columns of x, the next one the next 16, whatever the tile. Only the
+        # instruction's width can differ: warps take 16 rows each, then share the columns.
+        warps_of_rows = min(self.num_warps, self.block_m // 16)
+        return (min(256, self.block_n * warps_of_rows // self.num_warps),)
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,13 @@ DEFAULTS_FLOAT32: dict[type[Launch], Launch] = {
     TileLaunch: TileLaunch(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=2),
     FlashLaunch: FlashLaunch(block_q=32, block_kv=32, num_warps=4, num_stages=1),
 }
+# A tile of 256 x 128 asks L2 for three quarters of what two of 128 x 128 do: at the tensor cores'
+# full speed 48 and 64 bytes a cycle and multiprocessor, of about 40 to 60 that it gives. With 16
+# warps the sums are 64 registers a thread, so that nothing spills. Three stages and the tile on its
+# way out fill 208 of 227 KiB.
+PERSISTENT = TileLaunch(
+    block_m=256, block_n=128, block_k=64, num_warps=16, num_stages=3, persistent=True
+)
 
 
 def default(kind: type[L], dtype: torch.dtype) -> L:
@@ -139,7 +154,7 @@ _CANDIDATES: dict[type[Launch], dict[str, tuple[int, ...]]] = {
     },
     TileLaunch: {
         "block_m": (64, 128, 256), "block_n": (64, 128, 256), "block_k": (64, 128),
-        "num_warps": (4, 8), "num_stages": (2, 3, 4),
+        "num_warps": (4, 8, 16), "num_stages": (2, 3, 4), "persistent": (False, True),
     },
     DecodeAttentionLaunch: {
         "split": (64, 128, 256), "block_kv": (32, 64), "num_warps": (2, 4, 8),
@@ -162,7 +177,12 @@ def _is_sensible(launch: Launch, shape: tuple[int, ...]) -> bool:
     if isinstance(launch, TileLaunch):
         accumulators = launch.block_m * launch.block_n // (32 * launch.num_warps)
         shared = (launch.block_m + launch.block_n) * launch.block_k * 2 * launch.num_stages
-        return 64 <= accumulators <= 128 and shared <= 227 * 1024
+        usual = launch.num_warps <= 8
+        if launch.persistent:
+            shared += launch.block_m * launch.block_n * 2  # the last tile, on its way out meanwhile
+            large = min(launch.block_m, launch.block_n) >= 128  # few bytes from L2
+            usual = large and launch.block_k == 64 and launch.num_stages >= 3
+        return usual and 64 <= accumulators <= 128 and shared <= 227 * 1024
     if isinstance(launch, DecodeAttentionLaunch):
         return (
             launch.block_kv <= launch.split
@@ -192,6 +212,31 @@ class Device:
             (properties.major, properties.minor),
             properties.multi_processor_count,
         )
+
+
+# Few multiprocessors, so that in Triton's interpreter a persistent program takes several tiles.
+_NO_GPU = Device("none", (0, 0), 2)
+_assumed: ContextVar[Device] = ContextVar("assumed", default=_NO_GPU)
+
+
+@contextmanager
+def assuming(device: Device) -> Iterator[None]:
+    """Take tensors that are on no GPU for those of `device` inside the block."""
+    token = _assumed.set(device)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
+def device_of(x: torch.Tensor) -> Device:
+    """Return the device of x."""
+    return _real_device(x.device) if x.device.type == "cuda" else _assumed.get()
+
+
+@functools.cache
+def _real_device(device: torch.device) -> Device:
+    return Device.of(device)
 
 
 Key = tuple[str, str, tuple[int, ...]]
@@ -309,7 +354,7 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
 
     Args:
         shape: see `candidates`.
-        rows: of a decode step; it changes no row's bits.
+        rows: of x; they change no row's bits.
     """
     key = kind.__name__, str(x.dtype), shape
     trial = _trial.get()
@@ -319,7 +364,24 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
             return trial.launch
     table = _table_of(x.device)
     found = None if table is None else table.find(key, rows)
-    return found if isinstance(found, kind) else default(kind, x.dtype)
+    if isinstance(found, kind):
+        return found
+    if kind is TileLaunch and _suits_persistent(shape, x, rows):
+        assert isinstance(PERSISTENT, kind)
+        return PERSISTENT
+    return default(kind, x.dtype)
+
+
+def _suits_persistent(shape: tuple[int, ...], x: torch.Tensor, rows: int) -> bool:
+    """Return whether x's device has what `PERSISTENT` needs, and x tiles enough to fill it."""
+    n, k = shape
+    device = device_of(x)
+    # Descriptors of sm_90, shared memory of sm_90 and sm_100: sm_120 has half as much.
+    able = device.capability[0] in (9, 10) and x.dtype.itemsize == 2
+    tiles = -(-rows // PERSISTENT.block_m) * -(-n // PERSISTENT.block_n)
+    # A descriptor's rows are whole units of 16 bytes. With a third of the programs idle, smaller
+    # tiles on all multiprocessors are as fast.
+    return able and k % 8 == 0 and 3 * tiles >= 2 * device.multiprocessors
 
 
 def with_rows(entries: Mapping[int, Launch]) -> tuple[tuple[int, Launch], ...]:

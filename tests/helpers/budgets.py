@@ -160,10 +160,7 @@ def measure() -> Iterator[tuple[str, Figures]]:
     for case, run in aot.cases(aot.SHAPES["large"], aot.DTYPES["bfloat16"]):
         if "M=16" in case or "pages of 1024" in case:
             continue  # all but the code of 17 rows and of other pages, and slow to disassemble
-        launches: list[aot.Launch] = []
-        with aot.recording(launches):
-            run()
-        for launch in launches:
+        for launch in aot.launches_of(run, TARGET):
             if launch.key not in done:
                 done.add(launch.key)
                 code = aot.build(launch, TARGET)

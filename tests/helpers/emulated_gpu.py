@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from bark_fast import ambient, kernels
 from bark_fast.kernels import Backend
 
 GPU = torch.device("cuda:0")
+_PROPERTIES = SimpleNamespace(name="emulated", major=9, minor=0, multi_processor_count=132)
 _CPU = torch.device("cpu")
 
 _aten = torch.ops.aten
@@ -345,4 +347,5 @@ def emulated_gpu(monkeypatch: pytest.MonkeyPatch, *, backend: Any = None) -> Ite
         patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**30, 2**31))
         patch.setattr(torch.cuda, "empty_cache", lambda: None)
+        patch.setattr(torch.cuda, "get_device_properties", lambda device=None: _PROPERTIES)
         yield gpu
