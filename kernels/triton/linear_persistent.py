@@ -1,4 +1,4 @@
-"""Products of many rows with a weight matrix on sm_90 and sm_100: prefill and the fine stage.
+"""Products of many rows with a weight matrix on sm_90: prefill and the fine stage.
 
 Schedule: as many programs as the device has multiprocessors, each of which goes from tile to tile
 of x @ W^T. Tiles of x and W come by descriptors (TMA): one instruction a tile, which no thread has

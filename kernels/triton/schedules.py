@@ -364,7 +364,8 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
             return trial.launch
     table = _table_of(x.device)
     found = None if table is None else table.find(key, rows)
-    if isinstance(found, kind):
+    # (A table may come from another device.)
+    if isinstance(found, kind) and (_is_hopper(x) or not getattr(found, "persistent", False)):
         return found
     if kind is TileLaunch and _suits_persistent(shape, x, rows):
         assert isinstance(PERSISTENT, kind)
@@ -372,16 +373,20 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
     return default(kind, x.dtype)
 
 
+def _is_hopper(x: torch.Tensor) -> bool:
+    # Older devices have no descriptors. On newer ones Triton 3.9 multiplies with 16 warps by the
+    # instructions of sm_80, and sm_120 has half the shared memory.
+    return device_of(x).capability[0] == 9
+
+
 def _suits_persistent(shape: tuple[int, ...], x: torch.Tensor, rows: int) -> bool:
     """Return whether x's device has what `PERSISTENT` needs, and x tiles enough to fill it."""
     n, k = shape
-    device = device_of(x)
-    # Descriptors of sm_90, shared memory of sm_90 and sm_100: sm_120 has half as much.
-    able = device.capability[0] in (9, 10) and x.dtype.itemsize == 2
     tiles = -(-rows // PERSISTENT.block_m) * -(-n // PERSISTENT.block_n)
-    # A descriptor's rows are whole units of 16 bytes. With a third of the programs idle, smaller
-    # tiles on all multiprocessors are as fast.
-    return able and k % 8 == 0 and 3 * tiles >= 2 * device.multiprocessors
+    # With a third of the programs idle, smaller tiles on all multiprocessors are as fast.
+    fills = 3 * tiles >= 2 * device_of(x).multiprocessors
+    # A descriptor's rows are whole units of 16 bytes.
+    return _is_hopper(x) and x.dtype.itemsize == 2 and k % 8 == 0 and fills
 
 
 def with_rows(entries: Mapping[int, Launch]) -> tuple[tuple[int, Launch], ...]:

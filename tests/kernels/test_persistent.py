@@ -98,12 +98,20 @@ def test_there_must_be_tiles_enough(rows: int, n: int, persistent: bool) -> None
     assert chosen(H100, rows, n, 1024) == persistent
 
 
-def test_devices_without_wgmma_or_tcgen05_keep_the_other_tiles() -> None:
-    assert chosen(B200, 8192, 1024, 1024)
+def test_other_devices_keep_the_other_tiles() -> None:
+    assert not chosen(B200, 8192, 1024, 1024)
     assert not chosen(L4, 8192, 1024, 1024)
     assert not chosen(RTX_5090, 8192, 1024, 1024)
     assert not chosen(H100, 8192, 1024, 1024, dtype=torch.float32)
     assert not chosen(H100, 8192, 1024, 100), "a descriptor's rows are units of 16 bytes"
+
+
+def test_a_table_of_another_device_does_not_change_that(monkeypatch) -> None:
+    key = ("TileLaunch", "torch.bfloat16", (1024, 1024))
+    table = schedules.Table(H100, {key: ((schedules.ANY_ROWS, PERSISTENT),)}, {})
+    monkeypatch.setattr(schedules, "_table_of", lambda device: table)
+    assert not chosen(B200, 8192, 1024, 1024)
+    assert chosen(H100, 1, 1024, 1024), "as measured"
 
 
 def test_the_kernels_may_be_chosen_by_rows() -> None:
