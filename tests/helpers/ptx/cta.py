@@ -1,7 +1,8 @@
 """All threads of one program (CTA), in lock step.
 
 Threads that branch apart are groups, each at its own instruction. The group that is furthest behind
-runs until it meets another, so that they join again where their ways do.
+runs until it meets another, so that they join again where their ways do. A loop's end may stand
+before its beginning: a group that comes to a barrier waits there for the others.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# (The first three enter their instructions into the table.)
-from helpers.ptx import arithmetic, instructions, matrices, values  # noqa: F401
+# (All but `values` enter their instructions into the table.)
+from helpers.ptx import arithmetic, instructions, matrices, tma, values  # noqa: F401
 from helpers.ptx.memory import (
     WARP,
     Access,
@@ -59,6 +60,7 @@ class Cta:
         # Groups of cp.async and wgmma that were not waited for; the last one is still open.
         self.copies: list[list[Access]] = [[]]
         self.products: list[list[Access]] = [[]]
+        self.barriers: dict[int, tma.Barrier] = {}  # mbarriers by their address
         self.kernel_pending = any(
             i.words == ("griddepcontrol", "wait") for i in program.instructions
         )
@@ -171,17 +173,25 @@ class Cta:
             self.clock.forget()
         with np.errstate(all="ignore"):
             while groups:
-                start = min(groups)
+                # Those that wait at a barrier come last; if all do, the barrier tells the fault.
+                start = min(groups, key=lambda at: (self._must_wait(at, groups[at]), at))
                 here = groups.pop(start)
                 self._run_group(start, here, groups)
 
+    def _must_wait(self, at: int, here: np.ndarray) -> bool:
+        """Return whether threads are at a barrier, and not all of them."""
+        at_barrier = self.program.instructions[at].words[:2] == ("bar", "sync")
+        return at_barrier and bool((here != self.live).any())
+
     def _run_group(self, at: int, here: np.ndarray, groups: dict[int, np.ndarray]) -> None:
-        """Run threads until they end, part, or reach the place of another group."""
-        steps = steps_of(self.program)
-        meeting = min(groups, default=len(steps))
+        """Run threads until they end, part, wait, or reach the place of another group."""
+        steps, begin = steps_of(self.program), at
+        meeting = self._next_group(at, groups)
         alone = bool(here.all())
         while at < meeting:
             instruction, step = steps[at]
+            if not alone and groups and self._must_wait(at, here) and at != begin:
+                break
             at += 1
             if self.clock is not None:
                 self.clock.now += 1
@@ -207,9 +217,15 @@ class Cta:
             if not here.any():
                 return
             alone = False
-            meeting = min(groups, default=len(steps))
+            meeting = self._next_group(at, groups)
         if at < len(steps):
             groups[at] = groups.get(at, np.zeros_like(here)) | here
+
+    def _next_group(self, at: int, groups: dict[int, np.ndarray]) -> int:
+        """Return the first place from `at` on where there is a group."""
+        return min(
+            (other for other in groups if other >= at), default=len(self.program.instructions)
+        )
 
 
 @functools.lru_cache(maxsize=4096)
