@@ -7,7 +7,8 @@ compiles bark's launches for sm_90, reads the machine code (SASS) and prints the
 * regs, instr: registers a thread, and instructions, without those that pad the code.
 * programs: how many fit on one multiprocessor at once.
 * groups: groups of asynchronous copies (`cp.async`) that a program has in flight at most.
-* KiB: what a program has requested from memory when it first waits for its other threads.
+* KiB: what a program has requested from memory when it first waits for its other threads. What
+  comes by descriptors (TMA) is counted in neither; its depth is the launch's number of stages.
 * early: KiB that it requests before it waits for the kernel before (`griddepcontrol.wait`).
 * signal: instructions before it lets the next kernel start (`griddepcontrol.launch_dependents`).
 

@@ -1,8 +1,8 @@
 """All threads of one program (CTA), in lock step.
 
 Threads that branch apart are groups, each at its own instruction. The group that is furthest behind
-runs until it meets another, so that they join again where their ways do. A loop's end may stand
-before its beginning: a group that comes to a barrier waits there for the others.
+runs until it meets another, so that they join again where their ways do. One that comes to a
+barrier, or to what a warp does together, before others (in the next round of a loop, say) waits.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from helpers.ptx.memory import (
 )
 from helpers.ptx.parser import Address, Operand, Program
 from helpers.ptx.table import Threads, steps_of
+
+# Instructions of whole warps, or of all threads.
+_TOGETHER = {"bar", "shfl", "redux", "mma", "ldmatrix", "stmatrix", "wgmma", "elect", "mbarrier"}
 
 
 @dataclass(frozen=True)
@@ -172,26 +175,26 @@ class Cta:
         if self.clock is not None:
             self.clock.forget()
         with np.errstate(all="ignore"):
+            waiting: set[int] = set()  # where groups have come to a barrier before others
             while groups:
-                # Those that wait at a barrier come last; if all do, the barrier tells the fault.
-                start = min(groups, key=lambda at: (self._must_wait(at, groups[at]), at))
+                start = min(groups.keys() - waiting or waiting)
+                waiting.discard(start)
                 here = groups.pop(start)
-                self._run_group(start, here, groups)
+                self._run_group(start, here, groups, waiting)
 
-    def _must_wait(self, at: int, here: np.ndarray) -> bool:
-        """Return whether threads are at a barrier, and not all of them."""
-        at_barrier = self.program.instructions[at].words[:2] == ("bar", "sync")
-        return at_barrier and bool((here != self.live).any())
+    def _run_group(
+        self, at: int, here: np.ndarray, groups: dict[int, np.ndarray], waiting: set[int]
+    ) -> None:
+        """Run threads until they end, part, must wait, or reach the place of another group."""
+        steps = steps_of(self.program)
 
-    def _run_group(self, at: int, here: np.ndarray, groups: dict[int, np.ndarray]) -> None:
-        """Run threads until they end, part, wait, or reach the place of another group."""
-        steps, begin = steps_of(self.program), at
-        meeting = self._next_group(at, groups)
+        def next_group() -> int:
+            return min((place for place in groups if place >= at), default=len(steps))
+
+        meeting = next_group()
         alone = bool(here.all())
         while at < meeting:
             instruction, step = steps[at]
-            if not alone and groups and self._must_wait(at, here) and at != begin:
-                break
             at += 1
             if self.clock is not None:
                 self.clock.now += 1
@@ -201,6 +204,10 @@ class Cta:
                 threads = None if chosen.all() else chosen
                 if threads is not None and not chosen.any():
                     continue
+            if instruction.words[0] in _TOGETHER and groups.keys() - waiting:
+                waiting.add(at - 1)
+                groups[at - 1] = here
+                return
             if step is not None:
                 try:
                     step(self, threads)
@@ -217,15 +224,9 @@ class Cta:
             if not here.any():
                 return
             alone = False
-            meeting = self._next_group(at, groups)
+            meeting = next_group()
         if at < len(steps):
             groups[at] = groups.get(at, np.zeros_like(here)) | here
-
-    def _next_group(self, at: int, groups: dict[int, np.ndarray]) -> int:
-        """Return the first place from `at` on where there is a group."""
-        return min(
-            (other for other in groups if other >= at), default=len(self.program.instructions)
-        )
 
 
 @functools.lru_cache(maxsize=4096)
