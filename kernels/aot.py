@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bark_fast.kernels.aot_cases import SHAPES, ModelShape, cases
-from bark_fast.kernels.triton.schedules import Device, assuming
+from bark_fast.kernels.triton.device import Device, assuming
 
 __all__ = ["SHAPES", "ModelShape", "Report", "cases", "compile_all", "main"]
 

@@ -18,6 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bark_fast.kernels.ops import LAYER_NORM_EPS, Norm, Weight
 from bark_fast.kernels.triton import linear_decode, linear_persistent, linear_tile
+from bark_fast.kernels.triton.device import device_of
 from bark_fast.kernels.triton.launch import (
     ALWAYS,
     can_launch_dependent,
@@ -26,7 +27,7 @@ from bark_fast.kernels.triton.launch import (
     pdl_option,
 )
 from bark_fast.kernels.triton.norm import layer_norm, row_stats
-from bark_fast.kernels.triton.schedules import DecodeLaunch, TileLaunch, choose, device_of
+from bark_fast.kernels.triton.schedules import DecodeLaunch, TileLaunch, choose
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from bark_fast.kernels.triton.device import Device, device_of
+
 TABLES = Path(__file__).with_name("tables")
 
 
@@ -64,8 +66,8 @@ class TileLaunch(Launch):
 
     @property
     def order(self) -> tuple[int, ...]:
-        # An instruction adds 16 columns of x, the next one the next 16, whatever the tile. Only the
-        # instruction's width can differ: warps take 16 rows each, then share the columns.
+        # An instruction adds 16 columns of x, the next one the next 16, whatever the tile. Only
+        # wgmma's width can differ: warps take 16 rows each, then share the columns.
         warps_of_rows = min(self.num_warps, self.block_m // 16)
         return (min(256, self.block_n * warps_of_rows // self.num_warps),)
 
@@ -126,6 +128,8 @@ DEFAULTS_FLOAT32: dict[type[Launch], Launch] = {
 PERSISTENT = TileLaunch(
     block_m=256, block_n=128, block_k=64, num_warps=16, num_stages=3, persistent=True
 )
+# For so few rows that larger tiles leave multiprocessors idle.
+SHORT = TileLaunch(block_m=64, block_n=128, block_k=64, num_warps=4, num_stages=3)
 
 
 def default(kind: type[L], dtype: torch.dtype) -> L:
@@ -197,49 +201,6 @@ def _is_sensible(launch: Launch, shape: tuple[int, ...]) -> bool:
 
 
 # Tables ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the nearest table is judged by."""
-
-    name: str
-    capability: tuple[int, int]
-    multiprocessors: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> Device:
-        properties = torch.cuda.get_device_properties(device)
-        return cls(
-            properties.name,
-            (properties.major, properties.minor),
-            properties.multi_processor_count,
-        )
-
-
-# Few multiprocessors, so that in Triton's interpreter a persistent program takes several tiles.
-_NO_GPU = Device("none", (0, 0), 2)
-_assumed: ContextVar[Device] = ContextVar("assumed", default=_NO_GPU)
-
-
-@contextmanager
-def assuming(device: Device) -> Iterator[None]:
-    """Take tensors that are on no GPU for those of `device` inside the block."""
-    token = _assumed.set(device)
-    try:
-        yield
-    finally:
-        _assumed.reset(token)
-
-
-def device_of(x: torch.Tensor) -> Device:
-    """Return the device of x."""
-    return _real_device(x.device) if x.device.type == "cuda" else _assumed.get()
-
-
-@functools.cache
-def _real_device(device: torch.device) -> Device:
-    return Device.of(device)
 
 
 Key = tuple[str, str, tuple[int, ...]]
@@ -370,10 +331,9 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
     # (A table may come from another device.)
     if isinstance(found, kind) and (_is_hopper(x) or not getattr(found, "persistent", False)):
         return found
-    if kind is TileLaunch and _suits_persistent(shape, x, rows):
-        assert isinstance(PERSISTENT, kind)
-        return PERSISTENT
-    return default(kind, x.dtype)
+    launch = _tiles(shape, x, rows) if kind is TileLaunch else default(kind, x.dtype)
+    assert isinstance(launch, kind)
+    return launch
 
 
 def _is_hopper(x: torch.Tensor) -> bool:
@@ -382,14 +342,20 @@ def _is_hopper(x: torch.Tensor) -> bool:
     return device_of(x).capability[0] == 9
 
 
-def _suits_persistent(shape: tuple[int, ...], x: torch.Tensor, rows: int) -> bool:
-    """Return whether x's device has what `PERSISTENT` needs, and x tiles enough to fill it."""
-    n, k = shape
-    tiles = -(-rows // PERSISTENT.block_m) * -(-n // PERSISTENT.block_n)
-    # With a third of the programs idle, smaller tiles on all multiprocessors are as fast.
-    fills = 3 * tiles >= 2 * device_of(x).multiprocessors
+def _tiles(shape: tuple[int, ...], x: torch.Tensor, rows: int) -> TileLaunch:
+    """Return the largest tiles of which there are enough for x's device."""
+    usual = default(TileLaunch, x.dtype)
+    device, (n, k) = device_of(x), shape
+    if x.dtype.itemsize != 2 or device.capability[0] not in (8, 9):
+        return usual  # that these tiles add in one order is known of mma.sync and wgmma alone
     # A descriptor's rows are whole units of 16 bytes.
-    return _is_hopper(x) and x.dtype.itemsize == 2 and k % 8 == 0 and fills
+    large = [PERSISTENT] if _is_hopper(x) and k % 8 == 0 else []
+    for launch in (*large, usual):
+        tiles = -(-rows // launch.block_m) * -(-n // launch.block_n)
+        # With a third of the multiprocessors idle, smaller tiles on all of them are as fast.
+        if 3 * tiles >= 2 * device.multiprocessors:
+            return launch
+    return SHORT
 
 
 def with_rows(entries: Mapping[int, Launch]) -> tuple[tuple[int, Launch], ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bark_fast import kernels
-from bark_fast.kernels.triton.schedules import PERSISTENT, trying
+from bark_fast.kernels.triton.schedules import PERSISTENT, SHORT, trying
 from helpers.kernel_cases import exact_linear
 from helpers.kernels import assert_accurate, randn
 from helpers.ptx import Code, Compiler, Device, PtxError
@@ -45,6 +45,8 @@ def test_each_program_takes_its_tiles(dtype: torch.dtype, ptx_compiler: Compiler
     assert "cp.async.bulk.tensor" in code.ptx
     exact, plain = (f(x, weight, gelu=True) for f in (exact_linear, kernels.fused_linear))
     assert_accurate(got, plain, exact)
+    with Device(ptx_compiler, races=False), trying(SHORT):
+        assert torch.equal(kernels.fused_linear(x, weight, gelu=True, impl="triton"), got)
     with Device(ptx_compiler, races=False):
         assert torch.equal(gelu_product(x, weight, persistent=False), got)
         assert torch.equal(gelu_product(x[256:].clone(), weight, persistent=False), got[256:])

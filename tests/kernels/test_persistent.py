@@ -10,7 +10,14 @@ import torch
 
 from bark_fast import kernels
 from bark_fast.kernels.triton import linear_persistent, linear_tile, schedules
-from bark_fast.kernels.triton.schedules import PERSISTENT, Device, TileLaunch, choose, trying
+from bark_fast.kernels.triton.device import Device, assuming
+from bark_fast.kernels.triton.schedules import (
+    PERSISTENT,
+    SHORT,
+    TileLaunch,
+    choose,
+    trying,
+)
 from helpers.kernel_cases import EXTRAS, exact_linear, extras_of
 from helpers.kernels import DTYPES, assert_accurate, guarded_outputs, products_in_order, randn
 
@@ -79,48 +86,55 @@ def test_a_row_has_the_same_bits_in_either_kernel(dtype) -> None:
 # Which of the two ---------------------------------------------------------------------------------
 
 
-def chosen(device: Device, rows: int, n: int, k: int, dtype=torch.bfloat16) -> bool:
+USUAL = schedules.default(TileLaunch, torch.bfloat16)
+
+
+def chosen(device: Device, rows: int, n: int, k: int, dtype=torch.bfloat16) -> TileLaunch:
     x = torch.empty(1, k, dtype=dtype, device="meta")
-    with schedules.assuming(device):
-        return choose(TileLaunch, (n, k), x, rows=rows).persistent
+    with assuming(device):
+        return choose(TileLaunch, (n, k), x, rows=rows)
 
 
 @pytest.mark.parametrize(
-    ("rows", "n", "persistent"),
+    ("rows", "n", "launch"),
     [
-        (8192, 1024, True), (8192, 4096, True),
-        (1024, 3072, True),  # 96 tiles for 132 multiprocessors
-        (1024, 1024, False),  # 32
-        (300, 4096, False),  # 64
+        (8192, 1024, PERSISTENT),
+        (8192, 4096, PERSISTENT),
+        (1024, 3072, PERSISTENT),  # 96 tiles for 132 multiprocessors
+        (300, 4096, USUAL),  # 64 large, 96 of the usual ones
+        (1024, 1024, SHORT),  # 32 and 64
+        (300, 1024, SHORT),
     ],
-)  # fmt: skip
-def test_there_must_be_tiles_enough(rows: int, n: int, persistent: bool) -> None:
-    assert chosen(H100, rows, n, 1024) == persistent
+)
+def test_there_must_be_tiles_enough(rows: int, n: int, launch: TileLaunch) -> None:
+    assert chosen(H100, rows, n, 1024) == launch
 
 
 def test_other_devices_keep_the_other_tiles() -> None:
-    assert not chosen(B200, 8192, 1024, 1024)
-    assert not chosen(L4, 8192, 1024, 1024)
-    assert not chosen(RTX_5090, 8192, 1024, 1024)
-    assert not chosen(H100, 8192, 1024, 1024, dtype=torch.float32)
-    assert not chosen(H100, 8192, 1024, 100), "a descriptor's rows are units of 16 bytes"
+    assert chosen(L4, 8192, 1024, 1024) == USUAL
+    assert chosen(L4, 300, 1024, 1024) == SHORT
+    float32 = schedules.default(TileLaunch, torch.float32)
+    for rows in (300, 8192):
+        assert chosen(B200, rows, 1024, 1024) == USUAL
+        assert chosen(RTX_5090, rows, 1024, 1024) == USUAL
+        assert chosen(H100, rows, 1024, 1024, dtype=torch.float32) == float32
+    assert chosen(H100, 8192, 1024, 100) == USUAL, "a descriptor's rows are units of 16 bytes"
 
 
 def test_a_table_of_another_device_does_not_change_that(monkeypatch) -> None:
     key = ("TileLaunch", "torch.bfloat16", (1024, 1024))
     table = schedules.Table(H100, {key: ((schedules.ANY_ROWS, PERSISTENT),)}, {})
     monkeypatch.setattr(schedules, "_table_of", lambda device: table)
-    assert not chosen(B200, 8192, 1024, 1024)
-    assert chosen(H100, 1, 1024, 1024), "as measured"
+    assert chosen(B200, 8192, 1024, 1024) == USUAL
+    assert chosen(H100, 1, 1024, 1024) == PERSISTENT, "as measured"
 
 
 def test_the_kernels_may_be_chosen_by_rows() -> None:
     """They add in one order: instructions of one width, along K."""
-    usual = schedules.default(TileLaunch, torch.bfloat16)
-    assert PERSISTENT.order == usual.order == (128,)
+    assert PERSISTENT.order == USUAL.order == SHORT.order == (128,)
     assert replace(PERSISTENT, block_n=256).order == (256,)
     # With too few rows for its warps, they share the columns.
-    assert replace(usual, block_m=64).order == (64,)
+    assert replace(USUAL, block_m=64).order == (64,)
 
 
 def test_both_kernels_have_the_same_arguments_behind_x_and_the_weight() -> None:
