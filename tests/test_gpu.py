@@ -14,7 +14,8 @@ from bark_fast.engine.warm_up import warm_up
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
 from helpers.checkpoints import Checkpoint
 from helpers.engines import gib_for, make_engine, one_by_one, random_requests, run_all, same
-from helpers.kernels import randn
+from helpers.kernel_cases import exact_linear
+from helpers.kernels import assert_accurate, randn
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,6 +59,19 @@ def test_dependent_launch_changes_no_bit(norm: bool) -> None:
         for pdl in (False, True)
     )
     assert all(torch.equal(y, plain[0]) for y in (*plain, *dependent))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "k"), [(3072, 1024), (1024, 4096)])
+def test_the_number_of_rows_changes_no_bit_of_a_row(n: int, k: int, dtype: torch.dtype) -> None:
+    """It chooses between tiles of several heights, and persistent ones."""
+    x, weight = randn(8192, k, dtype=dtype), randn(n, k, seed=1, dtype=dtype) / k**0.5
+    together = kernels.fused_linear(x, weight, gelu=True, impl="triton")
+    for rows in (1, 64, 257, 1024, 2000, 4096):
+        fewer = kernels.fused_linear(x[:rows], weight, gelu=True, impl="triton")
+        assert torch.equal(fewer, together[:rows]), rows
+    plain = kernels.fused_linear(x, weight, gelu=True)
+    assert_accurate(together, plain, exact_linear(x, weight, gelu=True))
 
 
 def test_the_sampling_step_replays_in_a_graph() -> None:
