@@ -70,17 +70,17 @@ def test_queries_keys_and_values(monkeypatch, dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_in_either_kernel(dtype) -> None:
     """However many rows there are, and whichever kernel their number chooses."""
-    x, weight = randn(50, 80, dtype=dtype), randn(40, 80, seed=1, dtype=dtype)
+    x, weight = randn(34, 32, dtype=dtype), randn(20, 32, seed=1, dtype=dtype)
 
     def run(rows: slice, launch: TileLaunch) -> torch.Tensor:
         with trying(launch):
             return kernels.fused_linear(x[rows], weight, gelu=True, impl="triton")
 
     with products_in_order():
-        together = run(slice(50), SMALL)
+        together = run(slice(34), SMALL)
         for launch in (SMALL, replace(SMALL, persistent=False), replace(SMALL, block_m=32)):
             assert torch.equal(run(slice(3, 4), launch)[0], together[3])
-            assert torch.equal(run(slice(30, 50), launch), together[30:])
+            assert torch.equal(run(slice(20, 34), launch), together[20:])
 
 
 # Which of the two ---------------------------------------------------------------------------------
