@@ -33,7 +33,7 @@ from bench.harness.machine import Limits
 from bench.harness.results import Case, Spread, percentile
 from bench.harness.search import find_best
 from bench.harness.worker import Worker, WorkerError
-from bench.harness.workload import Utterance, mixed_utterances, one_utterance
+from bench.harness.workload import Utterance, mixed_utterances, workload
 
 _CHECK_TOKENS = 12  # enough for a coarse window, a fine window and the codec
 _AUDIO_TOLERANCE = 1e-4
@@ -100,19 +100,6 @@ def run(arguments: argparse.Namespace) -> int:
             print_case(case)
             results.write(arguments.json)
     return 0 if equal else 1
-
-
-def workload(n: int, arguments: argparse.Namespace) -> list[Utterance]:
-    """Return the requests of the workload with `n` of them."""
-    if n == 1:
-        return one_utterance(arguments.semantic_tokens)
-    return mixed_utterances(
-        n,
-        n_voices=arguments.voices,
-        shortest=arguments.shortest,
-        longest=arguments.longest,
-        seed=arguments.seed,
-    )
 
 
 def open_pair(stack: ExitStack, options: EngineSettings) -> tuple[Worker, Worker]:

@@ -14,7 +14,10 @@ from bark_fast.files import writing
 
 SCHEMA = 1
 _MOST_RUNS = 16
-KINDS = ("kernels", "stages", "end_to_end", "serve", "precision", "summary")
+KINDS = (
+    "machine", "smoke", "kernels", "stages", "throughput", "end_to_end", "serve", "precision",
+    "summary",
+)  # fmt: skip
 
 
 class ResultsError(ValueError):
