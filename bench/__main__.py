@@ -20,6 +20,7 @@ from bench.commands import (
     machine,
     plot,
     precision,
+    predict,
     serve,
     smoke,
     stages,
@@ -40,6 +41,7 @@ _COMMANDS = {
     "tune": tune,
     "compare": compare,
     "plot": plot,
+    "predict": predict,
     "aims": aims,
 }
 

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Launch:
     constants: dict[str, Any]
     divisible: tuple[int, ...]  # places of the arguments that are multiples of 16
     options: dict[str, Any]
+    grid: tuple[int, ...] = ()  # the code does not depend on it
 
     @property
     def name(self) -> str:
@@ -129,7 +130,7 @@ def recording(launches: list[Launch]) -> Iterator[None]:
     """Record the launches inside the block instead of running them."""
 
     def record(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        launches.append(_describe(self, args, kwargs))
+        launches.append(replace(_describe(self, args, kwargs), grid=tuple(grid)))
 
     original = JITFunction.run
     JITFunction.run = record  # type: ignore[method-assign]

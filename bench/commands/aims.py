@@ -6,10 +6,14 @@ python -m bench aims bench/results/DEVICE
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.cases.aims import AIMS, Found
+from bench.cases.aims import AIMS, Found, predict_aims
+from bench.cases.code import CompiledCode
+from bench.cases.gpus import GPUS
+from bench.cases.time_model import TimeModel
 from bench.harness.results import read_folder
 
 
@@ -19,7 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     found = [results for _, results in read_folder(arguments.folder)]
-    print("\n".join(screen(found, {})))
+    device = found[0].machine["device"] if found else ""
+    gpu = next((gpu for name, gpu in GPUS.items() if name in device), GPUS["H200"])
+    predicted: dict[str, float] = {}
+    if os.environ.get("TRITON_INTERPRET") != "1":  # then nothing can be compiled
+        try:
+            predicted = predict_aims(TimeModel(gpu, CompiledCode(gpu.capability)))
+        except Exception as error:  # what was measured is worth more, and must be seen
+            print(f"no predictions: {type(error).__name__}: {error}")
+    print(f"predicted for an {gpu.name}, by `python -m bench predict`")
+    print("\n".join(screen(found, predicted)))
     return 0
 
 

@@ -21,9 +21,8 @@ import torch
 from bark_fast.kernels.triton import schedules
 from bench.harness.machine import describe_machine, describe_versions, device_folder
 from bench.harness.parts import ROOT, Outcome, Part, print_outcomes, run_parts
-from bench.harness.results import Case, Results, Spread
+from bench.harness.results import RESULTS, Case, Results, Spread
 
-RESULTS = Path(__file__).parents[1] / "results"
 _BUDGET_S = {"quick": 110.0, "gpu_all": 470.0}
 _KERNEL_TESTS = tuple(
     f"tests/kernels/test_{name}.py" for name in ("linear", "attention", "sampling", "gathers")
@@ -73,7 +72,7 @@ def on_a_gpu() -> Scale:
         sizes=("large", "small"),
         kernels=(),
         batches=("1", "16", "64", "256"),
-        contexts=("700",),
+        contexts=("300", "700"),
         rows=("1", "8"),
         requests=("1", "64", "256"),
         lengths=("--semantic-tokens", "250"),

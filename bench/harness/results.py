@@ -12,6 +12,7 @@ from typing import Any
 
 from bark_fast.files import writing
 
+RESULTS = Path(__file__).parents[1] / "results"
 SCHEMA = 1
 _MOST_RUNS = 16
 KINDS = (

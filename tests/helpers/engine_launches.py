@@ -1,8 +1,9 @@
-"""Compare what an engine launches on a GPU with what `bark_fast.kernels.aot` compiles.
+"""Compare what an engine launches on a GPU with what `bark_fast.kernels.aot` compiles, and with what
+`bench.cases.recording` records for predictions.
 
 Run as a program, in a process without Triton's interpreter: `python -m helpers.engine_launches
-SIZE` prints one JSON object with the launches that only one of the two knows. The engine has Bark's
-own widths, vocabularies and pages, one layer a network, and runs on an emulated GPU.
+SIZE` prints one JSON object with the launches that only one side knows. The engine has Bark's own
+widths, vocabularies and pages, one layer a network, and runs on an emulated GPU.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bark_fast.engine.warm_up import warm_up
 from bark_fast.kernels import aot
 from bark_fast.request import Request
 from bark_fast.stages.sampling import SamplingParams
+from bench.cases import recording
 from helpers.count_launches import CountedBackend
 from helpers.emulated_gpu import GPU, emulated_gpu
 from helpers.engine_fakes import FakeGraphs
@@ -94,14 +96,31 @@ def aot_launches(size: str, *, pdl: bool) -> dict[str, str]:
     }
 
 
+def recorded_launches(size: str) -> dict[str, str]:
+    """Return the launches that predictions are made of, by their keys with a name each."""
+    stages = ("semantic", "coarse")
+    steps = [
+        *(recording.decode_step(size, s, n, keys=700) for s in stages for n in (1, 8, 16, 32)),
+        *(recording.prefill(size, s, n, tokens=257) for s in stages for n in (1, 2, 16)),
+        *(recording.fine_pass(size, 8, codebook=k) for k in range(2, 8)),
+    ]
+    return {launch.key: launch.name for step in steps for op in step for launch in op.launches}
+
+
 def main(size: str) -> None:
     torch.set_num_threads(1)
     launched, pdl = engine_launches(size)
-    compiled = aot_launches(size, pdl=pdl)
+    compiled, recorded = aot_launches(size, pdl=pdl), recorded_launches(size)
+
+    def only(here: dict[str, str], there: dict[str, str]) -> list[str]:
+        return [f"{name} {key}" for key, name in here.items() if key not in there]
+
     result = {
         "shared": len(launched.keys() & compiled.keys()),
-        "only in the engine": [f"{launched[key]} {key}" for key in launched if key not in compiled],
-        "only in aot": [f"{compiled[key]} {key}" for key in compiled if key not in launched],
+        "launched, not compiled": only(launched, compiled),
+        "compiled, not launched": only(compiled, launched),
+        "launched, not recorded": only(launched, recorded),
+        "recorded, not launched": only(recorded, launched),
     }
     print(json.dumps(result))
 

@@ -48,10 +48,14 @@ def test_what_is_compiled_is_what_an_engine_launches() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["shared"] > 30
-    assert found["only in the engine"] == []
+    assert found["launched, not compiled"] == []
     # An operation of its own that no network needs: every norm is part of a product.
-    (unused,) = found["only in aot"]
+    (unused,) = found["compiled, not launched"]
     assert unused.startswith("norm.layer_norm_kernel")
+    # What `python -m bench predict` adds up.
+    assert found["recorded, not launched"] == []
+    (of_the_codec,) = found["launched, not recorded"]
+    assert of_the_codec.startswith("codebook.codebook_sum_kernel")
 
 
 IN_THE_CACHE = """
