@@ -1,7 +1,7 @@
 """The model of time, in pieces, against figures by hand.
 
-What needs Triton's launcher runs in a process without its interpreter. That what is recorded is what
-an engine launches is tested in `tests/kernels/test_aot.py`, where there is such an engine.
+What needs Triton's launcher runs in a process without its interpreter. That what is recorded is
+what an engine launches is tested in `tests/kernels/test_aot.py`, where there is such an engine.
 """
 
 from __future__ import annotations

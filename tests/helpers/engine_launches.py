@@ -1,5 +1,6 @@
-"""Compare what an engine launches on a GPU with what `bark_fast.kernels.aot` compiles, and with what
-`bench.cases.recording` records for predictions.
+"""Compare what an engine launches on a GPU with what `bark_fast.kernels.aot` compiles.
+
+And with what `bench.cases.recording` records for predictions.
 
 Run as a program, in a process without Triton's interpreter: `python -m helpers.engine_launches
 SIZE` prints one JSON object with the launches that only one side knows. The engine has Bark's own
@@ -54,7 +55,7 @@ def one_layer_engine(size: str) -> Engine:
 
 def speak(engine: Engine) -> None:
     """Run requests of several lengths, in groups of several sizes."""
-    sampling = SamplingParams(temperature=0.7, seed=0)
+    sampling = SamplingParams(temperature=0.0, seed=0)
     one = Request(
         text="", text_ids=[0], voice=None, semantic=sampling, coarse=sampling, fine=sampling,
         max_semantic_tokens=4, seed=0, last_stage="codec",
