@@ -75,7 +75,8 @@ def no_code(launch: Launch) -> Code:
 
 def read_ptx(ptx: str) -> Code:
     """Count the instructions of PTX; what lies between a label and a later jump to it is a loop."""
-    total, labels, looped = 0, {}, set()
+    total, labels = 0, {}
+    looped: set[int] = set()
     for line in ptx.splitlines():
         label = re.match(r"\s*(\$\w+):", line)
         if label:

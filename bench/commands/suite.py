@@ -191,7 +191,15 @@ def _compile(scale: Scale) -> list[Part]:
 
 def _tune(scale: Scale) -> list[Part]:
     """Return the part that tunes the launches of the larger model."""
-    command = ("-m", "bench", "tune", "--sizes", scale.sizes[0], "--budget-s", "45")
+    command: tuple[str, ...] = (
+        "-m",
+        "bench",
+        "tune",
+        "--sizes",
+        scale.sizes[0],
+        "--budget-s",
+        "45",
+    )
     if not scale.on_gpu:  # it needs a GPU
         command = ("-m", "bench", "tune", "--help")
     return [Part("tune", command, 80)]
