@@ -190,19 +190,9 @@ def _compile(scale: Scale) -> list[Part]:
 
 
 def _tune(scale: Scale) -> list[Part]:
-    """Return the part that tunes the launches of the larger model."""
-    command: tuple[str, ...] = (
-        "-m",
-        "bench",
-        "tune",
-        "--sizes",
-        scale.sizes[0],
-        "--budget-s",
-        "45",
-    )
-    if not scale.on_gpu:  # it needs a GPU
-        command = ("-m", "bench", "tune", "--help")
-    return [Part("tune", command, 80)]
+    """Return the part that tunes the launches of the larger model, which only a GPU can do."""
+    how = ("--sizes", scale.sizes[0], "--budget-s", "45") if scale.on_gpu else ("--help",)
+    return [Part("tune", ("-m", "bench", "tune", *how), 80)]
 
 
 def run_all(kind: str, folder: Path | None, budget_s: float | None, *, rehearse: bool) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from bench.__main__ import _COMMANDS, main
 from bench.commands import suite
 from bench.commands.aims import screen
 from bench.commands.suite import gpu_parts, on_a_gpu, quick_parts, rehearsal
+from bench.harness import arguments
 from bench.harness.parts import Outcome, Part, print_outcomes, run_parts
 from bench.harness.results import Case, Results, Spread, read_folder
 from helpers.made_up_results import results
@@ -82,9 +84,11 @@ def test_a_rehearsal_leaves_out_no_kind_of_part(
 
 @pytest.mark.slow
 def test_every_part_of_the_gpu_run_runs_on_a_cpu(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process, which spares each part its start; `end_to_end` has tests of its own."""
+    # Measured once, not for each part.
+    monkeypatch.setattr(arguments, "measure_limits", cache(arguments.measure_limits))
     for part in gpu_parts(tmp_path, tmp_path / "work", rehearsal()):
         if part.command[:2] == ("-m", "bench") and part.name not in ("tune", "end_to_end"):
             assert main(part.command[2:]) == 0, part.name
