@@ -23,24 +23,24 @@ pytestmark = [
 ]
 
 
-def decode_attention(lengths: list[int]) -> torch.Tensor:
-    batch, heads, size, page_size = len(lengths), 4, 64, 16
-    per_sequence = -(-max(lengths) // page_size)
-    pages = randn(2, batch * per_sequence, heads, page_size, size, dtype=torch.bfloat16)
-    return kernels.paged_attention(
-        randn(batch, heads, size, seed=1, dtype=torch.bfloat16), pages[0], pages[1],
-        block_tables=torch.arange(batch * per_sequence, device="cuda").view(batch, -1),
-        cu_seqlens_q=torch.arange(batch + 1, device="cuda"),
-        seq_lens=torch.tensor(lengths, device="cuda"), max_queries=1, max_length=max(lengths),
-        decode=True, impl="triton",
-    )  # fmt: skip
-
-
 def test_split_attention_does_not_depend_on_who_arrives_last() -> None:
     lengths = [1024, 700, 257, 1, 999, 512, 300, 640] * 8
-    first = decode_attention(lengths)
+    batch, heads, size, page_size = len(lengths), 4, 64, 16
+    per_sequence = -(-max(lengths) // page_size)
+    q = randn(batch, heads, size, seed=1, dtype=torch.bfloat16)
+    pages = randn(2, batch * per_sequence, heads, page_size, size, dtype=torch.bfloat16)
+    tables = torch.arange(batch * per_sequence, device="cuda").view(batch, -1)
+    seq_lens = torch.tensor(lengths, device="cuda")
+
+    def attention() -> torch.Tensor:
+        return kernels.paged_attention(
+            q, pages[0], pages[1], block_tables=tables, seq_lens=seq_lens, max_queries=1,
+            max_length=max(lengths), decode=True, impl="triton",
+        )  # fmt: skip
+
+    first = attention()
     for _ in range(300):
-        assert torch.equal(decode_attention(lengths), first)
+        assert torch.equal(attention(), first)
 
 
 @pytest.mark.parametrize("norm", [True, False])

@@ -157,23 +157,19 @@ def measure() -> Iterator[tuple[str, Figures]]:
     """Compile every launch of bark in bfloat16; yield its name and figures."""
     from bark_fast.kernels import aot
 
-    done = set()
-    for case, run in aot.cases(aot.SHAPES["large"], aot.DTYPES["bfloat16"]):
-        if "M=16" in case or "pages of 1024" in case:
-            continue  # all but the code of 17 rows and of other pages, and slow to disassemble
-        for launch in aot.launches_of(run, TARGET):
-            if launch.key not in done:
-                done.add(launch.key)
-                code = aot.build(launch, TARGET)
-                usage = aot.resource_usage(code.asm["cubin"])
-                assert not usage["STACK"] + usage["LOCAL"], f"{case} spills"
-                yield (
-                    f"{case} ({launch.name})",
-                    figures(
-                        _disassemble(code.asm["cubin"]), registers=usage["REG"],
-                        threads=code.metadata.num_warps * WARP, shared=code.metadata.shared,
-                    ),
-                )  # fmt: skip
+    for launch, case, _, _ in aot.all_launches(["large"], ["bfloat16"], [TARGET]):
+        if "M=16" in case or "M=17 pdl" in case:
+            continue  # all but the code of 17 rows, and slow to disassemble
+        code = aot.build(launch, TARGET)
+        usage = aot.resource_usage(code.asm["cubin"])
+        assert not usage["STACK"] + usage["LOCAL"], f"{case} spills"
+        yield (
+            f"{case.removeprefix('large ')} ({launch.name})",
+            figures(
+                _disassemble(code.asm["cubin"]), registers=usage["REG"],
+                threads=code.metadata.num_warps * WARP, shared=code.metadata.shared,
+            ),
+        )  # fmt: skip
 
 
 def _disassemble(cubin: bytes) -> str:

@@ -52,7 +52,9 @@ class _Kernel:
         self._log.launches[self._name, (x, y, z)] += 1
 
 
-class _Driver:
+class Driver:
+    """What Triton asks a driver before a launch, for a device of that compute capability."""
+
     def __init__(self, capability: int) -> None:
         self._capability = capability
 
@@ -81,7 +83,7 @@ def stand_in_driver(capability: int = 90) -> Iterator[LaunchLog]:
 
     do_compile = JITFunction._do_compile
     JITFunction._do_compile = compile_nothing
-    driver.set_active(_Driver(capability))
+    driver.set_active(Driver(capability))
     try:
         yield log
     finally:
