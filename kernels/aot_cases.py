@@ -32,6 +32,8 @@ class ModelShape:
 
 PAGE_SIZE = 64  # the engine's on CUDA
 MOST_POSITIONS = 1024
+_PROMPT, _WINDOW = 257, 1024  # tokens
+_PROMPTS, _WINDOWS = (1, 2, 16), (1, 2, 8)  # that run together
 SHAPES = {"small": ModelShape(768, 12), "large": ModelShape(1024, 16)}
 
 
@@ -76,12 +78,23 @@ def _others(
     yield "embedding (prompt)", embed(2, new(1, shape.text_ids, c).expand(2, -1, -1))
     yield "embedding (fine)", embed(7, new(shape.codebooks, 1056, c))
     yield "layer norm", partial(backend.layer_norm, new(300, c), new(c), None)
-    for name, run in _products(backend, shape, new, 300, decode=False):
-        yield f"{name} prefill", run
-    product = partial(backend.fused_linear, new(2 * 1024, c), norm=(new(c), new(c)))
-    yield "fine qkv", partial(product, new(3 * c, c))
-    yield "fine fc1 + gelu", partial(product, new(4 * c, c), gelu=True)
-    yield "fine head", partial(product, new(shape.codebook_size, c))
+    # How many rows there are may choose the tiles; what is chosen twice is compiled once.
+    for prompts in _PROMPTS:
+        tail = "prefill" if prompts == 1 else f"prefill x {prompts}"
+        for name, run in _products(backend, shape, new, prompts * _PROMPT, decode=False):
+            yield f"{name} {tail}", run
+    for windows in _WINDOWS:
+        tail = "" if windows == 1 else f" x {windows}"
+        x, wide = new(windows * _WINDOW, c), new(windows * _WINDOW, 4 * c)
+        product = partial(backend.fused_linear, x, norm=(new(c), new(c)))
+        yield f"fine qkv{tail}", partial(product, new(3 * c, c))
+        yield f"fine out + residual{tail}", partial(backend.fused_linear, x, new(c, c), residual=x)
+        yield f"fine fc1 + gelu{tail}", partial(product, new(4 * c, c), gelu=True)
+        yield (
+            f"fine fc2 + residual{tail}",
+            partial(backend.fused_linear, wide, new(c, 4 * c), residual=x),
+        )
+        yield f"fine head{tail}", partial(product, new(shape.codebook_size, c))
     yield "attention (prefill)", _attention(backend, shape, new, 1200, decode=False)
     window = new(2, 1024, 3, h, c // h)
     yield "attention (fine)", partial(backend.bidirectional_attention, *window.unbind(2))
