@@ -32,8 +32,8 @@ class ModelShape:
 
 PAGE_SIZE = 64  # the engine's on CUDA
 MOST_POSITIONS = 1024
-_PROMPT, _WINDOW = 257, 1024  # tokens
-_PROMPTS, _WINDOWS = (1, 2, 16), (1, 2, 8)  # that run together
+_PROMPTS = (257, 514, 4112, 20)  # tokens; the last are the end of a prompt that is known
+_WINDOW, _WINDOWS = 1024, (1, 2, 8)  # frames, and how many windows run together
 SHAPES = {"small": ModelShape(768, 12), "large": ModelShape(1024, 16)}
 
 
@@ -79,9 +79,9 @@ def _others(
     yield "embedding (fine)", embed(7, new(shape.codebooks, 1056, c))
     yield "layer norm", partial(backend.layer_norm, new(300, c), new(c), None)
     # How many rows there are may choose the tiles; what is chosen twice is compiled once.
-    for prompts in _PROMPTS:
-        tail = "prefill" if prompts == 1 else f"prefill x {prompts}"
-        for name, run in _products(backend, shape, new, prompts * _PROMPT, decode=False):
+    for tokens in _PROMPTS:
+        tail = "prefill" if tokens == _PROMPTS[0] else f"prefill of {tokens}"
+        for name, run in _products(backend, shape, new, tokens, decode=False):
             yield f"{name} {tail}", run
     for windows in _WINDOWS:
         tail = "" if windows == 1 else f" x {windows}"
