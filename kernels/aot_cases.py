@@ -32,6 +32,8 @@ class ModelShape:
 
 PAGE_SIZE = 64  # the engine's on CUDA
 MOST_POSITIONS = 1024
+_PROMPTS = (257, 514, 4112, 20)  # tokens; the last are the end of a prompt that is known
+_WINDOW, _WINDOWS = 1024, (1, 2, 8)  # frames, and how many windows run together
 SHAPES = {"small": ModelShape(768, 12), "large": ModelShape(1024, 16)}
 
 
@@ -76,23 +78,23 @@ def _others(
     yield "embedding (prompt)", embed(2, new(1, shape.text_ids, c).expand(2, -1, -1))
     yield "embedding (fine)", embed(7, new(shape.codebooks, 1056, c))
     yield "layer norm", partial(backend.layer_norm, new(300, c), new(c), None)
-    # So many rows that the products have tiles of every height: a prompt whose beginning the cache
-    # holds, and 1, 2 and 16 whole ones.
-    for rows in (64, 257, 514, 4112):
-        for name, run in _products(backend, shape, new, rows, decode=False):
-            yield f"{name} prefill M={rows}", run
-    x, norm = new(8 * 1024, c), (new(c), new(c))
-    product = partial(backend.fused_linear, x, norm=norm)
-    yield "fine qkv", partial(product, new(3 * c, c))
-    yield "fine fc1 + gelu", partial(product, new(4 * c, c), gelu=True)
-    for windows in (1, 2, 8):
-        tail, x = f" M={1024 * windows}", new(1024 * windows, c)
-        wide = new(1024 * windows, 4 * c)
-        product = partial(backend.fused_linear, x, norm=norm)
-        yield "fine head" + tail, partial(product, new(shape.codebook_size, c))
-        product = partial(backend.fused_linear, residual=x)
-        yield "fine out + residual" + tail, partial(product, x, new(c, c))
-        yield "fine fc2 + residual" + tail, partial(product, wide, new(c, 4 * c))
+    # How many rows there are may choose the tiles; what is chosen twice is compiled once.
+    for tokens in _PROMPTS:
+        tail = "prefill" if tokens == _PROMPTS[0] else f"prefill of {tokens}"
+        for name, run in _products(backend, shape, new, tokens, decode=False):
+            yield f"{name} {tail}", run
+    for windows in _WINDOWS:
+        tail = "" if windows == 1 else f" x {windows}"
+        x, wide = new(windows * _WINDOW, c), new(windows * _WINDOW, 4 * c)
+        product = partial(backend.fused_linear, x, norm=(new(c), new(c)))
+        yield f"fine qkv{tail}", partial(product, new(3 * c, c))
+        yield f"fine out + residual{tail}", partial(backend.fused_linear, x, new(c, c), residual=x)
+        yield f"fine fc1 + gelu{tail}", partial(product, new(4 * c, c), gelu=True)
+        yield (
+            f"fine fc2 + residual{tail}",
+            partial(backend.fused_linear, wide, new(c, 4 * c), residual=x),
+        )
+        yield f"fine head{tail}", partial(product, new(shape.codebook_size, c))
     yield "attention (prefill)", _attention(backend, shape, new, 1200, decode=False)
     window = new(2, 1024, 3, h, c // h)
     yield "attention (fine)", partial(backend.bidirectional_attention, *window.unbind(2))

@@ -103,7 +103,7 @@ def recorded_launches(size: str) -> dict[str, str]:
     steps = [
         *(recording.decode_step(size, s, n, keys=700) for s in stages for n in (1, 8, 16, 32)),
         *(recording.prefill(size, s, n, tokens=257) for s in stages for n in (1, 2, 16)),
-        recording.prefill(size, "coarse", 1, tokens=64),
+        *(recording.prefill(size, s, 1, tokens=20) for s in stages),
         *(recording.fine_pass(size, n, codebook=k) for n in (1, 2, 8) for k in range(2, 8)),
     ]
     return {launch.key: launch.name for step in steps for op in step for launch in op.launches}
