@@ -1,23 +1,27 @@
 """Compile every kernel for a GPU on a machine that has none, and check the result.
 
-    python -m bark_fast.kernels.aot --targets 80 90 100 --dtypes float16 bfloat16
+    python -m bark_fast.kernels.aot --targets 80 90 100 --dtypes float16 bfloat16 --jobs 2
 
 The launches are recorded from the operations themselves, which run on tensors without memory at the
 shapes of Bark's two sizes (`aot_cases`), so what is compiled is what would be launched. None may
 spill or exceed the target's shared memory; those that read rows of weights, keys or values must
 have 16-byte loads, and products in half precision must use tensor cores. The table and the checks
-are printed; the exit status is 1 if one fails.
+are printed; the exit status is 1 if one fails. What is compiled for a machine's own GPU stays in
+Triton's cache, where the engine finds it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,12 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
+from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bark_fast.kernels.aot_cases import SHAPES, ModelShape, cases
+from bark_fast.kernels.triton.device import Device, assuming
 
 __all__ = ["SHAPES", "ModelShape", "Report", "cases", "compile_all", "main"]
 
@@ -37,9 +43,20 @@ __all__ = ["SHAPES", "ModelShape", "Report", "cases", "compile_all", "main"]
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 HALF = ("float16", "bfloat16")
-_PRODUCTS = ("linear.decode_kernel", "linear.tile_kernel", "attention.flash_kernel")
+_WIDE_LOADS = r"ld\.global\S*\.v4\.b32|cp\.async\.cg|cp\.async\.bulk\.tensor|v2\.b64"
+_TYPES = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64",
+    torch.int32: "i32",
+}  # fmt: skip
+PDL_TARGET = 90  # the first with programmatic dependent launch
+# Of each target the data centre's chip.
+DEVICES = {
+    80: Device("NVIDIA A100", (8, 0), 108), 90: Device("NVIDIA H200", (9, 0), 132),
+    100: Device("NVIDIA B200", (10, 0), 148),
+}  # fmt: skip
+_PRODUCTS = ("linear", "attention.flash")
 # These read rows of weights, keys or values; the others read logits, ids or single rows.
-_WIDE = (*_PRODUCTS, "attention.decode_kernel")
+_WIDE = ("linear", "attention")
 
 
 @dataclass
@@ -51,11 +68,26 @@ class Launch:
     constants: dict[str, Any]
     divisible: tuple[int, ...]  # places of the arguments that are multiples of 16
     options: dict[str, Any]
+    grid: tuple[int, ...] = ()  # the code does not depend on it
 
     @property
     def name(self) -> str:
         """The file and function of the kernel."""
         return f"{self.kernel.__module__.rpartition('.')[2]}.{self.kernel.__name__}"
+
+    def specialization(self) -> list[tuple[str, Any]]:
+        """Return each argument's type and what the code may rely on, as Triton's launcher does."""
+        found: list[tuple[str, Any]] = []
+        for i, (param, kind) in enumerate(
+            zip(self.kernel.params, self.signature.values(), strict=True)
+        ):
+            if kind == "constexpr":
+                found.append((kind, self.constants[param.name]))
+            elif kind == "fp32" or param.do_not_specialize:
+                found.append((kind, None))
+            else:
+                found.append((kind, "D" if i in self.divisible else ""))
+        return found
 
     @property
     def key(self) -> str:
@@ -66,7 +98,7 @@ class Launch:
 class Report:
     """The properties of a launch that was compiled for a target."""
 
-    launch: Launch
+    kernel: str
     case: str
     target: int
     dtype: str
@@ -84,9 +116,9 @@ class Report:
             self.faults.append(f"spills {self.spilled} bytes")
         if self.shared > SHARED_LIMIT[self.target]:
             self.faults.append(f"{self.shared} bytes of shared memory")
-        if self.launch.name in _PRODUCTS and self.dtype in HALF and not self.tensor_core:
+        if self.kernel.startswith(_PRODUCTS) and self.dtype in HALF and not self.tensor_core:
             self.faults.append("no tensor cores")
-        if self.launch.name in _WIDE and not self.wide_loads:
+        if self.kernel.startswith(_WIDE) and not self.wide_loads:
             self.faults.append("no 16-byte loads")
 
     def row(self) -> str:
@@ -110,7 +142,7 @@ def recording(launches: list[Launch]) -> Iterator[None]:
     """Record the launches inside the block instead of running them."""
 
     def record(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        launches.append(_describe(self, args, kwargs))
+        launches.append(replace(_describe(self, args, kwargs), grid=tuple(grid)))
 
     original = JITFunction.run
     JITFunction.run = record  # type: ignore[method-assign]
@@ -135,10 +167,12 @@ def _describe(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str,
             signature[param.name] = "constexpr"
             constants[param.name] = value
         elif isinstance(value, Tensor):
-            names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-            names |= {torch.int64: "i64", torch.int32: "i32"}
-            signature[param.name] = "*" + names[value.dtype]
-            divisible.append(i)
+            signature[param.name] = "*" + _TYPES[value.dtype]
+            if value.data_ptr() % 16 == 0:  # without memory it is 0
+                divisible.append(i)
+        elif isinstance(value, TensorDescriptor):
+            block = list(value.block_shape)
+            signature[param.name] = f"tensordesc<{_TYPES[value.base.dtype]}{block}>"
         elif isinstance(value, int):
             signature[param.name] = "i32"
             if special and value % 16 == 0:
@@ -150,13 +184,14 @@ def _describe(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str,
 
 def build(launch: Launch, target: int) -> CompiledKernel:
     """Compile a launch for sm_`target`."""
-    source = ASTSource(
-        launch.kernel,
-        launch.signature,
-        launch.constants,
-        {(i,): [["tt.divisibility", 16]] for i in launch.divisible},
+    gpu = GPUTarget("cuda", target, 32)
+    # Triton's own launcher writes the attributes: its cache knows a kernel by their very text.
+    values = {name: launch.constants.get(name) for name in launch.signature}
+    _, _, _, attributes = launch.kernel._pack_args(
+        make_backend(gpu), {}, values, launch.specialization(), None
     )
-    return triton.compile(source, GPUTarget("cuda", target, 32), launch.options)
+    source = ASTSource(launch.kernel, launch.signature, launch.constants, attributes)
+    return triton.compile(source, gpu, launch.options)
 
 
 def compile_launch(launch: Launch, case: str, target: int, dtype: str) -> Report:
@@ -165,7 +200,7 @@ def compile_launch(launch: Launch, case: str, target: int, dtype: str) -> Report
     ptx = compiled.asm["ptx"]
     usage = resource_usage(compiled.asm["cubin"])
     report = Report(
-        launch=launch,
+        kernel=launch.name,
         case=case,
         target=target,
         dtype=dtype,
@@ -174,7 +209,7 @@ def compile_launch(launch: Launch, case: str, target: int, dtype: str) -> Report
         spilled=usage["STACK"] + usage["LOCAL"],
         instructions=len(re.findall(r"^\s+(?:@%?\w+ )?[a-z][\w.]*[ \t].*;", ptx, re.MULTILINE)),
         tensor_core=_tensor_core(ptx),
-        wide_loads=bool(re.search(r"ld\.global\S*\.v4\.b32|cp\.async\.cg\S*|v2\.b64", ptx)),
+        wide_loads=bool(re.search(_WIDE_LOADS, ptx)),
     )
     report.check()
     return report
@@ -207,25 +242,54 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
     return dict(zip(("REG", "STACK", "LOCAL"), map(int, found.groups()), strict=True))
 
 
-def compile_all(
+def record(run: Callable[[], object], target: int = 90) -> list[Launch]:
+    """Return the launches that `run` makes on a GPU of this target; nothing is launched."""
+    launches: list[Launch] = []
+    with recording(launches), assuming(DEVICES[target]):
+        run()
+    return launches
+
+
+def all_launches(
     sizes: Iterable[str], dtypes: Iterable[str], targets: Iterable[int]
-) -> Iterator[Report]:
-    """Record and compile all launches, each distinct one once per target."""
-    targets = list(targets)
+) -> Iterator[tuple[Launch, str, int, str]]:
+    """Yield (launch, case, target, dtype) of all launches, each distinct one once per target."""
     done: set[tuple[str, int]] = set()
-    for size in sizes:
-        for dtype in dtypes:
-            for name, run in cases(SHAPES[size], DTYPES[dtype]):
-                launches: list[Launch] = []
-                with recording(launches):
-                    run()
-                for launch in launches:
-                    for target in targets:
-                        if launch.options.get("launch_pdl") and target < 90:
-                            continue
-                        if (launch.key, target) not in done:
-                            done.add((launch.key, target))
-                            yield compile_launch(launch, f"{size} {name}", target, dtype)
+    for size, dtype, target in itertools.product(sizes, dtypes, targets):
+        for pdl in (False, True) if target >= PDL_TARGET else (False,):
+            for name, run in cases(SHAPES[size], DTYPES[dtype], pdl=pdl):
+                for launch in record(run, target):
+                    if (launch.key, target) not in done:
+                        done.add((launch.key, target))
+                        yield launch, f"{size} {name}", target, dtype
+
+
+def compile_all(
+    sizes: Sequence[str], dtypes: Sequence[str], targets: Sequence[int], *, jobs: int = 1
+) -> Iterator[Report]:
+    """Compile all launches, in so many processes, and yield what came of each."""
+    if jobs == 1:
+        for launch in all_launches(sizes, dtypes, targets):
+            yield compile_launch(*launch)
+        return
+    # Fresh interpreters: the fork of a process with threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        shares = [pool.submit(compile_share, sizes, dtypes, targets, i, jobs) for i in range(jobs)]
+        for share in as_completed(shares):
+            yield from share.result()
+
+
+def compile_share(
+    sizes: Sequence[str],
+    dtypes: Sequence[str],
+    targets: Sequence[int],
+    first: int,
+    every: int,
+) -> list[Report]:
+    """Compile each `every`-th of all launches, from number `first` on."""
+    mine = itertools.islice(all_launches(sizes, dtypes, targets), first, None, every)
+    return [compile_launch(*launch) for launch in mine]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,10 +298,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtypes", nargs="+", default=list(HALF), choices=list(DTYPES))
     parser.add_argument("--targets", nargs="+", type=int, default=list(SHARED_LIMIT))
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile (default: 1)")
     arguments = parser.parse_args(argv)
     print(HEADER)
     faults = count = 0
-    for report in compile_all(arguments.sizes, arguments.dtypes, arguments.targets):
+    for report in compile_all(
+        arguments.sizes, arguments.dtypes, arguments.targets, jobs=arguments.jobs
+    ):
         print(report.row(), flush=True)
         count += 1
         faults += bool(report.faults)

@@ -17,7 +17,8 @@ from bark_fast.stages.fine import FineTask
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
 from helpers.checkpoints import Checkpoint
 from helpers.engines import gib_for, make_engine, one_by_one, random_requests, run_all, same
-from helpers.kernels import randn
+from helpers.kernel_cases import exact_linear
+from helpers.kernels import assert_accurate, randn
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,24 +26,24 @@ pytestmark = [
 ]
 
 
-def decode_attention(lengths: list[int]) -> torch.Tensor:
-    batch, heads, size, page_size = len(lengths), 4, 64, 16
-    per_sequence = -(-max(lengths) // page_size)
-    pages = randn(2, batch * per_sequence, heads, page_size, size, dtype=torch.bfloat16)
-    return kernels.paged_attention(
-        randn(batch, heads, size, seed=1, dtype=torch.bfloat16), pages[0], pages[1],
-        block_tables=torch.arange(batch * per_sequence, device="cuda").view(batch, -1),
-        cu_seqlens_q=torch.arange(batch + 1, device="cuda"),
-        seq_lens=torch.tensor(lengths, device="cuda"), max_queries=1, max_length=max(lengths),
-        decode=True, impl="triton",
-    )  # fmt: skip
-
-
 def test_split_attention_does_not_depend_on_who_arrives_last() -> None:
     lengths = [1024, 700, 257, 1, 999, 512, 300, 640] * 8
-    first = decode_attention(lengths)
+    batch, heads, size, page_size = len(lengths), 4, 64, 16
+    per_sequence = -(-max(lengths) // page_size)
+    q = randn(batch, heads, size, seed=1, dtype=torch.bfloat16)
+    pages = randn(2, batch * per_sequence, heads, page_size, size, dtype=torch.bfloat16)
+    tables = torch.arange(batch * per_sequence, device="cuda").view(batch, -1)
+    seq_lens = torch.tensor(lengths, device="cuda")
+
+    def attention() -> torch.Tensor:
+        return kernels.paged_attention(
+            q, pages[0], pages[1], block_tables=tables, seq_lens=seq_lens, max_queries=1,
+            max_length=max(lengths), decode=True, impl="triton",
+        )  # fmt: skip
+
+    first = attention()
     for _ in range(300):
-        assert torch.equal(decode_attention(lengths), first)
+        assert torch.equal(attention(), first)
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -61,6 +62,19 @@ def test_dependent_launch_changes_no_bit(norm: bool) -> None:
         for pdl in (False, True)
     )
     assert all(torch.equal(y, plain[0]) for y in (*plain, *dependent))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "k"), [(3072, 1024), (1024, 4096)])
+def test_the_number_of_rows_changes_no_bit_of_a_row(n: int, k: int, dtype: torch.dtype) -> None:
+    """It chooses between tiles of several heights, and persistent ones."""
+    x, weight = randn(8192, k, dtype=dtype), randn(n, k, seed=1, dtype=dtype) / k**0.5
+    together = kernels.fused_linear(x, weight, gelu=True, impl="triton")
+    for rows in (1, 64, 257, 1024, 2000, 4096):
+        fewer = kernels.fused_linear(x[:rows], weight, gelu=True, impl="triton")
+        assert torch.equal(fewer, together[:rows]), rows
+    plain = kernels.fused_linear(x, weight, gelu=True)
+    assert_accurate(together, plain, exact_linear(x, weight, gelu=True))
 
 
 def test_the_sampling_step_replays_in_a_graph() -> None:

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.kernels import Impl, TokenSpace
+from bark_fast.kernels.aot import SHAPES as BARK
 from bark_fast.kernels.aot import ModelShape
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
 
 MOST_COPIES = 64
+SHAPES = {**BARK, "tiny": ModelShape(64, 2, 600, 501, 1_072, 64, 2, 16)}  # to rehearse with
 DECODE_CONTEXT = 700
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from bench.harness.machine import Limits
 from bench.harness.results import Case, Spread, percentile
 from bench.harness.search import find_best
 from bench.harness.worker import Worker, WorkerError
-from bench.harness.workload import Utterance, mixed_utterances, one_utterance
+from bench.harness.workload import Utterance, mixed_utterances, workload
 
 _CHECK_TOKENS = 12  # enough for a coarse window, a fine window and the codec
 _AUDIO_TOLERANCE = 1e-4
@@ -100,19 +101,6 @@ def run(arguments: argparse.Namespace) -> int:
             print_case(case)
             results.write(arguments.json)
     return 0 if equal else 1
-
-
-def workload(n: int, arguments: argparse.Namespace) -> list[Utterance]:
-    """Return the requests of the workload with `n` of them."""
-    if n == 1:
-        return one_utterance(arguments.semantic_tokens)
-    return mixed_utterances(
-        n,
-        n_voices=arguments.voices,
-        shortest=arguments.shortest,
-        longest=arguments.longest,
-        seed=arguments.seed,
-    )
 
 
 def open_pair(stack: ExitStack, options: EngineSettings) -> tuple[Worker, Worker]:
@@ -214,10 +202,12 @@ def compare(
     }
     if single:
         values["equal_tokens"] = compare_outputs(first, pairs[-1][1])
-        times = [bark_fast.call("first_audio_s", utterances[0]) for _ in range(arguments.runs + 1)]
-        values["bark_fast"]["first_audio_s"] = Spread.of(times[1:]).as_dict()
-        # transformers gives a sentence out when it is whole.
-        values["transformers"]["first_audio_s"] = values["transformers"]["seconds"]
+        if find_spec("sentencex") is not None:  # which streams are cut into sentences by
+            n = arguments.runs + 1
+            times = [bark_fast.call("first_audio_s", utterances[0]) for _ in range(n)]
+            values["bark_fast"]["first_audio_s"] = Spread.of(times[1:]).as_dict()
+            # transformers gives a sentence out when it is whole.
+            values["transformers"]["first_audio_s"] = values["transformers"]["seconds"]
     return Case(name_of(len(utterances)), Spread.of([a.seconds for a, _ in pairs]), values)
 
 

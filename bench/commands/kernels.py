@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from bark_fast.devices import resolve_impl
-from bark_fast.kernels.aot import SHAPES
-from bench.cases.kernels import CaseMaker, KernelCase
+from bench.cases.kernels import SHAPES, CaseMaker, KernelCase
 from bench.harness.arguments import add_common, begin, device_of, dtype_of
 from bench.harness.machine import Limits, cache_bytes
 from bench.harness.results import Case

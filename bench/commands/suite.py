@@ -1,55 +1,104 @@
 """Run all benchmarks in one command, each in a separate process.
 
 A part that fails or hangs ends alone: the others run all the same, and the summary at the end says
-which it was.
+which it was. What a part has measured is on disk at once.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from bark_fast.kernels.triton import schedules
 from bench.harness.machine import describe_machine, describe_versions, device_folder
-from bench.harness.results import Case, Results, Spread
+from bench.harness.parts import ROOT, Outcome, Part, print_outcomes, run_parts
+from bench.harness.results import RESULTS, Case, Results, Spread
 
-RESULTS = Path(__file__).parents[1] / "results"
-_ROOT = Path(__file__).parents[2]
-_TAIL = 12  # lines of a part's output that are shown; the rest is in its log
+_BUDGET_S = {"quick": 110.0, "gpu_all": 470.0}
+_KERNEL_TESTS = tuple(
+    f"tests/kernels/test_{name}.py" for name in ("linear", "attention", "sampling", "gathers")
+)
 
 
 @dataclass(frozen=True)
-class Part:
-    """One command.
+class Scale:
+    """How much `--gpu-all` does: all of it on a GPU, or a rehearsal that any CPU can do.
 
     Attributes:
-        command: arguments of the Python interpreter.
-        limit_s: after so long it is killed.
-        always: run it even if the time for all is over, because it sums up the other parts.
+        on: device and dtype.
+        sizes: of the two models, the more important first.
+        kernels: what `kernels` measures.
+        batches, contexts: of decode steps.
+        rows: batch sizes of the other stages.
+        requests: that are made together.
+        lengths: semantic tokens, of one request and of mixed ones.
+        few_runs: for what takes long.
+        rival: batch sizes of transformers.
+        tests: options of pytest for the kernels' tests.
+        jobs: processes that compile and test.
     """
 
-    name: str
-    command: tuple[str, ...]
-    limit_s: float
-    always: bool = False
+    on: tuple[str, ...]
+    sizes: tuple[str, str]
+    kernels: tuple[str, ...]
+    batches: tuple[str, ...]
+    contexts: tuple[str, ...]
+    rows: tuple[str, ...]
+    requests: tuple[str, ...]
+    lengths: tuple[str, ...]
+    few_runs: tuple[str, ...]
+    rival: tuple[str, ...]
+    tests: tuple[str, ...]
+    jobs: int
+
+    @property
+    def on_gpu(self) -> bool:
+        return "cuda" in self.on
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of a part: "ok", "failed", "killed" or "not run"."""
+def on_a_gpu() -> Scale:
+    """Return the scale that eight minutes are enough for."""
+    return Scale(
+        on=("--device", "cuda", "--dtype", "bfloat16"),
+        sizes=("large", "small"),
+        kernels=(),
+        batches=("1", "16", "64", "256"),
+        contexts=("300", "700"),
+        rows=("1", "8"),
+        requests=("1", "64", "256"),
+        lengths=("--semantic-tokens", "250"),
+        few_runs=("--runs", "2"),
+        rival=("64",),
+        tests=("-k", "triton and not triton-small"),
+        jobs=min(14, os.cpu_count() or 1),
+    )
 
-    name: str
-    status: str
-    seconds: float
-    limit_s: float
+
+def rehearsal() -> Scale:
+    """Return a scale at which a CPU runs every part, to find what would fail on a GPU."""
+    return Scale(
+        on=("--device", "cpu", "--dtype", "float32", "--runs", "1"),
+        sizes=("tiny", "tiny"),
+        kernels=("--only", "M=1"),
+        batches=("1", "2"),
+        contexts=("20",),
+        rows=("1",),
+        requests=("1", "3"),
+        lengths=("--semantic-tokens", "8", "--shortest", "8", "--longest", "12"),
+        few_runs=(),
+        rival=("2",),
+        tests=("-k", "test_a_sum_does_not_depend"),
+        jobs=1,
+    )
 
 
 def quick_parts(folder: Path, work: Path) -> list[Part]:
@@ -75,95 +124,121 @@ def quick_parts(folder: Path, work: Path) -> list[Part]:
     ]  # fmt: skip
 
 
-def gpu_parts(folder: Path, work: Path) -> list[Part]:
-    """Return the parts worth running on a GPU, the most worthwhile first."""
-    small, large = (("--size", s, "--checkpoint", str(work / s)) for s in ("small", "large"))
+def gpu_parts(folder: Path, work: Path, scale: Scale) -> list[Part]:
+    """Return the parts worth running on a GPU, the most worthwhile first.
+
+    Limits are half as much again as a part is expected to take, and more than eight minutes
+    together: the last parts have what the first left.
+    """
+    large, small = scale.sizes
+
+    def bench(command: str, limit_s: float, size: str, *arguments: str, tail: str = "") -> Part:
+        where = () if command == "kernels" else ("--checkpoint", str(work / size))
+        name = "-".join(filter(None, (command, "small" if size == small else "large", tail)))
+        if size == large == small:  # a rehearsal: parts of both sizes need names of their own
+            name = f"{command}-{tail}" if tail else command
+        return _bench(
+            command, folder, limit_s, "--size", size, *where, *scale.on, *arguments, name=name
+        )
+
+    def tests(name: str, limit_s: float, *arguments: str) -> Part:
+        quiet = ("-m", "pytest", "-q", "--dist=worksteal", "-n", str(scale.jobs))
+        return Part(name, (*quiet, *arguments), limit_s)
+
+    decode = ("--batches", *scale.batches, "--contexts", *scale.contexts, "--only", "decode")
+    rest = ("--batches", *scale.rows, "--only", "prefill", "fine", "codec")
+    requests = ("--requests", *scale.requests, *scale.lengths)
     parts = [
-        Part("gpu tests", ("-m", "pytest", "-q", "-m", "gpu"), 60),
-        _bench("stages", folder, 80, *large, name="stages-large"),
-        _bench("kernels", folder, 40, "--size", "large", name="kernels-large"),
-        _bench(
-            # Of static batches the largest alone: each try of transformers takes a minute.
-            "end_to_end", folder, 230, *large, "--requests", "1", "64", "--semantic-tokens", "250",
-            "--batch-sizes", "32", "64", "--search-s", "1", "--budget-s", "190", "--keep-going",
-            name="end_to_end-large",
+        _bench("machine", folder, 40, *scale.on),
+        _bench("smoke", folder, 90, *scale.on[:4]),
+        *_compile(scale),
+        tests("kernel tests", 75, *_KERNEL_TESTS, *scale.tests),
+        bench("stages", 80, large, *decode, tail="decode"),
+        *_tune(scale),
+        bench("throughput", 90, large, *requests, *scale.few_runs),
+        tests("gpu tests", 75, "-m", "gpu", "tests/test_gpu.py"),
+        bench("stages", 60, large, *rest, tail="rest"),
+        bench("kernels", 60, large, *scale.kernels),
+        bench(
+            # Each try of transformers takes long: the largest static batch alone.
+            "end_to_end", 180, large, "--requests", *scale.requests[:2], *scale.lengths,
+            "--batch-sizes", *scale.rival, "--search-s", "1", "--budget-s", "90", "--keep-going",
         ),
-        _bench("serve", folder, 45, *large, "--seconds", "6", "--count", "128", name="serve-large"),
-        Part("kernel tests", ("-m", "pytest", "-q", "tests/kernels"), 100),
-        _bench("kernels", folder, 40, "--size", "small", name="kernels-small"),
-        _bench("stages", folder, 50, *small, name="stages-small"),
-        _bench(
-            "end_to_end", folder, 120, *small, "--requests", "1", "64", "--batch-sizes", "32",
-            "--search-s", "1", "--budget-s", "90", "--keep-going", name="end_to_end-small",
-        ),
-        Part("plot", ("-m", "bench", "plot", str(folder)), 20, always=True),
     ]  # fmt: skip
-    return [
-        Part(p.name, (*p.command, "--device", "cuda", "--dtype", "bfloat16"), p.limit_s)
-        if p.command[:2] == ("-m", "bench") and not p.always
-        else p
-        for p in parts
-    ]
+    if small != large:
+        parts += [
+            bench("stages", 45, large, *decode, tail="decode-tuned"),
+            bench("stages", 60, small, *decode, tail="decode"),
+            bench("throughput", 60, small, *requests, *scale.few_runs),
+            tests("all kernel tests", 75, *_KERNEL_TESTS),
+            bench("kernels", 60, small, *scale.kernels),
+        ]
+    return [*parts, Part("plot", ("-m", "bench", "plot", str(folder)), 20, always=True)]
 
 
-def run_all(kind: str, folder: Path | None, budget_s: float | None) -> int:
+def _compile(scale: Scale) -> list[Part]:
+    """Return the part that compiles all that an engine launches, in parallel, into the cache."""
+    target, sizes = "80", ["small", "large"]
+    if scale.on_gpu:
+        major, _ = torch.cuda.get_device_capability()
+        target = f"{max(8, major)}0"
+    else:
+        sizes = []  # compiling takes a CPU minutes; reading the command does not
+    command = ["-m", "bark_fast.kernels.aot", "--dtypes", "bfloat16", "--targets", target]
+    how = ["--sizes", *sizes, "--jobs", str(scale.jobs)] if sizes else ["--help"]
+    return [Part("compile", (*command, *how), 60)]
+
+
+def _tune(scale: Scale) -> list[Part]:
+    """Return the part that tunes the launches of the larger model, which only a GPU can do."""
+    how = ("--sizes", scale.sizes[0], "--budget-s", "45") if scale.on_gpu else ("--help",)
+    return [Part("tune", ("-m", "bench", "tune", *how), 80)]
+
+
+def run_all(kind: str, folder: Path | None, budget_s: float | None, *, rehearse: bool) -> int:
     """Run "quick" or "gpu_all"; return 1 if a part was not ok.
 
     Args:
         folder: for the results; None picks one.
         budget_s: time for all parts; None is the time that the kind is meant to take.
+        rehearse: run every part of "gpu_all" on the CPU, at tiny sizes.
     """
-    if kind == "gpu_all" and not torch.cuda.is_available():
-        print("--gpu-all needs a CUDA device", file=sys.stderr)
+    if kind == "gpu_all" and not rehearse and not torch.cuda.is_available():
+        print("--gpu-all needs a CUDA device, or --rehearse", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as work:
-        if kind == "quick":
-            folder = folder or Path(tempfile.mkdtemp(prefix="bench-quick-"))
-            parts = quick_parts(folder, Path(work))
+        if kind == "quick" or rehearse:
+            folder = folder or Path(tempfile.mkdtemp(prefix="bench-"))
         else:
             folder = folder or RESULTS / device_folder(torch.device("cuda"))
-            parts = gpu_parts(folder, Path(work))
-        outcomes = run_parts(parts, folder, budget_s or {"quick": 110, "gpu_all": 460}[kind])
-    write_summary(kind, outcomes, folder)
-    print_summary(outcomes, folder)
+        if kind == "quick":
+            parts = quick_parts(folder, Path(work))
+        else:
+            parts = gpu_parts(folder, Path(work), rehearsal() if rehearse else on_a_gpu())
+        outcomes = run_parts(
+            parts,
+            folder,
+            budget_s or _BUDGET_S[kind],
+            after_each=partial(write_summary, kind, folder),
+        )
+    if schedules.TABLES.is_dir() and not rehearse:  # what tuning wrote
+        shutil.copytree(schedules.TABLES, folder / "tables", dirs_exist_ok=True)
+    print_outcomes(outcomes, folder)
+    if kind == "gpu_all":
+        # Here, not in a part: it is the screen that the run ends with.
+        subprocess.run([sys.executable, "-m", "bench", "aims", folder], cwd=ROOT, check=False)
     return 0 if all(outcome.status == "ok" for outcome in outcomes) else 1
 
 
-def run_parts(parts: Sequence[Part], folder: Path, budget_s: float) -> list[Outcome]:
-    """Run the parts one after another, and write a log of each into `folder`."""
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + budget_s
-    outcomes = []
-    for part in parts:
-        left = part.limit_s if part.always else min(part.limit_s, deadline - time.monotonic())
-        if left < 1:
-            outcomes.append(Outcome(part.name, "not run", 0.0, part.limit_s))
-            continue
-        print(f"== {part.name}: {' '.join(part.command)}", flush=True)
-        log = folder / "logs" / f"{part.name.replace(' ', '-')}.log"
-        start = time.monotonic()
-        status = _run(part.command, log, left)
-        outcomes.append(Outcome(part.name, status, time.monotonic() - start, left))
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        print("\n".join(f"   {line[:160]}" for line in lines[-_TAIL:]), flush=True)
-    return outcomes
-
-
-def print_summary(outcomes: Sequence[Outcome], folder: Path) -> None:
-    print(f"\n{'part':<24}{'status':>10}{'seconds':>10}{'limit':>8}")
-    for outcome in outcomes:
-        print(
-            f"{outcome.name:<24}{outcome.status:>10}{outcome.seconds:10.1f}{outcome.limit_s:8.0f}"
-        )
-    total = sum(outcome.seconds for outcome in outcomes)
-    print(f"{total:.0f} s in all; figures, pictures and logs are in {folder}", flush=True)
-
-
-def write_summary(kind: str, outcomes: Sequence[Outcome], folder: Path) -> None:
+def write_summary(kind: str, folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Write the outcomes as one more file of results."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = [
-        Case(o.name, Spread.of([o.seconds]), {"status": o.status, "limit_s": o.limit_s})
+        Case(
+            o.name,
+            Spread.of([o.seconds]),
+            {"status": o.status, "limit_s": o.limit_s, "tail": list(o.tail)},
+        )
         for o in outcomes
     ]
     machine, versions = describe_machine(device), describe_versions()
@@ -174,23 +249,3 @@ def _bench(command: str, folder: Path, limit_s: float, *arguments: str, name: st
     name = name or command
     output = ("--json", str(folder / f"{name}.json"))
     return Part(name, ("-m", "bench", command, *arguments, *output), limit_s)
-
-
-def _run(command: Sequence[str], log: Path, limit_s: float) -> str:
-    # In a new session, so that its workers die with it.
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=_ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            return "ok" if process.wait(timeout=limit_s) == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            return "killed"
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()

@@ -29,9 +29,9 @@ from triton import knobs
 
 from bark_fast.kernels import aot
 from bark_fast.kernels.triton import schedules
+from bark_fast.kernels.triton.device import Device
 from bark_fast.kernels.triton.schedules import (
     DEFAULTS,
-    Device,
     Key,
     Launch,
     Table,

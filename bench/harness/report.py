@@ -140,6 +140,22 @@ def _serve(cases: Sequence[Case]) -> list[str]:
     return table(header, rows)
 
 
+def _throughput(cases: Sequence[Case]) -> list[str]:
+    rows = [
+        [
+            f"{case.name}, {case.values['audio_s']:.1f} s of audio",
+            _spread(case.seconds.as_dict(), "{:.2f}"),
+            f"{case.values['audio_s_per_s']:.2f}",
+            f"{case.values['latency_p50_s']:.2f} / {case.values['latency_p95_s']:.2f}",
+            f"{case.values['peak_bytes'] / 2**30:.2f}",
+            str(len(case.values["compiled_after_warm_up"])),
+        ]
+        for case in cases
+    ]
+    header = ("workload", "s (min to max)", "audio s/s", "p50 / p95 s", "peak GiB", "compiled late")
+    return table(header, rows)
+
+
 def _precision(cases: Sequence[Case]) -> list[str]:
     rows = [
         [
@@ -162,6 +178,7 @@ def _spread(spread: dict[str, Any], form: str) -> str:
 
 
 _TABLES: dict[str, Callable[[Sequence[Case]], list[str]]] = {
+    "throughput": _throughput,
     "end_to_end": _end_to_end,
     "stages": _stages,
     "kernels": _kernels,

@@ -12,9 +12,13 @@ from typing import Any
 
 from bark_fast.files import writing
 
+RESULTS = Path(__file__).parents[1] / "results"
 SCHEMA = 1
 _MOST_RUNS = 16
-KINDS = ("kernels", "stages", "end_to_end", "serve", "precision", "summary")
+KINDS = (
+    "machine", "smoke", "kernels", "stages", "throughput", "end_to_end", "serve", "precision",
+    "summary",
+)  # fmt: skip
 
 
 class ResultsError(ValueError):

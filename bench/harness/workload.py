@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,19 @@ def mixed_utterances(
         )
         for i in range(n)
     ]
+
+
+def workload(n: int, arguments: argparse.Namespace) -> list[Utterance]:
+    """Return the requests of the workload with `n` of them, as a command's options say."""
+    if n == 1:
+        return one_utterance(arguments.semantic_tokens)
+    return mixed_utterances(
+        n,
+        n_voices=arguments.voices,
+        shortest=arguments.shortest,
+        longest=arguments.longest,
+        seed=arguments.seed,
+    )
 
 
 def plan_batches(utterances: Sequence[Utterance], batch_size: int) -> list[list[int]]:

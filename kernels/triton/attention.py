@@ -161,11 +161,9 @@ def flash_kernel(
         return
     i = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, HEAD_SIZE)
-    q = tl.load(
-        q_ptr + (first + i)[:, None] * q_stride + head * HEAD_SIZE + d[None, :],
-        mask=(i < n)[:, None],
-        other=0.0,
-    )
+    # Within a sequence 32 bits are enough for the distance from its first row.
+    q_ptr += first * q_stride + head * HEAD_SIZE
+    q = tl.load(q_ptr + i[:, None] * q_stride + d[None, :], mask=(i < n)[:, None], other=0.0)
     best = tl.full((BLOCK_Q,), -1.0e30, tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     acc = tl.zeros((BLOCK_Q, HEAD_SIZE), tl.float32)
@@ -173,26 +171,31 @@ def flash_kernel(
     position = length - n + i
     stop = length
     if PAGED:
+        tables_ptr += b.to(tl.int64) * max_pages
         stop = tl.minimum(length, length - n + (block + 1) * BLOCK_Q)
+    else:
+        k_ptr += first * kv_stride + head * HEAD_SIZE
+        v_ptr += first * kv_stride + head * HEAD_SIZE
     for start in range(0, stop, BLOCK_KV):
         at = start + tl.arange(0, BLOCK_KV)
         inside = at < length
         if PAGED:
-            page = tl.load(
-                tables_ptr + b.to(tl.int64) * max_pages + at // PAGE_SIZE, mask=inside, other=0
-            )
+            if PAGE_SIZE % BLOCK_KV == 0:  # the block lies in one page
+                page = tl.load(tables_ptr + start // PAGE_SIZE)
+            else:
+                page = tl.load(tables_ptr + at // PAGE_SIZE, mask=inside, other=0)
             place = ((page.to(tl.int64) * HEADS + head) * PAGE_SIZE + at % PAGE_SIZE) * HEAD_SIZE
         else:
-            place = (first + at) * kv_stride + head * HEAD_SIZE
+            place = at * kv_stride
         k = tl.load(k_ptr + place[None, :] + d[:, None], mask=inside[None, :], other=0.0)
         v = tl.load(v_ptr + place[:, None] + d[None, :], mask=inside[:, None], other=0.0)
-        scores = tl.dot(q, k, input_precision=PRECISION, out_dtype=tl.float32) * scale
+        scores = tl.dot(q, k, input_precision=PRECISION, out_dtype=tl.float32)
         seen = inside[None, :]
         if PAGED:
             seen = seen & (at[None, :] <= position[:, None])
         scores = tl.where(seen, scores, -float("inf"))
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
-        p = tl.exp2(scores - new_best[:, None])
+        new_best = tl.maximum(best, tl.max(scores, axis=1) * scale)
+        p = tl.exp2(scores * scale - new_best[:, None])
         correction = tl.exp2(best - new_best)
         total = total * correction + tl.sum(p, axis=1)
         acc = acc * correction[:, None]
@@ -200,8 +203,9 @@ def flash_kernel(
         best = new_best
     # A sequence without keys gives zeros.
     y = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    out_ptr += (first * HEADS + head) * HEAD_SIZE
     tl.store(
-        out_ptr + ((first + i)[:, None] * HEADS + head) * HEAD_SIZE + d[None, :],
+        out_ptr + i[:, None] * (HEADS * HEAD_SIZE) + d[None, :],
         y.to(out_ptr.dtype.element_ty),
         mask=(i < n)[:, None],
     )

@@ -1,7 +1,9 @@
 """Products with a weight matrix, and everything that precedes and follows them in a block.
 
-There are two schedules, `linear_decode` and `linear_tile`. Which one runs is a property of the
-call, never of the number of rows, so that a row's bits do not depend on its neighbours. Both add in
+There are two schedules, `linear_decode` and tiles. Which one runs is a property of the call, never
+of the number of rows, so that a row's bits do not depend on its neighbours. Tiles have two kernels,
+`linear_tile` and `linear_persistent`; the number of rows may choose between them, because both
+give a row to the same instructions in the same order (`schedules.TileLaunch.order`). All add in
 float32 and round once, at the store.
 """
 
@@ -12,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bark_fast.kernels.ops import LAYER_NORM_EPS, Norm, Weight
-from bark_fast.kernels.triton import linear_decode, linear_tile
+from bark_fast.kernels.triton import linear_decode, linear_persistent, linear_tile
+from bark_fast.kernels.triton.device import device_of
 from bark_fast.kernels.triton.launch import (
     ALWAYS,
     can_launch_dependent,
@@ -22,7 +26,7 @@ from bark_fast.kernels.triton.launch import (
     dot_precision,
     pdl_option,
 )
-from bark_fast.kernels.triton.norm import row_stats
+from bark_fast.kernels.triton.norm import layer_norm, row_stats
 from bark_fast.kernels.triton.schedules import DecodeLaunch, TileLaunch, choose
 
 
@@ -73,26 +77,34 @@ def fused_linear(
         *((x, x, x) if paged is None else (paged.k_pages, paged.v_pages, paged.slot_mapping)),
         m,
     )
-    gamma, beta = (None, None) if norm is None else norm
-    common |= {"HAS_NORM": gamma is not None, "HAS_NORM_BIAS": beta is not None}
-    norms = (x if gamma is None else gamma, x if beta is None else beta)
     bias_or_x = x if bias is None else bias
     if decode:
         launch = choose(DecodeLaunch, (n, k), x, rows=m)
+        gamma, beta = (None, None) if norm is None else norm
         whole_row = gamma is None or k <= launch.block_k
         pdl = pdl and can_launch_dependent(x)
         linear_decode.decode_kernel[(ceil_div(n, launch.block_n), ceil_div(m, launch.block_m))](
-            x, weight, bias_or_x, x if whole_row else row_stats(x), *norms, *ends, LAYER_NORM_EPS,
+            x, weight, bias_or_x, x if whole_row else row_stats(x), x if gamma is None else gamma,
+            x if beta is None else beta, *ends, LAYER_NORM_EPS,
+            HAS_NORM=gamma is not None, HAS_NORM_BIAS=beta is not None,
             BLOCK_N=launch.block_n, BLOCK_M=launch.block_m, BLOCK_K=launch.block_k,
             SLICES=launch.num_warps, PDL=pdl, num_warps=launch.num_warps, num_stages=2,
             **pdl_option(pdl), **common,
         )  # fmt: skip
     else:
-        tile = choose(TileLaunch, (n, k), x)
-        stats = x if gamma is None else row_stats(x)
-        linear_tile.tile_kernel[(ceil_div(m, tile.block_m), ceil_div(n, tile.block_n))](
-            x, weight, bias_or_x, stats, *norms, *ends,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **common,
-        )  # fmt: skip
+        tile = choose(TileLaunch, (n, k), x, rows=m)
+        if norm is not None:
+            x = layer_norm(x, *norm)
+        common |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+        common |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+        rows, columns = ceil_div(m, tile.block_m), ceil_div(n, tile.block_n)
+        if tile.persistent:
+            programs = min(rows * columns, device_of(x).multiprocessors)
+            linear_persistent.persistent_kernel[(programs,)](
+                TensorDescriptor.from_tensor(x, [tile.block_m, tile.block_k]),
+                TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]),
+                bias_or_x, *ends, **common,
+            )  # fmt: skip
+        else:
+            linear_tile.tile_kernel[(rows, columns)](x, weight, bias_or_x, *ends, **common)
     return out

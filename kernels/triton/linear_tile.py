@@ -1,7 +1,7 @@
 """Products of many rows with a weight matrix: prefill and the fine stage.
 
-Schedule: tensor-core tiles of x @ W^T. The layer norm uses row statistics that were computed
-before, and is applied as the tile of x passes through registers.
+Schedule: tensor-core tiles of x @ W^T. A layer norm is a launch of its own, so that tiles of x go
+from memory to the tensor cores without passing through registers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ def tile_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
-    row_stats_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
     residual_ptr,
     out_ptr,
     k_pages_ptr,
@@ -32,8 +29,6 @@ def tile_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    HAS_NORM_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GELU: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -50,21 +45,11 @@ def tile_kernel(
     x_ptrs = x_ptr + m[:, None] * K + k[None, :]
     w_ptrs = weight_ptr + n[None, :].to(tl.int64) * K + k[:, None]
     m_mask, n_mask = (m < M)[:, None], (n < N)[None, :]
-    if HAS_NORM:
-        mean = tl.load(row_stats_ptr + m * 2, mask=m < M, other=0.0)[:, None]
-        rstd = tl.load(row_stats_ptr + m * 2 + 1, mask=m < M, other=0.0)[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         inside = start + k < K
         x = tl.load(x_ptrs + start, mask=m_mask & inside[None, :], other=0.0)
         w = tl.load(w_ptrs + start, mask=n_mask & inside[:, None], other=0.0)
-        if HAS_NORM:
-            gamma = tl.load(norm_weight_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
-            normed = (x.to(tl.float32) - mean) * rstd * gamma[None, :]
-            if HAS_NORM_BIAS:
-                beta = tl.load(norm_bias_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
-                normed += beta[None, :]
-            x = normed.to(w.dtype)
         acc = tl.dot(x, w, acc, input_precision=PRECISION)
     epilogue(
         acc, m[:, None], n[None, :], m_mask & n_mask, bias_ptr, residual_ptr, out_ptr, k_pages_ptr,

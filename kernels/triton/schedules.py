@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from bark_fast.kernels.triton.device import Device, device_of
+
 TABLES = Path(__file__).with_name("tables")
 
 
@@ -53,13 +55,21 @@ class DecodeLaunch(Launch):
 
 @dataclass(frozen=True)
 class TileLaunch(Launch):
-    """The tiles of `linear_tile.tile_kernel`."""
+    """The tiles of `linear_tile.tile_kernel`, or of `linear_persistent.persistent_kernel`."""
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
+    persistent: bool = False
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        # An instruction adds 16 columns of x, the next one the next 16, whatever the tile. Only
+        # wgmma's width can differ: warps take 16 rows each, then share the columns.
+        warps_of_rows = min(self.num_warps, self.block_m // 16)
+        return (min(256, self.block_n * warps_of_rows // self.num_warps),)
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,10 @@ DEFAULTS: dict[type[Launch], Launch] = {
     # keys x 64 are 32 float32 registers a thread; with four stages a whole split is requested at
     # once.
     DecodeAttentionLaunch: DecodeAttentionLaunch(split=256, block_kv=64, num_warps=4, num_stages=4),
-    FlashLaunch: FlashLaunch(block_q=64, block_kv=64, num_warps=4, num_stages=2),
+    # A block of 64 keys and values is 16 KiB, for 512 cycles of tensor cores with 128 queries: 32
+    # bytes a cycle and multiprocessor, half of what L2 gives. 16 rows a warp leave two programs'
+    # registers on a multiprocessor, of which one multiplies while the other takes exponentials.
+    FlashLaunch: FlashLaunch(block_q=128, block_kv=64, num_warps=8, num_stages=2),
 }
 # Without tensor cores the operands of a product live in registers: smaller tiles.
 DEFAULTS_FLOAT32: dict[type[Launch], Launch] = {
@@ -108,6 +121,15 @@ DEFAULTS_FLOAT32: dict[type[Launch], Launch] = {
     TileLaunch: TileLaunch(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=2),
     FlashLaunch: FlashLaunch(block_q=32, block_kv=32, num_warps=4, num_stages=1),
 }
+# A tile of 256 x 128 asks L2 for three quarters of what two of 128 x 128 do: at the tensor cores'
+# full speed 48 and 64 bytes a cycle and multiprocessor, of about 40 to 60 that it gives. With 16
+# warps the sums are 64 registers a thread, so that nothing spills. Three stages and the tile on its
+# way out fill 208 of 227 KiB.
+PERSISTENT = TileLaunch(
+    block_m=256, block_n=128, block_k=64, num_warps=16, num_stages=3, persistent=True
+)
+# For so few rows that larger tiles leave multiprocessors idle.
+SHORT = TileLaunch(block_m=64, block_n=128, block_k=64, num_warps=4, num_stages=3)
 
 
 def default(kind: type[L], dtype: torch.dtype) -> L:
@@ -139,7 +161,7 @@ _CANDIDATES: dict[type[Launch], dict[str, tuple[int, ...]]] = {
     },
     TileLaunch: {
         "block_m": (64, 128, 256), "block_n": (64, 128, 256), "block_k": (64, 128),
-        "num_warps": (4, 8), "num_stages": (2, 3, 4),
+        "num_warps": (4, 8, 16), "num_stages": (2, 3, 4), "persistent": (False, True),
     },
     DecodeAttentionLaunch: {
         "split": (64, 128, 256), "block_kv": (32, 64), "num_warps": (2, 4, 8),
@@ -162,7 +184,12 @@ def _is_sensible(launch: Launch, shape: tuple[int, ...]) -> bool:
     if isinstance(launch, TileLaunch):
         accumulators = launch.block_m * launch.block_n // (32 * launch.num_warps)
         shared = (launch.block_m + launch.block_n) * launch.block_k * 2 * launch.num_stages
-        return 64 <= accumulators <= 128 and shared <= 227 * 1024
+        usual = launch.num_warps <= 8
+        if launch.persistent:
+            shared += launch.block_m * launch.block_n * 2  # the last tile, on its way out meanwhile
+            large = min(launch.block_m, launch.block_n) >= 128  # few bytes from L2
+            usual = large and launch.block_k == 64 and launch.num_stages >= 3
+        return usual and 64 <= accumulators <= 128 and shared <= 227 * 1024
     if isinstance(launch, DecodeAttentionLaunch):
         return (
             launch.block_kv <= launch.split
@@ -174,24 +201,6 @@ def _is_sensible(launch: Launch, shape: tuple[int, ...]) -> bool:
 
 
 # Tables ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the nearest table is judged by."""
-
-    name: str
-    capability: tuple[int, int]
-    multiprocessors: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> Device:
-        properties = torch.cuda.get_device_properties(device)
-        return cls(
-            properties.name,
-            (properties.major, properties.minor),
-            properties.multi_processor_count,
-        )
 
 
 Key = tuple[str, str, tuple[int, ...]]
@@ -309,7 +318,7 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
 
     Args:
         shape: see `candidates`.
-        rows: of a decode step; it changes no row's bits.
+        rows: of x; they change no row's bits.
     """
     key = kind.__name__, str(x.dtype), shape
     trial = _trial.get()
@@ -319,7 +328,34 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
             return trial.launch
     table = _table_of(x.device)
     found = None if table is None else table.find(key, rows)
-    return found if isinstance(found, kind) else default(kind, x.dtype)
+    # (A table may come from another device.)
+    if isinstance(found, kind) and (_is_hopper(x) or not getattr(found, "persistent", False)):
+        return found
+    launch = _tiles(shape, x, rows) if kind is TileLaunch else default(kind, x.dtype)
+    assert isinstance(launch, kind)
+    return launch
+
+
+def _is_hopper(x: torch.Tensor) -> bool:
+    # Older devices have no descriptors. On newer ones Triton 3.9 multiplies with 16 warps by the
+    # instructions of sm_80, and sm_120 has half the shared memory.
+    return device_of(x).capability[0] == 9
+
+
+def _tiles(shape: tuple[int, ...], x: torch.Tensor, rows: int) -> TileLaunch:
+    """Return the largest tiles of which there are enough for x's device."""
+    usual = default(TileLaunch, x.dtype)
+    device, (n, k) = device_of(x), shape
+    if x.dtype.itemsize != 2 or device.capability[0] not in (8, 9):
+        return usual  # that these tiles add in one order is known of mma.sync and wgmma alone
+    # A descriptor's rows are whole units of 16 bytes.
+    large = [PERSISTENT] if _is_hopper(x) and k % 8 == 0 else []
+    for launch in (*large, usual):
+        tiles = -(-rows // launch.block_m) * -(-n // launch.block_n)
+        # With a third of the multiprocessors idle, smaller tiles on all of them are as fast.
+        if 3 * tiles >= 2 * device.multiprocessors:
+            return launch
+    return SHORT
 
 
 def with_rows(entries: Mapping[int, Launch]) -> tuple[tuple[int, Launch], ...]:

@@ -69,7 +69,7 @@ def test_launches_of_a_decode_step(counted: dict[str, Any], stage: str) -> None:
 
 @pytest.mark.parametrize("stage", ["semantic", "coarse"])
 def test_launches_of_a_prefill(counted: dict[str, Any], stage: str) -> None:
-    """Seven a layer: two products are preceded by the statistics of their rows."""
+    """Seven a layer: two products are preceded by a layer norm."""
     for call in calls(counted, stage, "prefill"):
         assert sum(call["launches"].values()) == 7 * N_LAYERS + 3
         assert call["launches"]["attention.flash_kernel"] == N_LAYERS

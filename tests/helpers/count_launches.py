@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,9 +29,9 @@ from helpers.stand_in_driver import LaunchLog, stand_in_driver
 class CountedBackend:
     """Triton's launches, which write nothing, and plain torch's draws, so that tokens come."""
 
-    def __init__(self) -> None:
-        self._triton = kernels.backend("triton")
-        self._torch = EmulatedBackend(kernels.backend("torch"))
+    def __init__(self, backend: Callable[..., Any] = kernels.backend, **options: Any) -> None:
+        self._triton = backend("triton", **options)
+        self._torch = EmulatedBackend(backend("torch"))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._triton, name)

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 
 from bark_fast import ambient, kernels
 from bark_fast.kernels import Backend
+from bark_fast.kernels.triton import schedules
 
 GPU = torch.device("cuda:0")
 _PROPERTIES = SimpleNamespace(
@@ -369,6 +370,8 @@ def emulated_gpu(monkeypatch: pytest.MonkeyPatch, *, backend: Any = None) -> Ite
         # A tensor of a wrapped kind that was made outside of inference mode has no views in it.
         patch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad())
         patch.setattr(kernels, "backend", lambda impl, **options: backend)
+        # It has no table of launches: they are the defaults.
+        patch.setattr(schedules, "_table_of", lambda device: None)
         patch.setattr(torch.cuda, "Event", Event)
         patch.setattr(torch.cuda, "default_stream", lambda device=None: None)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: None)

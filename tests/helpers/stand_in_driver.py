@@ -56,7 +56,9 @@ class _Kernel:
         self._log.launches[self._name, (x, y, z)] += 1
 
 
-class _Driver:
+class Driver:
+    """What Triton asks a driver before a launch, for a device of that compute capability."""
+
     def __init__(self, capability: int) -> None:
         self._capability = capability
 
@@ -91,7 +93,7 @@ def stand_in_driver(capability: int = 90) -> Iterator[LaunchLog]:
 
     do_compile, run = JITFunction._do_compile, JITFunction.run
     JITFunction._do_compile, JITFunction.run = compile_nothing, timed_run
-    driver.set_active(_Driver(capability))
+    driver.set_active(Driver(capability))
     try:
         yield log
     finally:

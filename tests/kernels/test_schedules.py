@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from bark_fast.kernels.triton import schedules
+from bark_fast.kernels.triton.device import Device
 from bark_fast.kernels.triton.schedules import (
     ANY_ROWS,
     DEFAULTS,
     DecodeLaunch,
-    Device,
     Table,
     TileLaunch,
     candidates,

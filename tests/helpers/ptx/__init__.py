@@ -7,6 +7,7 @@
     arithmetic    instructions that compute a register from registers
     instructions  moves, loads, stores, copies, barriers
     matrices      ldmatrix, stmatrix, mma.sync and wgmma
+    tma           copies of tiles by descriptors, and mbarriers
     cta           all threads of one program in lock step, diverging and meeting again
     compiler      a process that compiles launches, because this one may run Triton's interpreter
     device        runs Triton launches on CPU tensors: the kernels' Python side is the real one
@@ -17,7 +18,7 @@ The instructions follow NVIDIA's "Parallel Thread Execution ISA". Approximate in
 
 Faults, each of which names the line of PTX and of the kernel: an access outside a tensor or of
 what was never written (NaN in an input marks it so), a store to what is not an output, a race,
-data of `cp.async` used before it arrived, a barrier that not all threads reach, and with
+data of a copy used before it arrived, a barrier that not all threads reach, and with
 programmatic dependent launch an access to the previous kernel's results before they are there.
 """
 

@@ -2,7 +2,8 @@
 
 Each request on the standard input is a pickle of a kernel's module and name and a launch's
 arguments, whose tensors have no memory; each answer on the standard output is one of the PTX, the
-bytes of shared memory, and the names of the arguments that the code reads.
+bytes of shared memory, the names of the arguments that the code reads, and the boxes that it copies
+by descriptors.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bark_fast.kernels import aot
 
 TARGET = 90
 
-Answer = tuple[str, int, list[str]]
+Answer = tuple[str, int, list[str], list[dict]]
 
 
 def compiled(module: str, name: str, args: tuple, kwargs: dict, known: dict[str, Answer]) -> Answer:
@@ -27,7 +28,8 @@ def compiled(module: str, name: str, args: tuple, kwargs: dict, known: dict[str,
     if launch.key not in known:
         code = aot.build(launch, TARGET)
         names = [name for name, kind in launch.signature.items() if kind != "constexpr"]
-        known[launch.key] = code.asm["ptx"], code.metadata.shared, names
+        boxes = code.metadata.tensordesc_meta or []
+        known[launch.key] = code.asm["ptx"], code.metadata.shared, names, boxes
     return known[launch.key]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from helpers.ptx.parser import Program, parse
 
@@ -23,12 +24,14 @@ class Code:
     Attributes:
         shared_size: bytes of shared memory of one program.
         names: the kernel's arguments that the code has parameters for.
+        boxes: of each descriptor among them what a copy takes: "block_size" and "swizzle".
     """
 
     ptx: str
     program: Program
     shared_size: int
     names: list[str]
+    boxes: list[dict[str, Any]]
 
     def lines_of(self, *words: str) -> list[int]:
         """Return the lines of the instructions whose opcode begins with these words."""
@@ -65,17 +68,17 @@ class Compiler:
             )
         )
         if request not in self._known:
-            ptx, shared_size, names = self._ask(request)
+            ptx, shared_size, names, boxes = self._ask(request)
             if ptx not in self._programs:
                 self._programs[ptx] = parse(ptx)
-            self._known[request] = Code(ptx, self._programs[ptx], shared_size, names)
+            self._known[request] = Code(ptx, self._programs[ptx], shared_size, names, boxes)
         return self._known[request]
 
     def close(self) -> None:
         if self._process is not None:
             self._process.communicate()
 
-    def _ask(self, request: bytes) -> tuple[str, int, list[str]]:
+    def _ask(self, request: bytes) -> tuple[str, int, list[str], list[dict[str, Any]]]:
         if self._process is None:
             environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
             self._process = subprocess.Popen(
@@ -86,10 +89,12 @@ class Compiler:
         assert self._process.stdout is not None
         self._process.stdin.write(request)
         self._process.stdin.flush()
-        answer: tuple[str, int, list[str]] = pickle.load(self._process.stdout)
+        answer: tuple[str, int, list[str], list[dict[str, Any]]] = pickle.load(self._process.stdout)
         return answer
 
 
 def _without_memory(value: Any) -> Any:
-    """Return a stand-in of a tensor; Triton reads nothing but its type."""
+    """Return a stand-in of a tensor: Triton reads its type, and a descriptor's block."""
+    if isinstance(value, TensorDescriptor):
+        return replace(value, base=_without_memory(value.base))
     return torch.empty((), dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value

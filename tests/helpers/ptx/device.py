@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from helpers.ptx.compiler import Code, Compiler
 from helpers.ptx.cta import Cta, Place
 from helpers.ptx.memory import GRANULE, Clock, GlobalMemory, Memory
+from helpers.ptx.tma import TensorMap
 
 Index = tuple[int, int, int]
 
@@ -84,7 +86,7 @@ class Device:
         self._random.shuffle(chosen)
         clock = Clock(len(chosen) * code.program.threads) if self._races else None
         named = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-        memory, arguments = self._arguments({name: named[name] for name in code.names}, clock)
+        memory, arguments = self._arguments({n: named[n] for n in code.names}, code.boxes, clock)
         for number, index in enumerate(chosen):
             Cta(
                 code.program, arguments, Place(index, grid, number), memory,
@@ -93,17 +95,31 @@ class Device:
         self.ran.append((code, chosen))
 
     def _arguments(
-        self, given: dict[str, Any], clock: Clock | None
+        self, given: dict[str, Any], boxes: list[dict[str, Any]], clock: Clock | None
     ) -> tuple[GlobalMemory, list[int]]:
         memory = GlobalMemory()
         places: dict[int, int] = {}
         bits: list[int] = []
+
+        def address(name: str, tensor: Tensor) -> int:
+            place = _place(tensor)
+            if place not in places:
+                places[place] = memory.add(self._memory(name, tensor, clock))
+            return places[place] + tensor.storage_offset() * tensor.element_size()
+
         for name, value in given.items():
             if isinstance(value, Tensor):
-                place = _place(value)
-                if place not in places:
-                    places[place] = memory.add(self._memory(name, value, clock))
-                bits.append(places[place] + value.storage_offset() * value.element_size())
+                bits.append(address(name, value))
+            elif isinstance(value, TensorDescriptor):
+                at = np.array([address(name, value.base)])
+                ((_, tensor, offsets),) = memory.parts(at)
+                number = len(memory.tensor_maps)
+                memory.tensor_maps[number] = TensorMap(
+                    tensor, int(offsets[0]), tuple(value.shape), value.strides[0] * 2,
+                    tuple(boxes[number]["block_size"]), boxes[number]["swizzle"],
+                )  # fmt: skip
+                # The code has parameters for the shape and the strides too.
+                bits += [number, *value.shape, *value.strides]
             elif isinstance(value, float):
                 bits.append(int(np.float32(value).view(np.uint32)))
             else:

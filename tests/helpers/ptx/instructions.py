@@ -36,6 +36,12 @@ def _move(cta: Cta, ins: Instruction, threads: Threads) -> None:
         cta.write(destination, encode(cta.read(source, kind), kind), threads)
 
 
+@instruction("cvta")
+def _convert_address(cta: Cta, ins: Instruction, threads: Threads) -> None:
+    """Make an address of parameters a generic one: here they are the same."""
+    _move(cta, ins, threads)
+
+
 @instruction("shfl")
 def _shuffle(cta: Cta, ins: Instruction, threads: Threads) -> None:
     """Read another lane's register; lanes outside the segment that `clamp` tells get their own."""

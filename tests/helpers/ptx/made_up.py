@@ -9,6 +9,7 @@ import numpy as np
 from helpers.ptx.cta import Cta, Place
 from helpers.ptx.memory import Clock, GlobalMemory, Memory
 from helpers.ptx.parser import parse
+from helpers.ptx.tma import TensorMap
 
 F32 = np.float32
 HEADER = """
@@ -34,11 +35,12 @@ HEADER = """
 def run(
     body: str, *tensors: np.ndarray, threads: int = 32, ctas: int = 1, shared: int = 1024,
     readable: np.ndarray | None = None, dependent: bool = False,
+    box: tuple[int, int] | None = None, swizzle: int = 0,
 ) -> None:  # fmt: skip
     """Run a body in which %rd20, %rd21, ... point to the tensors; the last one is the output.
 
     %rd30, %rd31, ... point to a thread's own element of 8 bytes. `readable` tells which bytes of
-    the first tensor were written.
+    the first tensor were written. With `box` descriptor 0 is of the first tensor, uint16 [M, K].
     """
     parameters = ",\n".join(f"\t.param .u64 kernel_param_{i}" for i in range(len(tensors)))
     pointers = "".join(
@@ -62,6 +64,10 @@ def run(
             dependent=dependent,
         )  # fmt: skip
         arguments.append(memory.add(piece))
+        if i == 0 and box is not None:
+            memory.tensor_maps[0] = TensorMap(
+                piece, 0, tensor.shape, tensor.strides[0], box, swizzle
+            )
     for number in range(ctas):
         Cta(
             program, arguments, Place((number, 0, 0), (ctas, 1, 1), number), memory,

@@ -8,10 +8,14 @@ a release and an acquire (`atom.acq_rel`) with a barrier before the one and behi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from helpers.ptx.values import UNSIGNED
+
+if TYPE_CHECKING:
+    from helpers.ptx.tma import TensorMap
 
 GRANULE = 2  # bytes that are watched together: the smallest value that the kernels store
 WARP = 32
@@ -224,6 +228,12 @@ class SharedMemory(Memory):
             thread = np.repeat(copy.threads, copy.granules.shape[1])
             self._writes.record(copy.granules.ravel(), thread, self.clock)
 
+    def end_awaited_copy(self, copy: Access) -> None:
+        """End a copy that all threads have waited for, so that it is before all they will do."""
+        self._arriving[copy.granules] = False
+        if self.clock is not None:
+            self._writes.time[copy.granules] = -1
+
     def begin_read(
         self, offsets: np.ndarray, size: int, count: int, threads: np.ndarray
     ) -> tuple[np.ndarray, Access]:
@@ -258,12 +268,17 @@ class Access:
 
 
 class GlobalMemory:
-    """Tensors in an address space so wide that no address outside one is inside another."""
+    """Tensors in an address space so wide that no address outside one is inside another.
+
+    Attributes:
+        tensor_maps: descriptors by number, which is what a kernel takes for their address.
+    """
 
     _SPACING = 1 << 40
 
     def __init__(self) -> None:
         self._tensors: list[Memory] = []
+        self.tensor_maps: dict[int, TensorMap] = {}
 
     def add(self, memory: Memory) -> int:
         """Return the address of its first byte."""

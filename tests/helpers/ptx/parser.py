@@ -76,7 +76,7 @@ def parse(ptx: str) -> Program:
             _, file, row, *_ = text.split()
             source = f"{files.get(file, file)}:{row}"
         elif text.startswith(".reg"):
-            for kind, prefix in re.findall(r"\.(\w+)\s+(%[a-z]+)<", text):
+            for kind, prefix in re.findall(r"\.(\w+)\s+(%[a-z]+)(?:<|\d)", text):
                 register_types[prefix] = kind
         elif text.endswith(":"):
             labels[text[:-1]] = len(instructions)
@@ -89,14 +89,30 @@ def parse(ptx: str) -> Program:
 
 
 def _body(text: str) -> list[str]:
-    """Return the lines between the function's braces, without comments."""
+    """Return the lines between the function's braces, without comments.
+
+    Names that an inner pair of braces declares get the pair's number, as a register or a label.
+    """
     lines = [re.sub(r"//.*", "", line).strip() for line in text.split("\n")]
     begin = lines.index("{")
-    return [""] * (begin + 1) + lines[begin + 1 : lines.index("}", begin)]
+    body, scope, n_scopes = [""] * (begin + 1), 0, 0
+    for line in lines[begin + 1 :]:
+        if line == "{":
+            n_scopes += 1
+            scope = n_scopes
+        elif line == "}" and not scope:
+            break
+        elif line == "}":
+            scope = 0
+        elif scope:
+            line = re.sub(r"\bwaitLoop\b", f"$waitLoop{scope}", line)
+            line = re.sub(r"\bcomplete\b(?!_)", f"%complete{scope}", line)
+        body.append("" if line in ("{", "}") else line)
+    return body
 
 
 def _instruction(text: str, line: int, source: str) -> Instruction:
-    match = re.fullmatch(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*?)\s*;", text)
+    match = re.fullmatch(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*?)\s*;", text)
     if match is None:
         raise ValueError(f"PTX line {line} is not one instruction: {text}")
     negation, guard, opcode, rest = match.groups()
@@ -107,12 +123,21 @@ def _instruction(text: str, line: int, source: str) -> Instruction:
 
 def _split(text: str) -> list[str]:
     """Split at the commas that are outside braces and brackets."""
-    return [part for part in re.split(r",\s*(?![^{\[]*[}\]])", text.strip()) if part]
+    parts, depth = [""], 0
+    for character in text.strip():
+        depth += (character in "{[") - (character in "}]")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part]
 
 
 def _operand(text: str) -> Operand:
     text = text.strip()
     if text.startswith("{"):
+        return tuple(map(_operand, _split(text[1:-1])))
+    if text.startswith("[") and "," in text:  # a descriptor and coordinates
         return tuple(map(_operand, _split(text[1:-1])))
     if text.startswith("["):
         base, _, offset = text[1:-1].replace(" ", "").partition("+")

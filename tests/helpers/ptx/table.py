@@ -44,7 +44,7 @@ def steps_of(program: Program) -> list[tuple[Instruction, Step | None]]:
 
 
 def _step(ins: Instruction) -> Step:
-    for words in (ins.words[:2], ins.words[:1]):
+    for words in (ins.words[:3], ins.words[:2], ins.words[:1]):
         if ".".join(words) in TABLE:
             return TABLE[".".join(words)](ins)
     raise NotImplementedError(f"{ins}: this instruction is not in the table")
