@@ -1,7 +1,8 @@
 """All threads of one program (CTA), in lock step.
 
 Threads that branch apart are groups, each at its own instruction. The group that is furthest behind
-runs until it meets another, so that they join again where their ways do.
+runs until it meets another, so that they join again where their ways do. One that comes to a
+barrier, or to what a warp does together, before others (in the next round of a loop, say) waits.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from helpers.ptx.memory import (
 )
 from helpers.ptx.parser import Address, Operand, Program
 from helpers.ptx.table import Threads, steps_of
+
+# Instructions of whole warps, or of all threads.
+_TOGETHER = {"bar", "shfl", "redux", "mma", "ldmatrix", "stmatrix", "wgmma"}
 
 
 @dataclass(frozen=True)
@@ -170,15 +174,23 @@ class Cta:
         if self.clock is not None:
             self.clock.forget()
         with np.errstate(all="ignore"):
+            waiting: set[int] = set()  # where groups have come to a barrier before others
             while groups:
-                start = min(groups)
+                start = min(groups.keys() - waiting or waiting)
+                waiting.discard(start)
                 here = groups.pop(start)
-                self._run_group(start, here, groups)
+                self._run_group(start, here, groups, waiting)
 
-    def _run_group(self, at: int, here: np.ndarray, groups: dict[int, np.ndarray]) -> None:
-        """Run threads until they end, part, or reach the place of another group."""
+    def _run_group(
+        self, at: int, here: np.ndarray, groups: dict[int, np.ndarray], waiting: set[int]
+    ) -> None:
+        """Run threads until they end, part, must wait, or reach the place of another group."""
         steps = steps_of(self.program)
-        meeting = min(groups, default=len(steps))
+
+        def next_group() -> int:
+            return min((place for place in groups if place >= at), default=len(steps))
+
+        meeting = next_group()
         alone = bool(here.all())
         while at < meeting:
             instruction, step = steps[at]
@@ -191,6 +203,10 @@ class Cta:
                 threads = None if chosen.all() else chosen
                 if threads is not None and not chosen.any():
                     continue
+            if instruction.words[0] in _TOGETHER and groups.keys() - waiting:
+                waiting.add(at - 1)
+                groups[at - 1] = here
+                return
             if step is not None:
                 try:
                     step(self, threads)
@@ -207,7 +223,7 @@ class Cta:
             if not here.any():
                 return
             alone = False
-            meeting = min(groups, default=len(steps))
+            meeting = next_group()
         if at < len(steps):
             groups[at] = groups.get(at, np.zeros_like(here)) | here
 
