@@ -37,7 +37,7 @@ __all__ = ["SHAPES", "ModelShape", "Report", "cases", "compile_all", "main"]
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 HALF = ("float16", "bfloat16")
-_PRODUCTS = ("linear.decode_kernel", "linear.tile_kernel", "attention.flash_kernel")
+_PRODUCTS = ("linear_decode.decode_kernel", "linear_tile.tile_kernel", "attention.flash_kernel")
 # These read rows of weights, keys or values; the others read logits, ids or single rows.
 _WIDE = (*_PRODUCTS, "attention.decode_kernel")
 

@@ -54,9 +54,11 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
             decode=decode,
         )  # fmt: skip
 
-    def embed(streams: int, table: Tensor, tokens: int = 300) -> Callable[[], object]:
+    def embed(
+        streams: int, table: Tensor, tokens: int = 300, *, by: kernels.Backend = backend
+    ) -> Callable[[], object]:
         return partial(
-            backend.embedding_sum, new(streams, tokens, of=i64), table,
+            by.embedding_sum, new(streams, tokens, of=i64), table,
             positions=new(tokens, of=i64), position_table=new(1024, c),
         )  # fmt: skip
 
@@ -85,11 +87,27 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
         if decode:
             for head, ids in (("semantic", shape.semantic_ids), ("coarse", shape.coarse_ids)):
                 yield f"{head} head{tail}", partial(product, x, new(ids, c), norm=norm)
-    # With programmatic dependent launch, which only decode kernels have.
-    product = partial(dependent.fused_linear, decode=True)
-    one, wide = new(1, c), new(1, 4 * c)
-    yield "fc1 + gelu M=1 pdl", partial(product, one, new(4 * c, c), norm=norm, gelu=True)
-    yield "fc2 + residual M=1 pdl", partial(product, wide, new(c, 4 * c), residual=one)
+    # With programmatic dependent launch, which only the kernels of a decode step have.
+    pages = new(64, h, 64, d)
+    for rows in (1, 17):
+        product = partial(dependent.fused_linear, decode=True)
+        tail, x, wide = f" M={rows} pdl", new(rows, c), new(rows, 4 * c)
+        yield (
+            f"qkv to pages of 64{tail}",
+            partial(
+                dependent.qkv_to_pages, x, new(3 * c, c), None, norm=norm, k_pages=pages,
+                v_pages=pages, slot_mapping=new(rows, of=i64), decode=True,
+            ),
+        )  # fmt: skip
+        yield "out + residual" + tail, partial(product, x, new(c, c), residual=x)
+        yield "fc1 + gelu" + tail, partial(product, x, new(4 * c, c), norm=norm, gelu=True)
+        yield "fc2 + residual" + tail, partial(product, wide, new(c, 4 * c), residual=x)
+        for head, ids in (("semantic", shape.semantic_ids), ("coarse", shape.coarse_ids)):
+            yield f"{head} head{tail}", partial(product, x, new(ids, c), norm=norm)
+    yield "embedding (decode) pdl", embed(1, new(1, shape.text_ids, c), tokens=4, by=dependent)
+    yield "attention (decode) pdl", attend(4, 64, decode=True, by=dependent)
+    for stage, ids in (("semantic", shape.semantic_ids), ("coarse", shape.coarse_ids)):
+        yield f"sample ({stage}) pdl", _sample(new, ids, dtype, eos=stage == "semantic", pdl=True)
     product = partial(backend.fused_linear, new(2 * 1024, c), norm=norm_bias)
     yield "fine qkv", partial(product, new(3 * c, c))
     yield "fine fc1 + gelu", partial(product, new(4 * c, c), gelu=True)
@@ -98,7 +116,6 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
         tail = f", pages of {page_size}"
         yield f"attention (decode{tail})", attend(4, page_size, decode=True)
         yield f"attention (prefill{tail})", attend(1200, page_size, decode=False)
-    yield "attention (decode) pdl", attend(4, 16, decode=True, by=dependent)
     window = new(2, 1024, 3, h, d)
     yield "attention (fine)", partial(backend.bidirectional_attention, *window.unbind(2))
     for stage, ids in (("semantic", shape.semantic_ids), ("coarse", shape.coarse_ids)):
@@ -110,7 +127,13 @@ def cases(shape: ModelShape, dtype: torch.dtype) -> Iterator[tuple[str, Callable
 
 
 def _sample(
-    new: Callable[..., Tensor], ids: int, dtype: torch.dtype, *, eos: bool, state: bool = True
+    new: Callable[..., Tensor],
+    ids: int,
+    dtype: torch.dtype,
+    *,
+    eos: bool,
+    state: bool = True,
+    pdl: bool = False,
 ) -> Callable[[], object]:
     """Return a draw for 4 rows as a stage makes it, with the decode loop's state if `state`."""
     rows, i64, f32 = 4, torch.int64, torch.float32
@@ -132,6 +155,6 @@ def _sample(
         range_size=1024,
     )  # fmt: skip
     return partial(
-        kernels.backend("triton").sample, new(rows, ids, of=dtype), metadata, space,
+        kernels.backend("triton", pdl=pdl).sample, new(rows, ids, of=dtype), metadata, space,
         positions=vector(), state=loop if state else None,
     )  # fmt: skip

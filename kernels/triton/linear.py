@@ -23,7 +23,7 @@ from bark_fast.kernels.triton.launch import (
     pdl_option,
 )
 from bark_fast.kernels.triton.norm import row_stats
-from bark_fast.kernels.triton.schedules import DecodeLaunch, TileLaunch, choose
+from bark_fast.kernels.triton.schedules import ROWS_AT_ONCE, DecodeLaunch, TileLaunch, choose
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def fused_linear(
     gelu: bool = False,
     residual: Tensor | None = None,
     decode: bool = False,
+    workspace: Tensor | None = None,
     pdl: bool,
     paged: PagedKV | None = None,
 ) -> Tensor:
@@ -64,7 +65,6 @@ def fused_linear(
         "HEADS": 1 if paged is None else paged.k_pages.shape[1],
         "HEAD_SIZE": 1 if paged is None else paged.k_pages.shape[3],
         "PAGE_SIZE": 1 if paged is None else paged.k_pages.shape[2],
-        "PRECISION": dot_precision(x.dtype),
         **ALWAYS,
     }
     ends = (
@@ -79,13 +79,21 @@ def fused_linear(
     bias_or_x = x if bias is None else bias
     if decode:
         launch = choose(DecodeLaunch, (n, k), x, rows=m)
-        whole_row = gamma is None or k <= launch.block_k
+        grid = launch.grid(m, n, k)
+        splits = grid[1]
+        # In float32 the tensor cores do not add what the statistics are made of.
+        own_stats = splits == 1 and x.dtype != torch.float32
+        parts = arrived = x
+        if splits > 1:
+            parts = torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
+            arrived = linear_decode.counters(workspace, grid, x.device)
         pdl = pdl and can_launch_dependent(x)
-        linear_decode.decode_kernel[(ceil_div(n, launch.block_n), ceil_div(m, launch.block_m))](
-            x, weight, bias_or_x, x if whole_row else row_stats(x), *norms, *ends, LAYER_NORM_EPS,
-            BLOCK_N=launch.block_n, BLOCK_M=launch.block_m, BLOCK_K=launch.block_k,
-            SLICES=launch.num_warps, PDL=pdl, num_warps=launch.num_warps, num_stages=2,
-            **pdl_option(pdl), **common,
+        linear_decode.decode_kernel[grid](
+            x, weight, bias_or_x, x if gamma is None or own_stats else row_stats(x), *norms,
+            *ends[:-1], parts, arrived, m, LAYER_NORM_EPS,
+            BLOCK_N=launch.block_n, BLOCK_K=launch.block_k, SLICES=launch.num_warps,
+            ONE_TILE=m <= ROWS_AT_ONCE, OWN_STATS=own_stats, PDL=pdl, num_warps=launch.num_warps,
+            maxnreg=launch.max_registers or None, **pdl_option(pdl), **common,
         )  # fmt: skip
     else:
         tile = choose(TileLaunch, (n, k), x)
@@ -93,6 +101,7 @@ def fused_linear(
         linear_tile.tile_kernel[(ceil_div(m, tile.block_m), ceil_div(n, tile.block_n))](
             x, weight, bias_or_x, stats, *norms, *ends,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **common,
+            PRECISION=dot_precision(x.dtype), num_warps=tile.num_warps, num_stages=tile.num_stages,
+            **common,
         )  # fmt: skip
     return out

@@ -29,7 +29,7 @@ class CountedBackend:
     """Triton's launches, which write nothing, and plain torch's draws, so that tokens come."""
 
     def __init__(self) -> None:
-        self._triton = kernels.backend("triton")
+        self._triton = kernels.backend("triton", pdl=True)
         self._torch = EmulatedBackend(kernels.backend("torch"))
 
     def __getattr__(self, name: str) -> Any:
