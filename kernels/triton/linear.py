@@ -93,7 +93,8 @@ def fused_linear(
             *ends[:-1], parts, arrived, m, LAYER_NORM_EPS,
             BLOCK_N=launch.block_n, BLOCK_K=launch.block_k, SLICES=launch.num_warps,
             ONE_TILE=m <= ROWS_AT_ONCE, OWN_STATS=own_stats, PDL=pdl, num_warps=launch.num_warps,
-            maxnreg=launch.max_registers or None, **pdl_option(pdl), **common,
+            maxnreg=launch.max_registers if pdl and launch.max_registers else None,
+            **pdl_option(pdl), **common,
         )  # fmt: skip
     else:
         tile = choose(TileLaunch, (n, k), x)

@@ -47,7 +47,7 @@ class DecodeLaunch(Launch):
     block_n: int
     block_k: int
     num_warps: int  # also the number of slices of K
-    max_registers: int = 0  # a thread; 0 leaves it to the compiler
+    max_registers: int = 0  # a thread, for the next kernel's sake with PDL; 0 sets no limit
     programs: int = 0  # programs share the rows of x until there are so many
 
     @property
