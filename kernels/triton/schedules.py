@@ -114,7 +114,7 @@ DEFAULTS: dict[type[Launch], Launch] = {
 }
 # Without tensor cores the operands of a product live in registers: smaller tiles.
 DEFAULTS_FLOAT32: dict[type[Launch], Launch] = {
-    DecodeLaunch: DecodeLaunch(block_n=16, block_k=256, num_warps=8),
+    DecodeLaunch: DecodeLaunch(block_n=64, block_k=256, num_warps=8),
     TileLaunch: TileLaunch(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=2),
     FlashLaunch: FlashLaunch(block_q=32, block_kv=32, num_warps=4, num_stages=1),
 }
