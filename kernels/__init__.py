@@ -11,6 +11,7 @@ from bark_fast.kernels.cpu.openmp import release_threads, survives_fork, why_no_
 from bark_fast.kernels.dispatch import (
     backend,
     bidirectional_attention,
+    can_launch_dependents,
     can_run_triton,
     choose_impl,
     codebook_sum,
@@ -49,6 +50,7 @@ __all__ = [
     "Weight",
     "backend",
     "bidirectional_attention",
+    "can_launch_dependents",
     "can_run_triton",
     "choose_impl",
     "codebook_sum",

@@ -83,6 +83,11 @@ def can_run_triton(device: torch.device) -> bool:
     return device.type == "cuda" or bool(runtime.interpret)
 
 
+def can_launch_dependents(device: torch.device) -> bool:
+    """Return whether `device` knows programmatic dependent launch."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 # The operations as functions ----------------------------------------------------------------------
 
 Result = TypeVar("Result")

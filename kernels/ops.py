@@ -75,6 +75,7 @@ class Backend(ABC):
         gelu: bool = False,
         residual: Tensor | None = None,
         decode: bool = False,
+        workspace: Tensor | None = None,
     ) -> Tensor:
         """Compute x @ weight.T with what precedes and follows it in a transformer block.
 
@@ -86,6 +87,7 @@ class Backend(ABC):
             gelu: apply the exact GELU (erf) to the product.
             residual: [N, O], added last.
             decode: see the module's docstring.
+            workspace: the result of `decode_workspace`, to avoid allocating it at every step.
 
         Returns:
             [N, O]
@@ -229,7 +231,7 @@ class Backend(ABC):
         return dtype
 
     def decode_workspace(self, batch: int, heads: int, *, device: torch.device) -> Tensor | None:
-        """Return scratch memory for `paged_attention` with `decode`, or None if it needs none.
+        """Return scratch memory for operations with `decode`, or None if they need none.
 
         Every launch leaves it as it was, so one serves a whole loop of steps on one stream, of at
         most `batch` sequences.

@@ -45,6 +45,7 @@ class TorchBackend(Backend):
         gelu: bool = False,
         residual: Tensor | None = None,
         decode: bool = False,
+        workspace: Tensor | None = None,
     ) -> Tensor:
         if norm is not None:
             x = self.layer_norm(x, *norm)

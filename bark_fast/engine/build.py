@@ -78,9 +78,9 @@ def load_engine(
     tensors = load_weights(
         stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
     )
-    semantic_stage, coarse_stage, fine, codec = _build_stages(
-        tensors, config, kernels.backend(impl)
-    )
+    pdl = options.dependent_launches and kernels.can_launch_dependents(device)
+    ops = kernels.backend(impl, pdl=pdl)
+    semantic_stage, coarse_stage, fine, codec = _build_stages(tensors, config, ops)
     del tensors  # what was packed is not needed twice
     weights = None
     if offload:
@@ -102,7 +102,7 @@ def load_engine(
         page_size=options.page_size or (_CUDA_PAGE_SIZE if on_cuda else None),
         max_running=max_running,
         budget_gib=options.kv_cache_gib,
-        dtype=kernels.backend(impl).kv_dtype(dtype),
+        dtype=ops.kv_dtype(dtype),
         device=device,
     )
     if on_cuda and options.max_batch_size is None:

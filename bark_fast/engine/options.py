@@ -37,6 +37,8 @@ class EngineOptions:
         steps_per_look: decode steps that are enqueued before the host looks at what was drawn; a
             coarse window needs no look.
         cuda_graphs: record decode steps, prompts and fine passes as CUDA graphs.
+        dependent_launches: let the kernels of a decode step start before the one before them has
+            ended, where the GPU can (sm_90 and newer).
     """
 
     policy: Literal["auto", "latency", "throughput"] = "auto"
@@ -48,6 +50,7 @@ class EngineOptions:
     page_size: int | None = None
     steps_per_look: int | None = None
     cuda_graphs: bool = True
+    dependent_launches: bool = True
 
     def __post_init__(self) -> None:
         policies = ("auto", "latency", "throughput")
@@ -69,8 +72,9 @@ class EngineOptions:
                 "kv_cache_gib", self.kv_cache_gib, "a finite number above 0", 0, math.inf,
                 low_open=True,
             )  # fmt: skip
-        if not isinstance(self.cuda_graphs, bool):
-            raise InputError(f"cuda_graphs must be True or False, got {self.cuda_graphs!r}")
+        for name in ("cuda_graphs", "dependent_launches"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -70,16 +70,16 @@ class Block:
 
         return Block(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})
 
-    def output_and_mlp(
-        self, ops: Backend, x: Tensor, attended: Tensor, *, decode: bool = False
-    ) -> Tensor:
-        """Run what follows attention: output projection and MLP, each with its residual."""
+    def output_and_mlp(self, ops: Backend, x: Tensor, attended: Tensor, **how: Any) -> Tensor:
+        """Run what follows attention: output projection and MLP, each with its residual.
+
+        Args:
+            how: `decode` and `workspace` of `Backend.fused_linear`.
+        """
         attended = attended.reshape(x.shape)
-        x = ops.fused_linear(attended, self.out, self.out_bias, residual=x, decode=decode)
-        hidden = ops.fused_linear(
-            x, self.fc_1, self.fc_1_bias, norm=self.norm_2, gelu=True, decode=decode
-        )
-        return ops.fused_linear(hidden, self.fc_2, self.fc_2_bias, residual=x, decode=decode)
+        x = ops.fused_linear(attended, self.out, self.out_bias, residual=x, **how)
+        hidden = ops.fused_linear(x, self.fc_1, self.fc_1_bias, norm=self.norm_2, gelu=True, **how)
+        return ops.fused_linear(hidden, self.fc_2, self.fc_2_bias, residual=x, **how)
 
 
 @dataclass(frozen=True)
@@ -357,6 +357,7 @@ class GPT:
         *,
         slot_mapping: Tensor,
         decode: bool,
+        workspace: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
         """Run the blocks; return the states [N, C] before the final norm."""
@@ -379,9 +380,9 @@ class GPT:
                 decode=decode,
             )
             attended = ops.paged_attention(
-                q, cache.keys[i], cache.values[i], decode=decode, **attention
+                q, cache.keys[i], cache.values[i], decode=decode, workspace=workspace, **attention
             )
-            x = block.output_and_mlp(ops, x, attended, decode=decode)
+            x = block.output_and_mlp(ops, x, attended, decode=decode, workspace=workspace)
         return x
 
     def _logits(self, x: Tensor) -> Tensor:

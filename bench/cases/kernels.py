@@ -207,9 +207,10 @@ class CaseMaker:
             ),
         )
         fc2, fc2_plain = self._weights(c, 4 * c)
+        workspace = kernels.decode_workspace(rows, h, device=self._device, impl=self._impl)
         yield KernelCase(
             f"fc2 + residual {tail}",
-            lambda: kernels.fused_linear(wide, fc2(), residual=x, **how),
+            lambda: kernels.fused_linear(wide, fc2(), residual=x, workspace=workspace, **how),
             lambda: F.linear(wide, fc2_plain()) + x,
             *linear_cost(rows, c, 4 * c, size, residual=True),
             plain=lambda cast: kernels.fused_linear(

@@ -22,7 +22,7 @@ from bench.harness.workload import Utterance
 MAX_BATCH, MAX_PREFILL_TOKENS, MAX_WINDOWS = 256, 8192, 8  # the engine's on CUDA
 STEPS_PER_LOOK = {"semantic": 16, "coarse": 60}
 # Which phases run as CUDA graphs; the others are launched from Python.
-GRAPHS = {"decode": True, "prefill": False, "fine": False}
+GRAPHS = {"decode": True, "prefill": True, "fine": True}
 _COARSE_PROMPT = 600  # tokens: between 257 and 887, with the history
 Change = Callable[[Sequence[Operation]], Sequence[Operation]]
 

@@ -127,6 +127,7 @@ class NativeBackend(TorchBackend):
         gelu: bool = False,
         residual: Tensor | None = None,
         decode: bool = False,
+        workspace: Tensor | None = None,
     ) -> Tensor:
         if not isinstance(weight, PackedWeight):
             return super().fused_linear(

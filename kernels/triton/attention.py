@@ -5,8 +5,9 @@ Schedules:
 * `decode_kernel`: a program takes one head of one sequence and SPLIT of its keys. It multiplies and
   reduces (a padded tensor-core product would waste 15 rows of 16) with a running softmax, and
   stores a part: maximum, sum and weighted values. The program that arrives last at a counter
-  combines the parts in their order, so the result does not depend on which program that is. SPLIT
-  is fixed, so the result does not depend on the batch either.
+  combines the parts in one order, so the result does not depend on which program that is. SPLIT
+  is fixed, so the result does not depend on the batch either. Where a split is one block in one
+  page, its page is asked for with the length: two trips to memory bring keys and values.
 * `flash_kernel`: a program takes BLOCK_Q queries of one head and goes through their keys in blocks
   with a running softmax (Dao et al. 2022). Keys and values come from pages, with a causal mask, or
   from plain tensors, where every frame sees every frame.
@@ -32,6 +33,7 @@ from bark_fast.kernels.triton.launch import (
 from bark_fast.kernels.triton.schedules import DecodeAttentionLaunch, FlashLaunch, choose
 
 LOG2_E = 1.4426950408889634
+PARTS: tl.constexpr = tl.constexpr(16)  # combined at a time: all of bark's 1 024 keys
 
 
 @triton.jit
@@ -57,31 +59,45 @@ def decode_kernel(
 ):
     if PDL:
         # Only the launch itself is independent of the kernel before.
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    d = tl.arange(0, HEAD_SIZE)
+    row = (b * HEADS + head).to(tl.int64)
+    table = tables_ptr + b.to(tl.int64) * max_pages
+    BLOCKS: tl.constexpr = SPLIT // BLOCK_KV
+    IN_ONE_PAGE: tl.constexpr = PAGE_SIZE % BLOCK_KV == 0
     length = tl.load(seq_lens_ptr + b).to(tl.int32)
+    if BLOCKS == 1 and IN_ONE_PAGE:
+        # Asked for together with the length.
+        only_page = tl.load(
+            table + split * SPLIT // PAGE_SIZE, mask=split * SPLIT < max_pages * PAGE_SIZE, other=0
+        )
+    q = tl.load(q_ptr + row * HEAD_SIZE + d).to(tl.float32) * scale
     # At most as many as were launched: a wrong max_length must not leave the counter waiting.
     max_splits = tl.num_programs(2)
     n_splits = tl.minimum(tl.maximum(tl.cdiv(length, SPLIT), 1), max_splits)
     if split >= n_splits:
         return
-    d = tl.arange(0, HEAD_SIZE)
-    row = (b * HEADS + head).to(tl.int64)
-    q = tl.load(q_ptr + row * HEAD_SIZE + d).to(tl.float32) * scale
     # A finite start keeps the first correction from being inf - inf.
     best = -1.0e30
     total = 0.0
     acc = tl.zeros((HEAD_SIZE,), tl.float32)
-    stop = tl.minimum(length, (split + 1) * SPLIT)
     # A loop without a matrix product is pipelined only if num_stages is given here.
-    for start in tl.range(split * SPLIT, stop, BLOCK_KV, num_stages=STAGES):
-        at = start + tl.arange(0, BLOCK_KV)
-        inside = at < length
-        page = tl.load(
-            tables_ptr + b.to(tl.int64) * max_pages + at // PAGE_SIZE, mask=inside, other=0
-        )
-        place = ((page.to(tl.int64) * HEADS + head) * PAGE_SIZE + at % PAGE_SIZE) * HEAD_SIZE
+    for block in tl.range(0, BLOCKS, num_stages=STAGES):
+        start = split * SPLIT + block * BLOCK_KV
+        i = tl.arange(0, BLOCK_KV)
+        inside = start + i < length
+        if IN_ONE_PAGE:
+            if BLOCKS == 1:
+                page = only_page
+            else:
+                page = tl.load(table + start // PAGE_SIZE, mask=start < length, other=0)
+            offset = start % PAGE_SIZE + i
+        else:
+            page = tl.load(table + (start + i) // PAGE_SIZE, mask=inside, other=0)
+            offset = (start + i) % PAGE_SIZE
+        place = ((page.to(tl.int64) * HEADS + head) * PAGE_SIZE + offset) * HEAD_SIZE
         k = tl.load(k_pages_ptr + place[:, None] + d[None, :], mask=inside[:, None], other=0.0)
         v = tl.load(v_pages_ptr + place[:, None] + d[None, :], mask=inside[:, None], other=0.0)
         scores = tl.where(inside, tl.sum(q[None, :] * k.to(tl.float32), axis=1), -float("inf"))
@@ -106,19 +122,30 @@ def decode_kernel(
         before = tl.atomic_add(arrived_ptr + row, 1, sem="acq_rel")
         tl.debug_barrier()
         if before == n_splits - 1:
-            # One after another, so that the sum has the order of the keys.
             best = -1.0e30
             total = 0.0
             acc = tl.zeros((HEAD_SIZE,), tl.float32)
-            for s in range(n_splits):
-                part = row * max_splits + s
-                part_best = tl.load(part_stats_ptr + part * 2, cache_modifier=".cg")
-                part_total = tl.load(part_stats_ptr + part * 2 + 1, cache_modifier=".cg")
-                part_acc = tl.load(part_ptr + part * HEAD_SIZE + d, cache_modifier=".cg")
-                new_best = tl.maximum(best, part_best)
-                correction, weight = tl.exp2(best - new_best), tl.exp2(part_best - new_best)
-                total = total * correction + part_total * weight
-                acc = acc * correction + part_acc * weight
+            # So many at a time, whatever was launched, so that the sum has one order.
+            for first in range(0, n_splits, PARTS):
+                s = first + tl.arange(0, PARTS)
+                parts = row * max_splits + s
+                there = s < n_splits
+                part_best = tl.load(
+                    part_stats_ptr + parts * 2, mask=there, other=-1.0e30, cache_modifier=".cg"
+                )
+                part_total = tl.load(
+                    part_stats_ptr + parts * 2 + 1, mask=there, other=0.0, cache_modifier=".cg"
+                )
+                part_acc = tl.load(
+                    part_ptr + parts[:, None] * HEAD_SIZE + d[None, :],
+                    mask=there[:, None],
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
+                new_best = tl.maximum(best, tl.max(part_best, axis=0))
+                correction, weights = tl.exp2(best - new_best), tl.exp2(part_best - new_best)
+                total = total * correction + tl.sum(part_total * weights, axis=0)
+                acc = acc * correction + tl.sum(part_acc * weights[:, None], axis=0)
                 best = new_best
             tl.store(out_ptr + row * HEAD_SIZE + d, (acc / total).to(out_ptr.dtype.element_ty))
             # The counter is ready for the next launch.
@@ -280,5 +307,8 @@ def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def decode_workspace(batch: int, heads: int, *, device: torch.device) -> Tensor:
-    """Return the decode schedule's arrival counters, int32 zeros; every launch leaves them zero."""
-    return torch.zeros(batch * heads, dtype=torch.int32, device=device)
+    """Return the decode schedules' arrival counters, int32 zeros; every launch leaves them zero.
+
+    There are enough for the heads of `batch` sequences, and for products of 16 384 columns.
+    """
+    return torch.zeros(max(batch * heads, 1024), dtype=torch.int32, device=device)

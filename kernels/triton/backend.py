@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from bark_fast.kernels.ops import Backend, Norm, Weight
+from bark_fast.kernels.state import DecodeState, SamplingMetadata, TokenSpace
 from bark_fast.kernels.triton import attention, codebook, embedding, linear, norm, sampling
 
 
@@ -14,19 +15,38 @@ class TritonBackend(Backend):
     """Launches the kernels; the operations that take no option are the modules' functions.
 
     Args:
-        pdl: launch the kernels of decode steps as programmatic dependents (sm_90 and newer).
+        pdl: launch the kernels of decode steps as programmatic dependents (sm_90 and newer); see
+            `launch`.
     """
 
     def __init__(self, *, pdl: bool = False) -> None:
         self.pdl = pdl
 
-    embedding_sum = staticmethod(embedding.embedding_sum)
     layer_norm = staticmethod(norm.layer_norm)
     bidirectional_attention = staticmethod(attention.bidirectional_attention)
     codebook_sum = staticmethod(codebook.codebook_sum)
-    sample = staticmethod(sampling.sample)
     random_words = staticmethod(sampling.random_words_of)
     decode_workspace = staticmethod(attention.decode_workspace)
+
+    def embedding_sum(
+        self, ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
+    ) -> Tensor:
+        return embedding.embedding_sum(
+            ids, tables, positions=positions, position_table=position_table, pdl=self.pdl
+        )
+
+    def sample(
+        self,
+        logits: Tensor,
+        metadata: SamplingMetadata,
+        space: TokenSpace,
+        *,
+        positions: Tensor | None = None,
+        state: DecodeState | None = None,
+    ) -> Tensor:
+        return sampling.sample(
+            logits, metadata, space, positions=positions, state=state, pdl=self.pdl
+        )
 
     def fused_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, **options: Any

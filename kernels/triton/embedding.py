@@ -10,8 +10,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bark_fast.kernels.triton.launch import ALWAYS, power_of_two
+from bark_fast.kernels.triton.launch import (
+    ALWAYS,
+    can_launch_dependent,
+    pdl_option,
+    power_of_two,
+)
 
 
 # One kernel for every number of tokens and streams.
@@ -27,7 +33,12 @@ def embedding_sum_kernel(
     K,
     C: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        # The ids tell which rows to read, so nothing can be read before them.
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
     mask = c < C
@@ -46,15 +57,16 @@ def embedding_sum_kernel(
 
 
 def embedding_sum(
-    ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
+    ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor, pdl: bool
 ) -> Tensor:
     """See `Backend.embedding_sum`."""
     streams, n = ids.shape
     width = position_table.shape[1]
     assert tables.stride()[1:] == (width, 1), "each table must be contiguous"
     out = torch.empty(n, width, dtype=position_table.dtype, device=ids.device)
+    pdl = pdl and can_launch_dependent(tables)
     embedding_sum_kernel[(n,)](
         ids.contiguous(), tables, positions, position_table, out, tables.stride(0), n, streams,
-        C=width, BLOCK_C=power_of_two(width), num_warps=4, **ALWAYS,
+        C=width, BLOCK_C=power_of_two(width), PDL=pdl, num_warps=4, **pdl_option(pdl), **ALWAYS,
     )  # fmt: skip
     return out

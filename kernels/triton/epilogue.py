@@ -10,6 +10,12 @@ import triton.language as tl
 
 
 @triton.jit
+def gelu(x):
+    """Return the exact GELU."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
 def epilogue(
     acc,
     m,
@@ -39,21 +45,40 @@ def epilogue(
     if HAS_BIAS:
         acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     if GELU:
-        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
+        acc = gelu(acc)
     if HAS_RESIDUAL:
         acc += tl.load(residual_ptr + m * N + n, mask=mask, other=0.0).to(tl.float32)
     y = acc.to(out_ptr.dtype.element_ty)
     if QKV:
-        WIDTH: tl.constexpr = HEADS * HEAD_SIZE
-        section = n // WIDTH
-        column = n % WIDTH
-        # [P, H, page_size, D]: the row's part of the address, and the column's part.
         slot = tl.load(slot_mapping_ptr + m, mask=m < M, other=-1)
-        row = ((slot // PAGE_SIZE) * (HEADS * PAGE_SIZE) + slot % PAGE_SIZE) * HEAD_SIZE
-        place = row + ((column // HEAD_SIZE) * (PAGE_SIZE * HEAD_SIZE) + column % HEAD_SIZE)
-        tl.store(out_ptr + m * WIDTH + column, y, mask=mask & (section == 0))
-        # A row without a slot (an empty row of the batch) writes nothing.
-        tl.store(k_pages_ptr + place, y, mask=mask & (section == 1) & (slot >= 0))
-        tl.store(v_pages_ptr + place, y, mask=mask & (section == 2) & (slot >= 0))
+        store_qkv(
+            y, m, n, mask, slot, out_ptr, k_pages_ptr, v_pages_ptr, HEADS, HEAD_SIZE, PAGE_SIZE
+        )
     else:
         tl.store(out_ptr + m * N + n, y, mask=mask)
+
+
+@triton.jit
+def store_qkv(
+    y,
+    m,
+    n,
+    mask,
+    slot,
+    out_ptr,
+    k_pages_ptr,
+    v_pages_ptr,
+    HEADS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+):
+    """Store queries to `out`, and keys and values to the rows' slots; a slot of -1 gets none."""
+    WIDTH: tl.constexpr = HEADS * HEAD_SIZE
+    section = n // WIDTH
+    column = n % WIDTH
+    # [P, H, page_size, D]: the row's part of the address, and the column's part.
+    row = ((slot // PAGE_SIZE) * (HEADS * PAGE_SIZE) + slot % PAGE_SIZE) * HEAD_SIZE
+    place = row + ((column // HEAD_SIZE) * (PAGE_SIZE * HEAD_SIZE) + column % HEAD_SIZE)
+    tl.store(out_ptr + m * WIDTH + column, y, mask=mask & (section == 0))
+    tl.store(k_pages_ptr + place, y, mask=mask & (section == 1) & (slot >= 0))
+    tl.store(v_pages_ptr + place, y, mask=mask & (section == 2) & (slot >= 0))

@@ -1,4 +1,20 @@
-"""Options and arithmetic that all launches share."""
+"""Options and arithmetic that all launches share, and the rules of dependent launches.
+
+Programmatic dependent launch (PDL) lets a kernel start before the one before it in the stream has
+ended. The kernels of a decode step keep these rules:
+
+* `gdc_launch_dependents` comes first. It lets the next kernel's programs move in where there is
+  room, which is why registers are counted, and promises nothing about memory.
+* Until `gdc_wait` a program reads nothing but weights, and writes nothing. The wait returns when
+  the kernel before has ended and its writes are visible.
+* Every program waits, those too that have nothing to do. So a kernel has not ended before the one
+  before it has, nor that before the one before it, and so on: behind its wait a program may read
+  whatever any earlier kernel wrote, and overwrite whatever an earlier one read.
+
+Other kernels (torch's, copies, prefill) have no such attribute or give no early sign: each waits
+for all before it, and what follows waits for all of it. So weights that were copied or computed
+are there before the first dependent kernel behind them starts.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from bark_fast.kernels.triton.launch import (
     pdl_option,
 )
 from bark_fast.kernels.triton.norm import layer_norm, row_stats
-from bark_fast.kernels.triton.schedules import DecodeLaunch, TileLaunch, choose
+from bark_fast.kernels.triton.schedules import ROWS_AT_ONCE, DecodeLaunch, TileLaunch, choose
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def fused_linear(
     gelu: bool = False,
     residual: Tensor | None = None,
     decode: bool = False,
+    workspace: Tensor | None = None,
     pdl: bool,
     paged: PagedKV | None = None,
 ) -> Tensor:
@@ -68,7 +69,6 @@ def fused_linear(
         "HEADS": 1 if paged is None else paged.k_pages.shape[1],
         "HEAD_SIZE": 1 if paged is None else paged.k_pages.shape[3],
         "PAGE_SIZE": 1 if paged is None else paged.k_pages.shape[2],
-        "PRECISION": dot_precision(x.dtype),
         **ALWAYS,
     }
     ends = (
@@ -81,14 +81,23 @@ def fused_linear(
     if decode:
         launch = choose(DecodeLaunch, (n, k), x, rows=m)
         gamma, beta = (None, None) if norm is None else norm
-        whole_row = gamma is None or k <= launch.block_k
+        norms = (x if gamma is None else gamma, x if beta is None else beta)
+        grid = launch.grid(m, n, k)
+        splits = grid[1]
+        # In float32 the tensor cores do not add what the statistics are made of.
+        own_stats = splits == 1 and x.dtype != torch.float32
+        parts = arrived = x
+        if splits > 1:
+            parts = torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
+            arrived = linear_decode.counters(workspace, grid, x.device)
         pdl = pdl and can_launch_dependent(x)
-        linear_decode.decode_kernel[(ceil_div(n, launch.block_n), ceil_div(m, launch.block_m))](
-            x, weight, bias_or_x, x if whole_row else row_stats(x), x if gamma is None else gamma,
-            x if beta is None else beta, *ends, LAYER_NORM_EPS,
+        linear_decode.decode_kernel[grid](
+            x, weight, bias_or_x, x if gamma is None or own_stats else row_stats(x), *norms,
+            *ends[:-1], parts, arrived, m, LAYER_NORM_EPS,
+            BLOCK_N=launch.block_n, BLOCK_K=launch.block_k, SLICES=launch.num_warps,
             HAS_NORM=gamma is not None, HAS_NORM_BIAS=beta is not None,
-            BLOCK_N=launch.block_n, BLOCK_M=launch.block_m, BLOCK_K=launch.block_k,
-            SLICES=launch.num_warps, PDL=pdl, num_warps=launch.num_warps, num_stages=2,
+            ONE_TILE=m <= ROWS_AT_ONCE, OWN_STATS=own_stats, PDL=pdl, num_warps=launch.num_warps,
+            maxnreg=launch.max_registers if pdl and launch.max_registers else None,
             **pdl_option(pdl), **common,
         )  # fmt: skip
     else:
@@ -96,6 +105,7 @@ def fused_linear(
         if norm is not None:
             x = layer_norm(x, *norm)
         common |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+        common |= {"PRECISION": dot_precision(x.dtype)}
         common |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
         rows, columns = ceil_div(m, tile.block_m), ceil_div(n, tile.block_n)
         if tile.persistent:

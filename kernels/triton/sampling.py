@@ -15,12 +15,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from bark_fast.kernels.ops import noise_positions
 from bark_fast.kernels.state import DecodeState, SamplingMetadata, TokenSpace
-from bark_fast.kernels.triton.launch import ALWAYS, power_of_two
-
-CHUNK = 4096
+from bark_fast.kernels.triton.launch import (
+    ALWAYS,
+    can_launch_dependent,
+    pdl_option,
+    power_of_two,
+)
 
 
 @triton.jit
@@ -99,7 +103,11 @@ def sample_kernel(
     HAS_EOS: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HAS_STATE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     if HAS_STATE:
         if tl.load(finished_ptr + row) != 0:
@@ -165,8 +173,10 @@ def sample_kernel(
         seed = tl.load(seeds_ptr + row)
         best_noisy = -float("inf")
         chosen = 0
-        # In chunks, read again: all at once would not leave enough registers for the noise.
-        for start in range(0, BLOCK_V, CHUNK_V):
+        # In chunks, read again: all at once would not leave enough registers for the noise. Chunks
+        # that have no possible column need none.
+        begin = (first // CHUNK_V * CHUNK_V).to(tl.int32)
+        for start in range(begin, last.to(tl.int32), CHUNK_V):
             u = start + tl.arange(0, CHUNK_V)
             part = tl.load(
                 logits_ptr + row * V + u, mask=(u >= first) & (u < last), other=-float("inf")
@@ -220,6 +230,7 @@ def sample(
     *,
     positions: Tensor | None = None,
     state: DecodeState | None = None,
+    pdl: bool,
 ) -> Tensor:
     """See `Backend.sample`."""
     logits = logits.contiguous()
@@ -235,6 +246,9 @@ def sample(
         )
     )  # fmt: skip
     block = max(16, power_of_two(columns))
+    # 16 logits a thread, and of noise one block at a time.
+    num_warps = min(32, max(1, block // 512))
+    pdl = pdl and can_launch_dependent(logits)
     sample_kernel[(rows,)](
         logits, metadata.temperature.contiguous(), metadata.top_k.contiguous(),
         metadata.top_p.contiguous(), metadata.min_eos_p, metadata.min_new_tokens,
@@ -243,10 +257,9 @@ def sample(
         space.stage, columns, space.first_id, space.range_size, space.n_ranges,
         0 if state is None else state.block_tables.shape[1],
         0 if state is None else state.history.shape[1],
-        BLOCK_V=block, CHUNK_V=min(block, CHUNK), HAS_EOS=space.has_end,
+        BLOCK_V=block, CHUNK_V=min(block, 4 * 32 * num_warps), HAS_EOS=space.has_end,
         PAGE_SIZE=1 if state is None else state.page_size, HAS_STATE=state is not None,
-        # 16 logits a thread.
-        num_warps=min(32, max(1, block // 512)), **ALWAYS,
+        num_warps=num_warps, PDL=pdl, **pdl_option(pdl), **ALWAYS,
     )  # fmt: skip
     return out
 

@@ -22,8 +22,10 @@ from typing import Any, TypeVar
 import torch
 
 from bark_fast.kernels.triton.device import Device, device_of
+from bark_fast.kernels.triton.launch import ceil_div
 
 TABLES = Path(__file__).with_name("tables")
+ROWS_AT_ONCE = 8  # of x in a decode product: the short side of mma.m16n8k16
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,20 @@ class DecodeLaunch(Launch):
     """The tiles of `linear_decode.decode_kernel`."""
 
     block_n: int
-    block_m: int
     block_k: int
     num_warps: int  # also the number of slices of K
+    max_registers: int = 0  # a thread, for the next kernel's sake with PDL; 0 sets no limit
+    programs: int = 0  # programs share the rows of x until there are so many
 
     @property
     def order(self) -> tuple[int, ...]:
         return self.block_k, self.num_warps
+
+    def grid(self, m: int, n: int, k: int) -> tuple[int, int, int]:
+        """Return the programs of m rows: blocks of W's rows, blocks of its columns, sharers."""
+        blocks, splits = ceil_div(n, self.block_n), ceil_div(k, self.block_k)
+        sharers = min(ceil_div(m, ROWS_AT_ONCE), self.programs // (blocks * splits))
+        return blocks, splits, max(1, sharers)
 
 
 @dataclass(frozen=True)
@@ -99,17 +108,17 @@ class FlashLaunch(Launch):
 L = TypeVar("L", bound=Launch)
 
 DEFAULTS: dict[type[Launch], Launch] = {
-    # 16 rows of W a program: N = 1024 makes 64 programs, 3072 and 4096 more than an H100 has
-    # multiprocessors. 16 rows of x are the fewest that the instruction takes. 16 x 1024 columns in
-    # flight are 32 KiB of half precision a program and a few MiB on the whole chip, as its memory
-    # latency requires, and 32 registers a thread with 8 warps.
-    DecodeLaunch: DecodeLaunch(block_n=16, block_m=16, block_k=1024, num_warps=8),
+    # 16 rows of W, the long side of the instruction, x 1024 columns are 32 KiB of half precision a
+    # program and a few MiB on the whole chip, as its memory latency requires, and 32 registers a
+    # thread with 8 warps. N = 1024 makes 64 programs, 3072 and 4096 more than an H100 has
+    # multiprocessors. At 64 registers four programs fit on one: two of a kernel and two of the
+    # next, which so requests its weights meanwhile.
+    DecodeLaunch: DecodeLaunch(block_n=16, block_k=1024, num_warps=8, max_registers=64),
     # The usual tile of compute-bound half-precision products; the stages fit sm_80's 163 KiB too.
     TileLaunch: TileLaunch(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3),
-    # 1 024 keys make 4 programs a head: 64 for one sequence of bark, half of an H100. Blocks of 64
-    # keys x 64 are 32 float32 registers a thread; with four stages a whole split is requested at
-    # once.
-    DecodeAttentionLaunch: DecodeAttentionLaunch(split=256, block_kv=64, num_warps=4, num_stages=4),
+    # 64 keys are a page: 700 make 176 programs for one sequence of bark, more than an H100 has
+    # multiprocessors. A block of 64 keys x 64 is 16 registers a thread, and as much of values.
+    DecodeAttentionLaunch: DecodeAttentionLaunch(split=64, block_kv=64, num_warps=4, num_stages=1),
     # A block of 64 keys and values is 16 KiB, for 512 cycles of tensor cores with 128 queries: 32
     # bytes a cycle and multiprocessor, half of what L2 gives. 16 rows a warp leave two programs'
     # registers on a multiprocessor, of which one multiplies while the other takes exponentials.
@@ -117,7 +126,7 @@ DEFAULTS: dict[type[Launch], Launch] = {
 }
 # Without tensor cores the operands of a product live in registers: smaller tiles.
 DEFAULTS_FLOAT32: dict[type[Launch], Launch] = {
-    DecodeLaunch: DecodeLaunch(block_n=16, block_m=16, block_k=128, num_warps=8),
+    DecodeLaunch: DecodeLaunch(block_n=64, block_k=256, num_warps=8),
     TileLaunch: TileLaunch(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=2),
     FlashLaunch: FlashLaunch(block_q=32, block_kv=32, num_warps=4, num_stages=1),
 }
@@ -130,11 +139,18 @@ PERSISTENT = TileLaunch(
 )
 # For so few rows that larger tiles leave multiprocessors idle.
 SHORT = TileLaunch(block_m=64, block_n=128, block_k=64, num_warps=4, num_stages=3)
+# For more rows than one instruction has. A program reads all of x from L2: twice the rows of W
+# halve that, and where they make too few programs for an H100, some share the rows of x.
+DEFAULTS_ROWS: dict[type[Launch], Launch] = {
+    DecodeLaunch: DecodeLaunch(block_n=32, block_k=1024, num_warps=8, programs=132),
+}
 
 
-def default(kind: type[L], dtype: torch.dtype) -> L:
+def default(kind: type[L], dtype: torch.dtype, *, rows: int = 1) -> L:
     """Return the launch that arithmetic suggests."""
-    found = DEFAULTS_FLOAT32.get(kind) if dtype == torch.float32 else None
+    found = DEFAULTS_ROWS.get(kind) if rows > ROWS_AT_ONCE else None
+    if dtype == torch.float32:
+        found = DEFAULTS_FLOAT32.get(kind)
     launch = found or DEFAULTS[kind]
     assert isinstance(launch, kind)
     return launch
@@ -156,8 +172,8 @@ def candidates(kind: type[L], shape: tuple[int, ...]) -> list[L]:
 
 _CANDIDATES: dict[type[Launch], dict[str, tuple[int, ...]]] = {
     DecodeLaunch: {
-        "block_n": (16, 32), "block_m": (16, 32), "block_k": (512, 1024, 2048, 4096),
-        "num_warps": (4, 8, 16, 32),
+        "block_n": (16, 32), "block_k": (512, 1024, 2048, 4096), "num_warps": (4, 8, 16, 32),
+        "max_registers": (0, 64), "programs": (0, 132),
     },
     TileLaunch: {
         "block_m": (64, 128, 256), "block_n": (64, 128, 256), "block_k": (64, 128),
@@ -177,10 +193,13 @@ _CANDIDATES: dict[type[Launch], dict[str, tuple[int, ...]]] = {
 def _is_sensible(launch: Launch, shape: tuple[int, ...]) -> bool:
     """Return False for what cannot win, or cannot run."""
     if isinstance(launch, DecodeLaunch):
-        # A warp's slice is a multiple of what the instruction takes, and not all of it is padding.
-        slices = launch.block_k % (16 * launch.num_warps) == 0
+        # A warp's slice is a multiple of a chunk, not all of W is padding, and it fits in
+        # registers, of which a limit is for 8 rows; sharers are for more.
+        slices = launch.block_k % (32 * launch.num_warps) == 0
         in_flight = launch.block_n * launch.block_k // (32 * launch.num_warps)  # values a thread
-        return slices and launch.block_k < 2 * shape[1] and 16 <= in_flight <= 128
+        fits = 32 <= in_flight <= (64 if launch.max_registers else 128)
+        alone = not (launch.max_registers and launch.programs)
+        return slices and launch.block_k < 2 * shape[1] and fits and alone
     if isinstance(launch, TileLaunch):
         accumulators = launch.block_m * launch.block_n // (32 * launch.num_warps)
         shared = (launch.block_m + launch.block_n) * launch.block_k * 2 * launch.num_stages
@@ -283,7 +302,7 @@ def _table_of(device: torch.device) -> Table | None:
     if device.type != "cuda":
         return None
     tables = [Table.read(path) for path in sorted(TABLES.glob("*.json"))]
-    return nearest(Device.of(device), tables)
+    return nearest(Device.of(device), tables) if tables else None
 
 
 @dataclass
@@ -331,7 +350,7 @@ def choose(kind: type[L], shape: tuple[int, ...], x: torch.Tensor, *, rows: int 
     # (A table may come from another device.)
     if isinstance(found, kind) and (_is_hopper(x) or not getattr(found, "persistent", False)):
         return found
-    launch = _tiles(shape, x, rows) if kind is TileLaunch else default(kind, x.dtype)
+    launch = _tiles(shape, x, rows) if kind is TileLaunch else default(kind, x.dtype, rows=rows)
     assert isinstance(launch, kind)
     return launch
 

@@ -24,9 +24,9 @@ from bench.commands import tune
 from bench.commands.tune import fastest
 
 CPU = torch.device("cpu")
-A = DecodeLaunch(block_n=16, block_m=16, block_k=64, num_warps=2)
-A_WIDE = replace(A, block_m=32)
-B = replace(A, block_k=32)
+A = DecodeLaunch(block_n=16, block_k=64, num_warps=2)
+A_WIDE = replace(A, programs=264)
+B = replace(A, block_k=32, num_warps=1)
 KEY = ("DecodeLaunch", "torch.float16", (32, 64))
 
 
@@ -98,7 +98,7 @@ def test_a_candidate_with_other_bits_than_its_order_promises_is_out(
     """Within what rounding allows, but then a row's bits would depend on the batch."""
     nudge = torch.zeros(32).half()
     nudge[-1] = -(2**-11)
-    found = tuned(monkeypatch, lambda la: GOOD + nudge * (la.block_m == 32), A, A_WIDE, B)
+    found = tuned(monkeypatch, lambda la: GOOD + nudge * (la.programs == 264), A, A_WIDE, B)
     assert found.entry == ((ANY_ROWS, B),)
     assert "bits" in found.failures[A_WIDE]
 
@@ -200,7 +200,7 @@ from triton.runtime.jit import JITFunction
 x = torch.zeros(4, 64, dtype=torch.bfloat16)
 weight = torch.zeros(32, 64, dtype=torch.bfloat16)
 run = lambda: kernels.fused_linear(x, weight, norm=(x[0], None), decode=True, impl="triton")
-launches = [DecodeLaunch(block_n=16, block_m=16, block_k=64, num_warps=n) for n in (2, 4)]
+launches = [DecodeLaunch(block_n=16, block_k=64, num_warps=n) for n in (1, 2)]
 tune.candidates_of = lambda key: launches
 compiled, hits = JITFunction._do_compile, []
 

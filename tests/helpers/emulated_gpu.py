@@ -377,6 +377,7 @@ def emulated_gpu(monkeypatch: pytest.MonkeyPatch, *, backend: Any = None) -> Ite
         patch.setattr(torch.cuda, "current_stream", lambda device=None: None)
         patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**30, 2**31))
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
         patch.setattr(torch.cuda, "empty_cache", lambda: None)
         patch.setattr(torch.cuda, "get_device_properties", lambda device=None: _PROPERTIES)
         yield gpu

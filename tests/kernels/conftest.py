@@ -15,7 +15,7 @@ import torch
 import helpers.kernel_cases
 import helpers.kernels
 from bark_fast import kernels
-from bark_fast.kernels.triton import codebook, schedules
+from bark_fast.kernels.triton import attention, codebook, embedding, linear, sampling, schedules
 from bark_fast.kernels.triton.schedules import (
     DecodeAttentionLaunch,
     DecodeLaunch,
@@ -30,14 +30,15 @@ from helpers.ptx import Compiler
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launch with the smallest tiles that tl.dot accepts, 16 each way."""
     launches: list[schedules.Launch] = [
-        DecodeLaunch(block_n=16, block_m=16, block_k=32, num_warps=2),
+        DecodeLaunch(block_n=16, block_k=64, num_warps=2, programs=8),
         TileLaunch(block_m=16, block_n=16, block_k=16, num_warps=4, num_stages=1),
         FlashLaunch(block_q=16, block_kv=16, num_warps=4, num_stages=1),
         DecodeAttentionLaunch(split=32, block_kv=16, num_warps=4, num_stages=4),
     ]
     for launch in launches:
         monkeypatch.setitem(schedules.DEFAULTS, type(launch), launch)
-        monkeypatch.delitem(schedules.DEFAULTS_FLOAT32, type(launch), raising=False)
+        for table in (schedules.DEFAULTS_FLOAT32, schedules.DEFAULTS_ROWS):
+            monkeypatch.delitem(table, type(launch), raising=False)
     monkeypatch.setattr(codebook, "BLOCK_F", 16)
 
 
@@ -69,6 +70,14 @@ def ptx_compiler() -> Iterator[Compiler]:
     compiler = Compiler()
     yield compiler
     compiler.close()
+
+
+@pytest.fixture
+def dependent(monkeypatch: pytest.MonkeyPatch) -> kernels.Backend:
+    """Launch programmatic dependents, which CPU tensors do not get by themselves."""
+    for module in (attention, embedding, linear, sampling):
+        monkeypatch.setattr(module, "can_launch_dependent", lambda x: True)
+    return kernels.backend("triton", pdl=True)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from bark_fast.kernels.triton.norm import row_stats
 from helpers.kernel_cases import Sequences, exact_bidirectional, exact_linear, exact_norm
 from helpers.kernels import assert_accurate, randn
 from helpers.ptx import Code, Compiler, Device, PtxError
+from helpers.ptx.dependents import assert_starts_the_next_and_waits
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cpu_tensors")]
 
@@ -104,7 +105,9 @@ def test_attention_of_frames(ptx_compiler: Compiler) -> None:
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("tokens", [1, 4])
-def test_embedding(tokens: int, dtype: torch.dtype, ptx_compiler: Compiler) -> None:
+def test_embedding(
+    tokens: int, dtype: torch.dtype, ptx_compiler: Compiler, dependent: kernels.Backend
+) -> None:
     """A decode step's, and with a silent stream that of a prompt; only the rows asked for exist."""
     table = torch.full((2, 50, WIDTH), torch.nan, dtype=dtype)
     ids = torch.tensor([[3, 49, 0, 7], [5, -1, 5, -1]])[:, :tokens].clone()
@@ -112,10 +115,9 @@ def test_embedding(tokens: int, dtype: torch.dtype, ptx_compiler: Compiler) -> N
         for i in ids[stream][ids[stream] >= 0]:
             table[stream, i] = randn(WIDTH, seed=int(i) + 100 * stream, dtype=dtype)
     positions, places = torch.tensor([7, 0, 1, 30])[:tokens].clone(), randn(40, WIDTH, dtype=dtype)
-    with Device(ptx_compiler):
-        got = kernels.embedding_sum(
-            ids, table, positions=positions, position_table=places, impl="triton"
-        )
+    with Device(ptx_compiler) as device:
+        got = dependent.embedding_sum(ids, table, positions=positions, position_table=places)
+    assert_starts_the_next_and_waits(device.ran[0][0])
     exact = places[positions].double()
     for stream in range(2):
         used = ids[stream] >= 0
@@ -159,7 +161,9 @@ STATE = (
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("stage", ["semantic", "coarse"])
-def test_sampler(stage: str, dtype: torch.dtype, ptx_compiler: Compiler) -> None:
+def test_sampler(
+    stage: str, dtype: torch.dtype, ptx_compiler: Compiler, dependent: kernels.Backend
+) -> None:
     """The tokens and the next step's state are those of plain torch."""
     semantic = stage == "semantic"
     columns = BARK.semantic_ids if semantic else BARK.coarse_ids
@@ -185,8 +189,10 @@ def test_sampler(stage: str, dtype: torch.dtype, ptx_compiler: Compiler) -> None
     expected = decode_state(rows, limits=[4, 99, 99, 99, 99, 99], ended=ended)
     want = kernels.sample(logits, metadata, space, state=expected)
     state = decode_state(rows, limits=[4, 99, 99, 99, 99, 99], ended=ended)
-    with Device(ptx_compiler, writable=[getattr(state, name) for name in STATE], seed=4):
-        got = kernels.sample(logits, metadata, space, state=state, impl="triton")
+    device = Device(ptx_compiler, writable=[getattr(state, name) for name in STATE], seed=4)
+    with device:
+        got = dependent.sample(logits, metadata, space, state=state)
+    assert_starts_the_next_and_waits(device.ran[0][0])
     running = [row for row in range(rows) if row != ended]
     assert got[running].tolist() == want[running].tolist()
     for name in STATE:

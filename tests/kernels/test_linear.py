@@ -72,6 +72,18 @@ def test_the_models_widths(triton_impl, decode: bool, k: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mean", [3.0, -10.0])
+@pytest.mark.parametrize("width", [100, 1024])
+def test_a_norm_of_rows_far_from_zero(triton_impl, dtype, mean: float, width: int) -> None:
+    """A decode product's norm is folded in, and loses nothing by subtracting the mean later."""
+    x, weight = randn(3, width, dtype=dtype) + mean, randn(20, width, seed=1, dtype=dtype)
+    norm = (randn(width, seed=2, dtype=dtype), randn(width, seed=3, dtype=dtype))
+    got = kernels.fused_linear(x, weight, norm=norm, decode=True, impl=triton_impl)
+    plain = kernels.fused_linear(x, weight, norm=norm, impl="torch")
+    assert_accurate(got, plain, exact_linear(x, weight, norm=norm))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("decode", [True, False])
 @pytest.mark.parametrize("norm", [True, False])
 def test_a_row_does_not_depend_on_its_neighbours(triton_impl, dtype, decode, norm) -> None:

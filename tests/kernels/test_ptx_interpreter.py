@@ -217,6 +217,17 @@ def test_float16_and_bfloat16_are_rounded_to_nearest_even() -> None:
     assert np.array_equal(halves[1::2], upper, equal_nan=True)
 
 
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_pairs_are_multiplied_one_by_one(kind: str) -> None:
+    operands = compute(f"mul.{kind}x2", ["b32", "b32"], "b32")
+    halves = [np.ascontiguousarray(as_type(t, "b32")).view(np.uint16) for t in operands]
+    x, y, got = (as_type(t.astype(np.uint64), kind) for t in halves)
+    with np.errstate(all="ignore"):
+        product = torch.from_numpy(x.astype(F32) * y.astype(F32))
+    want = product.to(torch.float16 if kind == "f16" else torch.bfloat16).float().numpy()
+    assert np.array_equal(got.astype(F32), want, equal_nan=True)
+
+
 def test_numbers_become_floats() -> None:
     for kind in ("s32", "u32"):
         x, out = compute(f"cvt.rn.f32.{kind}", [kind], "f32")
@@ -304,6 +315,29 @@ $L__BB0_3:
     )  # fmt: skip
     t = np.arange(32)
     assert (out == t % 5 + 1 + 100 * (t % 2)).all()
+
+
+def test_threads_that_are_ahead_wait_at_a_barrier() -> None:
+    """Warp 0 goes a way behind the loop; warp 1 is in the next round before it returns."""
+    out = np.zeros(64, np.uint64)
+    run(
+        """
+	setp.lt.u32 	%p1, %r0, 32;
+	mov.b32 	%r2, 0;
+$L__BB0_1:
+	bar.sync 	0;
+	@%p1 bra 	$L__BB0_3;
+$L__BB0_2:
+	add.s32 	%r2, %r2, 1;
+	setp.lt.u32 	%p2, %r2, 3;
+	@%p2 bra 	$L__BB0_1;
+	bra.uni 	$L__BB0_4;
+$L__BB0_3:
+	bra.uni 	$L__BB0_2;
+$L__BB0_4:
+	st.global.b32 	[%rd30], %r2;""", out, threads=64,
+    )  # fmt: skip
+    assert (out == 3).all()
 
 
 def test_a_register_that_was_never_set_is_found() -> None:

@@ -25,13 +25,13 @@ from bark_fast.kernels.triton.schedules import (
 )
 
 H200 = Device("NVIDIA H200", (9, 0), 132)
-FAST = DecodeLaunch(block_n=32, block_m=16, block_k=1024, num_warps=8)
+FAST = DecodeLaunch(block_n=32, block_k=1024, num_warps=8)
 KEY = ("DecodeLaunch", "torch.bfloat16", (1024, 1024))
 X = torch.empty(1, dtype=torch.bfloat16)
 
 
 def table(device: Device = H200, launch: DecodeLaunch = FAST) -> Table:
-    wide = replace(launch, block_m=32)
+    wide = replace(launch, programs=264)
     return Table(device, {KEY: ((16, launch), (ANY_ROWS, wide))}, {"versions": {"triton": "x"}})
 
 
@@ -82,7 +82,7 @@ def test_a_device_uses_its_table(on_h200: Path) -> None:
     assert choose(DecodeLaunch, (1024, 1024), X) == default(DecodeLaunch, X.dtype)
     table().write(on_h200 / "nvidia-h200.json")
     assert choose(DecodeLaunch, (1024, 1024), X, rows=16) == FAST
-    assert choose(DecodeLaunch, (1024, 1024), X, rows=17) == replace(FAST, block_m=32)
+    assert choose(DecodeLaunch, (1024, 1024), X, rows=17) == replace(FAST, programs=264)
     # What was not measured: another shape, dtype or kind.
     assert choose(DecodeLaunch, (1024, 4096), X) == default(DecodeLaunch, X.dtype)
     assert choose(DecodeLaunch, (1024, 1024), X.half()) == default(DecodeLaunch, X.dtype)
@@ -123,7 +123,7 @@ def test_a_launch_is_tried_where_its_kind_is_chosen() -> None:
 
 
 def test_entries_are_merged_by_rows() -> None:
-    wide = replace(FAST, block_m=32)
+    wide = replace(FAST, programs=264)
     assert with_rows({1: FAST}) == ((ANY_ROWS, FAST),)
     assert with_rows({64: wide, 1: FAST, 16: FAST}) == ((16, FAST), (ANY_ROWS, wide))
 

@@ -10,6 +10,7 @@
     tma           copies of tiles by descriptors, and mbarriers
     cta           all threads of one program in lock step, diverging and meeting again
     compiler      a process that compiles launches, because this one may run Triton's interpreter
+    dependents    how a programmatic dependent begins
     device        runs Triton launches on CPU tensors: the kernels' Python side is the real one
 
 The instructions follow NVIDIA's "Parallel Thread Execution ISA". Approximate instructions (`ex2`,

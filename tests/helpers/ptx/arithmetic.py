@@ -48,7 +48,8 @@ def _step(ins: Instruction, operation: Operation) -> Step:
         value = operation.compute(*sources)
         if to_zero:
             value = flush(value)
-        bits = _pack(sources, result) if result in PAIRS else encode(value, result)
+        packs = ins.words[0] == "cvt" and result in PAIRS
+        bits = _pack(sources, result) if packs else encode(value, result)
         cta.write(destination, bits, threads)
 
     return step

@@ -34,6 +34,9 @@ def decode(bits: np.ndarray, kind: str) -> np.ndarray:
         return bits
     if kind == "bf16":
         return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if kind in PAIRS:  # [..., 2], the lower half first
+        halves = np.stack([bits & np.uint32(0xFFFF), bits >> np.uint32(16)], axis=-1)
+        return decode(halves.astype(np.uint16), PAIRS[kind])
     dtype = _DTYPES[kind]
     if bits.dtype.itemsize != dtype.itemsize:
         bits = bits.astype(UNSIGNED[dtype.itemsize])
@@ -46,6 +49,9 @@ def encode(values: np.ndarray, kind: str) -> np.ndarray:
         return np.asarray(values)
     if kind == "bf16":
         return _bfloat16_bits(np.asarray(values, np.float32))
+    if kind in PAIRS:
+        halves = encode(np.asarray(values), PAIRS[kind]).astype(np.uint32)
+        return halves[..., 0] | halves[..., 1] << np.uint32(16)
     dtype = _DTYPES[kind]
     return np.asarray(values).astype(dtype, copy=False).view(UNSIGNED[dtype.itemsize])
 
