@@ -20,7 +20,7 @@ from bench.cases.time_model import TimeModel
 from bench.harness.workload import Utterance
 
 MAX_BATCH, MAX_PREFILL_TOKENS, MAX_WINDOWS = 256, 8192, 8  # the engine's on CUDA
-STEPS_PER_LOOK = {"semantic": 16, "coarse": 60}
+STEPS_PER_LOOK = {"semantic": 8, "coarse": 60}
 # Which phases run as CUDA graphs; the others are launched from Python.
 GRAPHS = {"decode": True, "prefill": True, "fine": True}
 _COARSE_PROMPT = 600  # tokens: between 257 and 887, with the history

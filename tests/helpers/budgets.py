@@ -158,8 +158,8 @@ def measure() -> Iterator[tuple[str, Figures]]:
     from bark_fast.kernels import aot
 
     for launch, case, _, _ in aot.all_launches(["large"], ["bfloat16"], [TARGET]):
-        if "M=16" in case or "M=17 pdl" in case:
-            continue  # all but the code of 17 rows, and slow to disassemble
+        if re.search(r" M=\d+$", case):
+            continue  # without programmatic launch: what older GPUs run
         code = aot.build(launch, TARGET)
         usage = aot.resource_usage(code.asm["cubin"])
         assert not usage["STACK"] + usage["LOCAL"], f"{case} spills"
