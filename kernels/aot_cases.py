@@ -75,8 +75,8 @@ def _others(
             positions=new(300, of=i64), position_table=new(MOST_POSITIONS, c),
         )  # fmt: skip
 
-    yield "embedding (prompt)", embed(2, new(1, shape.text_ids, c).expand(2, -1, -1))
-    yield "embedding (fine)", embed(7, new(shape.codebooks, 1056, c))
+    yield f"embedding (prompt){tail}", embed(2, new(1, shape.text_ids, c).expand(2, -1, -1))
+    yield f"embedding (fine){tail}", embed(7, new(shape.codebooks, 1056, c))
     yield "layer norm", partial(backend.layer_norm, new(300, c), new(c), None)
     # How many rows there are may choose the tiles; what is chosen twice is compiled once.
     for tokens in _PROMPTS:
@@ -105,9 +105,9 @@ def _others(
         ("coarse", coarse, shape.coarse_ids, 60),
     ):
         yield f"sample ({name}){tail}", _sample(backend, new, ids, space, steps=steps)
-        yield f"sample (after a {name} prompt)", _sample(backend, new, ids, space)
+        yield f"sample (after a {name} prompt){tail}", _sample(backend, new, ids, space)
     fine = kernels.TokenSpace(stage=2)
-    yield "sample (fine)", _sample(backend, new, shape.codebook_size, fine)
+    yield f"sample (fine){tail}", _sample(backend, new, shape.codebook_size, fine)
     codes = new(1, shape.codebooks, 700, of=i64)
     books = new(shape.codebooks, shape.codebook_size, shape.codec_channels, of=torch.float32)
     yield "codebook sum", partial(backend.codebook_sum, codes, books)

@@ -33,7 +33,7 @@ from bench.cases.kernels import attention_cost, linear_cost
 META = torch.device("meta")
 DTYPE = torch.bfloat16
 PAGE_SIZE = 64
-_STEPS = {"semantic": 16, "coarse": 60}  # between two looks
+_STEPS = {"semantic": 8, "coarse": 60}  # between two looks, on CUDA
 _SAMPLING = SamplingParams(0.7, seed=0)
 
 
@@ -69,7 +69,7 @@ class _Recorder:
 
     def __init__(self, keys: int) -> None:
         self.operations: list[Operation] = []
-        self._behind, self._keys = kernels.backend("triton"), keys
+        self._behind, self._keys = kernels.backend("triton", pdl=True), keys
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._behind, name)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from math import ceil, prod
 
-from bark_fast.kernels.aot import Launch
+from bark_fast.kernels.aot import PDL_TARGET, Launch
 from bench.cases.gpus import GPU
 from bench.cases.recording import Operation
 
@@ -117,15 +117,19 @@ class TimeModel:
 
     def gap_us(self, launch: Launch) -> float:
         """Return the time between the end of the launch before and the start of this one."""
-        dependent = launch.options.get("launch_pdl", False)
-        return self.assumed.dependent_gap_us if dependent else self.assumed.gap_us
+        early = self._starts_early(launch)
+        return self.assumed.dependent_gap_us if early else self.assumed.gap_us
+
+    def _starts_early(self, launch: Launch) -> bool:
+        """Return whether the launch is a programmatic dependent, and the GPU knows that."""
+        return self.gpu.capability >= PDL_TARGET and bool(launch.options.get("launch_pdl"))
 
     def waits_us(self, op: Operation) -> float:
         """Return the trips to memory and to L2 that must follow one another."""
         memory = l2 = 0
         for launch in op.launches:
             trips = rounds_of_memory(op, launch)
-            if launch.options.get("launch_pdl") and op.name.startswith("product"):
+            if self._starts_early(launch) and op.name.startswith("product"):
                 trips -= 1  # weights are on their way before the kernel before has ended
             memory += trips
             l2 += 1  # what the epilogue reads: residuals, slots

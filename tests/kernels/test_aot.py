@@ -68,7 +68,7 @@ launch = JITFunction.run
 made = []
 JITFunction.run = lambda kernel, *args, **kwargs: made.append((kernel, args, kwargs))
 cases = dict(aot.cases(aot.SHAPES["small"], torch.bfloat16, pdl=True))
-for name in ("fc2 + residual M=16 pdl", "out + residual prefill", "sample (fine)"):
+for name in ("fc2 + residual M=16 pdl", "out + residual prefill", "sample (fine) pdl"):
     made.clear()
     with assuming(aot.DEVICES[90]):
         cases[name]()
