@@ -103,6 +103,7 @@ class AsyncBark:
         voice: VoiceLike | None = None,
         params: GenerationParams | None = None,
         language: str = "en",
+        pause_s: float = 0.0,
     ) -> AsyncIterator[Speech]:
         """Say a text of any length, a sentence at a time; arguments are those of `Bark.stream`.
 
@@ -113,7 +114,9 @@ class AsyncBark:
             InputError, QueueFullError, ClosedError: as `generate`, at the first sentence.
         """
         self._check_open()
-        plan = await asyncio.to_thread(self.bark.stream_plan, text, voice, params, language)
+        plan = await asyncio.to_thread(
+            self.bark.stream_plan, text, voice, params, language, pause_s=pause_s
+        )
         waiting: deque[Future[Speech]] = deque()
         try:
             while True:
@@ -125,9 +128,8 @@ class AsyncBark:
                     waiting.append(await self._begin(request, wait=plan.n_begun > 0))
                     plan.advance()
                 await self._work_ahead(plan, waiting)
-                speech = await self._finish(waiting[0])
+                speech = plan.heard(await self._finish(waiting[0]))
                 waiting.popleft()
-                plan.heard(speech)
                 # The next ones are under way while this one is listened to.
                 await self._work_ahead(plan, waiting)
                 yield speech

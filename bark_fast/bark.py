@@ -320,9 +320,14 @@ class Bark:
         voice: VoiceLike | None = None,
         params: GenerationParams | None = None,
         language: str = "en",
+        pause_s: float = 0.0,
         progress: bool = False,
     ) -> Iterator[Speech]:
         """Say a text of any length, one sentence at a time, in one voice throughout.
+
+        The parts' samples can be joined as they are: each is what `generate` gives, but for a fade
+        of 5 ms where it meets another, and for the pause behind it. The next sentences are made
+        while one is listened to; on a CPU none is beside the first, so that it comes soon.
 
         Args:
             text: split at the ends of sentences and of lines; a sentence too long for one utterance
@@ -330,6 +335,7 @@ class Bark:
             voice: as in `generate`; None takes the first sentence's own voice for the others.
             params: as in `generate`; sentence i uses seed + i.
             language: a code such as "en" or "de", for the abbreviations that end no sentence.
+            pause_s: silence behind each sentence but the last, from 0 to 60 seconds.
             progress: show a progress bar on standard error.
 
         Yields:
@@ -339,7 +345,7 @@ class Bark:
             InputError: an argument is wrong; raised by the call itself, before anything is said.
         """
         # Everything that can be wrong is looked at here, not at the first next().
-        plan = self.stream_plan(text, voice, params, language)
+        plan = self.stream_plan(text, voice, params, language, pause_s=pause_s)
         self.driver.home.check()
         return speak(plan, self.submit, progress=progress)
 
@@ -349,9 +355,15 @@ class Bark:
         voice: VoiceLike | None,
         params: GenerationParams | None,
         language: str,
+        *,
+        pause_s: float = 0.0,
     ) -> StreamPlan:
         """Return the plan by which `stream` says a text, for those who bring their own loop."""
-        return StreamPlan(self.requests, text, voice, params, language)
+        # Sentences share a CPU, and each would come later; a GPU has room for some more.
+        ahead = (4,) if self.device.type == "cuda" else (1, 2, 4)
+        return StreamPlan(
+            self.requests, text, voice, params, language, pause_s=pause_s, ahead=ahead
+        )
 
     def submit(
         self, request: Request, *, progress: Progress | None = None, urgent: bool = False

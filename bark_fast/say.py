@@ -10,12 +10,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from bark_fast.audio import FORMATS, AudioTarget, AudioWriter, check_audio_path
 from bark_fast.errors import InputError
 from bark_fast.files import check_path, check_writable
 from bark_fast.types import GenerationParams, Speech, Voice
+from bark_fast.validation import check_number
 
 if TYPE_CHECKING:
     from bark_fast.bark import Bark
@@ -123,8 +122,7 @@ def _say(arguments: argparse.Namespace) -> int:
     if arguments.save_voice is not None:
         voice_path = check_path(arguments.save_voice, Voice.ENDINGS, name="--save-voice")
         check_writable(voice_path, name="--save-voice")
-    if not 0 <= arguments.pause <= 60:
-        raise InputError(f"--pause must be from 0 to 60 seconds, got {arguments.pause:g}")
+    check_number("--pause", arguments.pause, "from 0 to 60 seconds", 0, 60)
     text = _read_stdin() if arguments.text == "-" else arguments.text
     if not text.strip():
         raise InputError("TEXT must not be empty")
@@ -167,6 +165,7 @@ def _speak(
         voice=arguments.voice,
         params=params,
         language=arguments.language,
+        pause_s=arguments.pause,
         progress=sys.stderr.isatty() if arguments.progress is None else arguments.progress,
     )
     writer = AudioWriter(
@@ -202,13 +201,10 @@ def _write(
     arguments: argparse.Namespace,
     bark: Bark,
 ) -> None:
-    """Write each part when it comes, with a pause before all but the first, and add it to `said`;
-    write the voice of the first that is long enough for one."""
-    silence = np.zeros(round(arguments.pause * bark.sample_rate_hz), dtype=np.float32)
+    """Write each part when it comes, and add it to `said`; write the voice of the first that is
+    long enough for one."""
     speaker: Voice | None = None
     for part in parts:
-        if said:
-            writer.write(silence)
         writer.write(part.samples)
         said.append(part)
         if arguments.save_voice is not None and speaker is None:

@@ -1,18 +1,20 @@
-"""A long text, one sentence after another: which may begin when, and in which voice."""
+"""A long text, one sentence after another: which may begin when, in which voice, how they join."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+
+import numpy as np
 
 from bark_fast.process import HomeProcess
 from bark_fast.progress import ProgressBar
 from bark_fast.request import Request, RequestBuilder, checked_params
 from bark_fast.text import normalise, warn_of_silence
 from bark_fast.types import GenerationParams, Speech, Voice
-from bark_fast.validation import SEED_LIMIT
+from bark_fast.validation import SEED_LIMIT, check_number
 from bark_fast.voices import VoiceLike, long_enough
 
 
@@ -24,14 +26,14 @@ class StreamPlan:
 
     Args:
         requests: makes a sentence's request.
-        text, voice, params, language: as in `Bark.stream`; sentence i takes the i-th seed after
-            that of `params`.
+        text, voice, params, language, pause_s: as in `Bark.stream`; sentence i takes the i-th seed
+            after that of `params`.
+        ahead: sentences that may be under way before one has been heard, after the first, and so
+            on; the last stands for all after it.
 
     Raises:
         InputError: an argument is wrong.
     """
-
-    _AHEAD = 4  # sentences under way at a time: the first must not wait for too many others
 
     def __init__(
         self,
@@ -40,7 +42,11 @@ class StreamPlan:
         voice: VoiceLike | None,
         params: GenerationParams | None,
         language: str,
+        *,
+        pause_s: float = 0.0,
+        ahead: Sequence[int] = (4,),
     ) -> None:
+        check_number("pause_s", pause_s, "from 0 to 60 seconds", 0, 60)
         clean, checked = normalise(text), checked_params(params)
         loaded = requests.voices.get(voice)
         first = Request.resolve(clean, [], loaded, checked, requests.config)
@@ -51,6 +57,9 @@ class StreamPlan:
             normalize_text=checked.normalize_text,
         )
         self.n_begun = 0
+        self._n_heard = 0
+        self._ahead = ahead
+        self._pause_s = pause_s
         self._requests = requests
         self._voice: Voice | None = first.voice
         self._params = replace(checked, normalize_text=False)  # the pieces are
@@ -58,7 +67,9 @@ class StreamPlan:
 
     def peek(self, n_waiting: int) -> Request | None:
         """Return the next sentence if it may begin while `n_waiting` others are under way."""
-        ahead = 1 if self._voice is None else self._AHEAD
+        ahead = 1
+        if self._voice is not None:
+            ahead = self._ahead[min(self._n_heard, len(self._ahead) - 1)]
         if self.n_begun == len(self.pieces) or n_waiting >= ahead:
             return None
         seed = (self._first_seed + self.n_begun) % SEED_LIMIT
@@ -69,13 +80,33 @@ class StreamPlan:
         """Take note that the sentence has begun."""
         self.n_begun += 1
 
-    def heard(self, speech: Speech) -> None:
-        """Take the oldest sentence under way, which is there now."""
+    def heard(self, speech: Speech) -> Speech:
+        """Take the oldest sentence under way, which is there now; return it ready to be joined."""
         warn_of_silence(speech.text, len(speech.samples))
+        self._n_heard += 1
         if self._voice is None and long_enough(
             speech.semantic_tokens, speech.coarse_tokens, self._requests.config
         ):
             self._voice = speech.to_voice()
+        return self._joinable(speech)
+
+    def _joinable(self, speech: Speech) -> Speech:
+        """Return the sentence heard last with a fade where it meets others, and the pause."""
+        is_first, is_last = self._n_heard == 1, self._n_heard == len(self.pieces)
+        rate = speech.sample_rate_hz
+        samples = speech.samples.copy()
+        n = min(round(_FADE_S * rate), len(samples) // 2)
+        ramp = (np.arange(n) / max(n, 1)).astype(np.float32)
+        if not is_first:
+            samples[:n] *= ramp
+        if not is_last:
+            samples[len(samples) - n :] *= ramp[::-1]
+            pause = np.zeros(round(self._pause_s * rate), dtype=np.float32)
+            samples = np.concatenate([samples, pause])
+        return replace(speech, samples=samples)
+
+
+_FADE_S = 0.005  # long enough that no edge clicks, too short to be heard itself
 
 
 def speak(
@@ -101,9 +132,8 @@ def speak(
             begin(bar)
             while waiting:
                 home.check()
-                speech = waiting[0].result()
+                speech = plan.heard(waiting[0].result())
                 waiting.popleft()
-                plan.heard(speech)
                 begin(bar)  # the next ones are under way while this one is listened to
                 yield speech
         finally:

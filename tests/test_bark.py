@@ -32,6 +32,7 @@ from bark_fast.devices import resolve_device, resolve_dtype, resolve_impl
 from bark_fast.kernels import why_not_native
 from bark_fast.kernels.cpu import native
 from helpers.checkpoints import Checkpoint
+from helpers.joining import joinable
 
 SAMPLED = GenerationParams(temperature=1.0, max_semantic_tokens=20, min_eos_p=0, seed=11)
 GREEDY = replace(SAMPLED, temperature=0)
@@ -341,19 +342,45 @@ def test_stream(small: Checkpoint) -> None:
     assert [part.text for part in parts] == small.bark.split(LONG, max_tokens=20)
     assert [part.text for part in parts] == ["One two three.", "Four five six.", "Seven eight."]
     assert [part.seed for part in parts] == [11, 12, 13]
-    assert same(parts[0], small.bark.generate(parts[0].text, params=SAMPLED))
+    alone = [small.bark.generate(parts[0].text, params=SAMPLED)]
     for i in (1, 2):
         own = replace(SAMPLED, seed=11 + i)
         voice = parts[0].to_voice()
-        assert same(parts[i], small.bark.generate(parts[i].text, voice=voice, params=own))
-        assert not same(parts[i], small.bark.generate(parts[i].text, params=own))
+        alone.append(small.bark.generate(parts[i].text, voice=voice, params=own))
+        other = small.bark.generate(parts[i].text, params=own)
+        assert not np.array_equal(parts[i].semantic_tokens, other.semantic_tokens)
+    assert all(same(a, b) for a, b in zip(parts, joinable(alone), strict=True))
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.25])
+def test_the_parts_of_a_stream_can_be_joined(small: Checkpoint, pause_s: float) -> None:
+    """They fade where they meet, and the pause goes with the sentence before it."""
+    voice = small.voice(20)
+    parts = list(small.bark.stream(LONG, voice=voice, params=SAMPLED, pause_s=pause_s))
+    alone = [
+        small.bark.generate(part.text, voice=voice, params=replace(SAMPLED, seed=11 + i))
+        for i, part in enumerate(parts)
+    ]
+    assert all(same(a, b) for a, b in zip(parts, joinable(alone, pause_s), strict=True))
+    longer = [len(part.samples) - len(raw.samples) for part, raw in zip(parts, alone, strict=True)]
+    assert longer == [8000 * pause_s, 8000 * pause_s, 0]
+    assert np.array_equal(parts[0].samples[:100], alone[0].samples[:100]), "the outer edge stays"
+    assert parts[1].samples[0] == 0.0 != alone[1].samples[0]
+
+
+def test_one_sentence_is_what_generate_gives(small: Checkpoint) -> None:
+    (part,) = small.bark.stream("Hello you.", params=SAMPLED, pause_s=1.0)
+    assert same(part, small.bark.generate("Hello you.", params=SAMPLED))
 
 
 def test_stream_with_a_voice(small: Checkpoint) -> None:
     voice = small.voice(20)
-    for i, part in enumerate(small.bark.stream(LONG, voice=voice, params=SAMPLED)):
-        own = replace(SAMPLED, seed=11 + i)
-        assert same(part, small.bark.generate(part.text, voice=voice, params=own))
+    parts = list(small.bark.stream(LONG, voice=voice, params=SAMPLED))
+    alone = [
+        small.bark.generate(part.text, voice=voice, params=replace(SAMPLED, seed=11 + i))
+        for i, part in enumerate(parts)
+    ]
+    assert all(same(a, b) for a, b in zip(parts, joinable(alone), strict=True))
 
 
 def test_stream_seeds(small: Checkpoint) -> None:
@@ -369,9 +396,11 @@ def test_stream_whose_first_sentence_is_no_voice(small: Checkpoint) -> None:
     """Too short to be a history; the next one is asked."""
     parts = list(small.bark.stream("ab cd", params=replace(SAMPLED, max_semantic_tokens=1)))
     assert len(parts) > 1
-    for i, part in enumerate(parts):
-        own = replace(SAMPLED, max_semantic_tokens=1, seed=11 + i)
-        assert same(part, small.bark.generate(part.text, params=own))
+    alone = [
+        small.bark.generate(part.text, params=replace(SAMPLED, max_semantic_tokens=1, seed=11 + i))
+        for i, part in enumerate(parts)
+    ]
+    assert all(same(a, b) for a, b in zip(parts, joinable(alone), strict=True))
 
 
 def test_stream_skips_what_cannot_be_said(small: Checkpoint) -> None:
@@ -406,11 +435,11 @@ def test_a_stream_in_a_known_voice_works_ahead(
     assert len(submitted) == 9
     pieces = small.bark.split(text)
     voice = small.voice(17)
-    for i, part in enumerate([first, *rest]):
-        alone = small.bark.generate(
-            pieces[i], voice=voice, params=replace(SAMPLED, seed=SAMPLED.seed + i)
-        )
-        assert same(part, alone)
+    alone = [
+        small.bark.generate(piece, voice=voice, params=replace(SAMPLED, seed=SAMPLED.seed + i))
+        for i, piece in enumerate(pieces)
+    ]
+    assert all(same(a, b) for a, b in zip([first, *rest], joinable(alone), strict=True))
 
 
 def spy_on_submissions(monkeypatch: pytest.MonkeyPatch, bark: Bark) -> list[Any]:
