@@ -35,10 +35,10 @@ _PLANS = {
     "fine": Plan(5_000, 2e-3),
 }
 _TRAIN = {
+    "fine": train_fine,
     "codec": train_codec,
     "semantic": train_semantic,
     "coarse": train_coarse,
-    "fine": train_fine,
 }
 _STEPS = ("data", *_TRAIN, "export", "evaluate")
 

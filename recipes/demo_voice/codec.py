@@ -19,12 +19,15 @@ from torch import Tensor, nn
 
 from recipes.demo_voice import features, tokens
 from recipes.demo_voice.data import Ragged
+from recipes.demo_voice.fine import build_fine, completed
 from recipes.demo_voice.fit import Plan, fit
+from recipes.demo_voice.network import FineModel
 from recipes.demo_voice.teacher import HOP
 
 WIDTH = 96  # of a frame's vector
 _FRAMES, _LEAD = 36, 6  # of a training piece; the first ones only warm the decoder up
 _PIECES = 5
+_MADE = 0.7  # of the pieces are of codes that the fine model made, once there is one
 _RESOLUTIONS = (2048, 640, 200)
 
 
@@ -119,6 +122,15 @@ def _is_filter(name: str, weight: Tensor) -> bool:
     return name.startswith("decoder") and weight.ndim == 3 and weight.numel() > 1000
 
 
+def trained_fine(models: Path) -> FineModel | None:
+    """The fine model, if it is trained already."""
+    if not (models / "fine.pt").exists():
+        return None
+    fine = build_fine()
+    fine.load_state_dict(torch.load(models / "fine.pt", weights_only=True, map_location="cpu"))
+    return fine
+
+
 def train_codec(data: Path, out: Path, plan: Plan, seed: int) -> None:
     """Codes to waves."""
     torch.manual_seed(seed + 3)
@@ -130,14 +142,17 @@ def train_codec(data: Path, out: Path, plan: Plan, seed: int) -> None:
     model.to(device)
     long_enough = np.diff(all_codes.offsets) > _FRAMES
     usable = np.flatnonzero(long_enough[: len(waves)])
+    fine = trained_fine(out)
     usable, held_out = usable[usable >= n_held_out], usable[usable < n_held_out]
 
     def pieces(which: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         codes, samples = [], []
         for i in which:
-            own = all_codes[int(i)]
+            own = all_codes[int(i)].astype(np.int64)
+            if fine is not None and own.shape[1] <= tokens.FINE_WINDOW and rng.random() < _MADE:
+                own = completed(fine, torch.from_numpy(own)).numpy()
             start = int(rng.integers(own.shape[1] - _FRAMES + 1))
-            codes.append(own[:, start : start + _FRAMES].astype(np.int64))
+            codes.append(own[:, start : start + _FRAMES])
             span = slice(start * HOP, (start + _FRAMES) * HOP)
             samples.append(waves[int(i)][span].astype(np.float32) / 32767)
         return torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(samples))

@@ -16,6 +16,7 @@ from recipes.demo_voice.fit import Plan, fit
 from recipes.demo_voice.network import FineModel, Shape
 from recipes.demo_voice.precision import half
 
+_SOFTNESS = 0.03  # in mean squared distances of two codes
 FINE = Shape(3, 128, tokens.FINE_WINDOW, 32)
 
 
@@ -32,20 +33,36 @@ _FINE_LOOKS = (
 
 def start_fine(model: FineModel, books: Mapping[str, Tensor]) -> None:
     """Give every code an embedding of what it stands for: those of the envelope in one space, so
-    that their sum is the envelope so far."""
+    that their sum is the envelope so far. One dimension has its square, so that a product of states
+    and embeddings can tell which code is the nearest."""
     times = (torch.arange(FINE.positions) + 0.5) * FRAME_S
     start_with_clock(model.body, times, torch.full_like(times, CODES), _FINE_LOOKS)
     envelopes = books["envelopes"].clone()
     envelopes[0] -= envelopes[0].mean(0)
-    width = FINE.width - CLOCK_SIZE
+    start = CLOCK_SIZE + 1
+    width = FINE.width - start
+    squares = (envelopes**2).sum(-1)
+    squares = squares / squares.mean(1, keepdim=True).clamp(min=1e-6)
     near = projected(envelopes.flatten(0, 1), width, std=0.4, seed=0).view(*envelopes.shape[:2], -1)
     pitches = projected(features.pitch_vectors(), width, std=0.4, seed=1)
     with torch.no_grad():
         table = model.embeddings
-        table[..., :CLOCK_SIZE] = 0
-        table[0, : tokens.CODEBOOK, CLOCK_SIZE:] = near[0]
-        table[1, : tokens.CODEBOOK, CLOCK_SIZE:] = pitches
-        table[2:, : tokens.CODEBOOK, CLOCK_SIZE:] = near[1:]
+        table[..., :start] = 0
+        table[0, : tokens.CODEBOOK, start:] = near[0]
+        table[1, : tokens.CODEBOOK, start:] = pitches
+        table[2:, : tokens.CODEBOOK, start:] = near[1:]
+        table[2:, : tokens.CODEBOOK, CLOCK_SIZE] = 0.2 * squares[1:]
+
+
+@torch.no_grad()
+def completed(model: FineModel, codes: Tensor) -> Tensor:
+    """Codes [8, F] whose first two are those of `codes` [>= 2, F] and the others the model's."""
+    n = codes.shape[1]
+    made = torch.full((1, tokens.FINE_WINDOW, tokens.N_CODEBOOKS), tokens.FINE_PAD)
+    made[0, :n, : tokens.N_COARSE] = codes[: tokens.N_COARSE].T
+    for k in range(tokens.N_COARSE, tokens.N_CODEBOOKS):
+        made[0, :, k] = model(made, k, tokens.CODEBOOK)[0].argmax(-1)
+    return made[0, :n].T
 
 
 def code_distances(books: Mapping[str, Tensor]) -> Tensor:
@@ -53,7 +70,7 @@ def code_distances(books: Mapping[str, Tensor]) -> Tensor:
     for the pitch's, which is given."""
     envelopes = books["envelopes"]
     apart = torch.cdist(envelopes, envelopes) ** 2
-    apart = apart / apart.mean((1, 2), keepdim=True)
+    apart = apart / apart.mean((1, 2), keepdim=True).clamp(min=1e-6)
     return torch.cat([apart[:1], torch.zeros_like(apart[:1]), apart[1:]])
 
 
@@ -115,8 +132,12 @@ def train_fine(data: Path, out: Path, plan: Plan, seed: int) -> None:
             logits = model(codes.to(device()), codebook, tokens.CODEBOOK).float()
         target = target.to(device())
         real = target != NONE
-        loss = (logits[real].softmax(-1) * apart[codebook, target[real]]).sum(-1).mean()
-        return loss, {"off": loss.item()}
+        likely = logits[real].log_softmax(-1)
+        off = (likely.exp() * apart[codebook, target[real]]).sum(-1).mean()
+        # Without a price for certainty one code would soon be the answer to everything.
+        certain = (likely.exp() * likely).sum(-1).mean()
+        best = apart[codebook, likely.argmax(-1), target[real]].mean()
+        return off + _SOFTNESS * certain, {"off": off.item(), "best": best.item()}
 
     rng = np.random.default_rng(0)
     some = [(int(i), n % 4 > 0) for n, i in enumerate(spoken.held_out[:16])]
@@ -124,6 +145,6 @@ def train_fine(data: Path, out: Path, plan: Plan, seed: int) -> None:
 
     def check() -> dict[str, float]:
         with torch.no_grad():
-            return {f"off_{b[2]}": loss_of(b)[1]["off"] for b in fixed}
+            return {f"best_{b[2]}": loss_of(b)[1]["best"] for b in fixed}
 
     fit("fine", model, batches, loss_of, plan, out, check=check)

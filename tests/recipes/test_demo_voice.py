@@ -22,10 +22,11 @@ from helpers.made_voice import TEXTS, Made, tone
 from recipes.demo_voice import features, tokens
 from recipes.demo_voice.clock import CLOCK_SIZE, Look, start_with_clock
 from recipes.demo_voice.coarse import coarse_ids, coarse_window
+from recipes.demo_voice.codec import trained_fine
 from recipes.demo_voice.common import Sentences, mistake
 from recipes.demo_voice.data import Units, learn_units
 from recipes.demo_voice.export import config_json, generation_config_json, start_from
-from recipes.demo_voice.fine import train_fine
+from recipes.demo_voice.fine import completed, train_fine
 from recipes.demo_voice.fit import Plan, fit
 from recipes.demo_voice.muon import orthogonal
 from recipes.demo_voice.network import Shape, Transformer
@@ -213,6 +214,18 @@ def test_units_know_their_words() -> None:
     found = tokens_said(spelled, np.array([1, 1, 2, 2, 3, 3]), 9)
     assert found is not None
     assert found[0].tolist() == [0, 1, 2, 2]
+
+
+def test_the_fine_model_completes_codes(made: Made) -> None:
+    fine = trained_fine(made.models)
+    assert fine is not None
+    codes = torch.from_numpy(Sentences(made.data).codes[0].astype(np.int64))
+    own = completed(fine, codes)
+    assert own.shape == codes.shape
+    assert torch.equal(own[:2], codes[:2])
+    assert own.min() >= 0
+    assert own.max() < tokens.CODEBOOK
+    assert trained_fine(made.data) is None
 
 
 def test_mistakes_are_tokens_of_the_batch() -> None:
