@@ -165,7 +165,13 @@ def temperatures(checkpoint: Path, *, seed: int) -> dict[str, dict[str, float]]:
     texts = held_out()[0][::2]
     bark = Bark.from_pretrained(checkpoint, dtype="float32")
     found = {}
-    for three in ((0.7, 0.7, 0.5), (0.5, 0.5, 0.3), (0.3, 0.5, 0.3), (0.3, 0.3, 0.3), (0, 0.5, 0)):
+    for three in (
+        (0.7, 0.7, 0.5),
+        (0.5, 0.5, 0.2),
+        (0.3, 0.4, 0.2),
+        (0.4, 0.3, 0.2),
+        (0.2, 0.3, 0.2),
+    ):
         params = [
             GenerationParams(
                 semantic_temperature=three[0],
