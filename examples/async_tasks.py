@@ -30,7 +30,7 @@ async def main() -> None:
         await asyncio.sleep(0.01)
         impatient.cancel()  # gives the utterance up, wherever it is
         await asyncio.gather(
-            greet(bark, "Anna", "v2/en_speaker_4"), greet(bark, "Peter", "v2/en_speaker_0")
+            greet(bark, "Anna", "v2/en_speaker_2"), greet(bark, "Peter", "v2/en_speaker_0")
         )
 
 

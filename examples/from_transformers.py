@@ -22,7 +22,7 @@ model = BarkModel.from_pretrained(DEMO)
 # A voice and a seed for each row are bark-fast's; transformers has one of each for all.
 inputs = processor(
     ["Hello, my dog is cute.", "Where did you put the key?"],
-    voice_preset=["v2/en_speaker_3", "v2/en_speaker_4"],
+    voice_preset=["v2/en_speaker_0", "v2/en_speaker_1"],
 )
 audio, lengths = model.generate(
     **inputs,

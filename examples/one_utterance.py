@@ -17,7 +17,7 @@ print("voices:", ", ".join(bark.voices))
 
 # The same seed gives the same speech, on its own or among others.
 speech = bark.generate(
-    "Hello, my dog is cute.", voice="v2/en_speaker_3", params=GenerationParams(seed=7)
+    "Hello, my dog is cute.", voice="v2/en_speaker_0", params=GenerationParams(seed=7)
 )
 speech.save(folder / "hello.wav")
 speech.to_voice().save(folder / "speaker.npz")

@@ -8,28 +8,43 @@ from pathlib import Path
 from typing import Any
 
 from recipes.demo_voice import tokens
-from recipes.demo_voice.espeak import SPEAKERS
+from recipes.demo_voice.data import Ragged, semantic_shards
+from recipes.demo_voice.teacher import SPEAKERS
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 
 
+def judged(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A table's rows of word error rate and DNSMOS."""
+    return "\n".join(
+        f"| {name} | {100 * row['word_error_rate']:.1f} % | {row['mos']:.2f} |"
+        for name, row in rows.items()
+    )
+
+
 def write_card(
-    folder: Path, evaluation: Mapping[str, Any], models: Path, *, n_held_out: int
+    folder: Path, evaluation: Mapping[str, Any], models: Path, data: Path, *, seed: int
 ) -> None:
-    """Write `folder`/README.md; `models` holds what `fit` reports of the training."""
+    """Write `folder`/README.md; `models` holds what `fit` reports of the training, `data` what was
+    trained on."""
     reports = {
         name: json.loads((models / f"{name}.json").read_text())
         for name in ("semantic", "coarse", "fine", "codec")
     }
+    rules = json.loads((folder / "generation_config.json").read_text())
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
     machine = evaluation["machine"]
     text = _TEMPLATE.read_text().format(
         n_voices=len(SPEAKERS),
         n_parameters=sum(report["parameters"] for report in reports.values()) / 1e6,
         size=size / 2**20,
-        machine=f"{machine['threads']} cores of an {machine['cpu']}, torch {machine['torch']}",
-        n_held_out=n_held_out,
-        n_units=tokens.N_UNITS,
+        seed=seed,
+        machine=f"an {machine['cpu']}, torch {machine['torch']}",
+        n_texts=sum(len(texts) for texts, _ in semantic_shards(data)),
+        n_spoken=len(Ragged.load(data / "codes.npy")),
+        n_words=len(tokens.WORDS),
+        semantic_rate=tokens.SEMANTIC_RATE_HZ,
+        frame_rate=tokens.FRAME_RATE_HZ,
         prompt=tokens.PROMPT,
         coarse_history=tokens.COARSE_HISTORY,
         fine_window=tokens.FINE_WINDOW,
@@ -39,15 +54,18 @@ def write_card(
         ),
         sentences=evaluation["sentences"],
         words=evaluation["words"],
-        errors="\n".join(
-            f"| {name} | {100 * rate:.0f} % |"
-            for name, rate in evaluation["word_error_rate"].items()
+        temperatures=", ".join(
+            str(rules[f"{stage}_config"]["temperature"])
+            for stage in ("semantic", "coarse_acoustics", "fine_acoustics")
         ),
-        within=100 * evaluation["length"]["within a quarter of espeak-ng's"],
+        everyday=judged(evaluation["everyday"]),
+        n_digits=evaluation["sentences with digits"],
+        digits=judged(evaluation["digits and names"]),
+        within=100 * evaluation["length"]["within a quarter of the teacher's"],
         ratio=evaluation["length"]["median ratio"],
         ended=100 * evaluation["length"]["ended by itself"],
         pitches="\n".join(
-            f"| {name} | {hz['espeak-ng']:.0f} | {hz['demo']:.0f} |"
+            f"| {name} | {hz['teacher']:.0f} | {hz['demo']:.0f} |"
             for name, hz in evaluation["pitch_hz"].items()
         ),
         same=100 * evaluation["same_units"]["same sentence, two voices"],

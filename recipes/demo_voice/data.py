@@ -1,12 +1,13 @@
 """Makes what is trained on: sentences, units and codes, and the waves that the codec learns from.
 
-Semantic units come from one speaker's sound. Every other speaker's phonemes are laid over those of
-the first, so the units of a sentence hold its words and none of the voice.
+A unit is what is heard in 50 ms: two phonemes, or one twice. The teacher tells them and when they
+are, so they hold the words and nothing of the voice.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing import Pool
 from pathlib import Path
@@ -19,13 +20,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recipes.demo_voice import features, tokens
-from recipes.demo_voice.espeak import SAMPLE_RATE_HZ, SPEAKERS, Espeak
-from recipes.demo_voice.quantize import k_means, nearest, residual_codes, residual_k_means
-from recipes.demo_voice.texts import make_texts
+from recipes.demo_voice.quantize import residual_codes, residual_k_means
+from recipes.demo_voice.teacher import SPEAKERS, Spoken, Teacher
+from recipes.demo_voice.texts import held_out, make_texts
 
-_FOR_BOOKS = 2_000  # sentences that units and codebooks are learned from
-_SHARD = 4_000
-_DIFFERENCE_WEIGHT, _LOUDNESS_WEIGHT = 0.7, 0.6
+_FOR_BOOKS = 1_200  # sentences that units and codebooks are learned from
+_SHARD = 5_000
+_SHARDS_FIRST = 4  # before any speech: enough for the semantic model to begin with meanwhile
+_WAVES = 8_000  # sentences whose waves are kept: the codec needs no more, and they are large
+_OF_THE_FIRST = 0.4  # of the sentences are spoken by the default voice
 
 
 class Ragged:
@@ -56,65 +59,63 @@ class Ragged:
         return cls(np.load(path, mmap_mode="r"), np.load(path.with_suffix(".offsets.npy")))
 
 
-_espeak: Espeak | None = None  # one a process
+_teacher: Teacher | None = None  # one a process
 
 
-def _speak(text: str, speaker: int) -> tuple[features.Array, list[float], list[bytes]]:
-    global _espeak
-    _espeak = _espeak or Espeak()
-    torch.set_num_threads(1)
-    samples, phonemes = _espeak.say(text, SPEAKERS[speaker])
-    ends = len(samples) / SAMPLE_RATE_HZ
-    times = [min(t, ends) for t, _ in phonemes]
-    return samples, [0.0, *times, ends], [name for _, name in phonemes]
+def the_teacher() -> Teacher:
+    global _teacher
+    if _teacher is None:
+        torch.set_num_threads(1)
+        _teacher = Teacher()
+    return _teacher
 
 
-def units_features(text: str, speaker: int) -> tuple[features.Array, features.Array]:
-    """(samples of `speaker`, features [S, D] of the first speaker at the same sounds)."""
-    samples, times, names = _speak(text, speaker)
-    n = int(len(samples) / SAMPLE_RATE_HZ * features.SEMANTIC_RATE_HZ)
-    at = (np.arange(n) + 0.5) / features.SEMANTIC_RATE_HZ
-    first = samples
-    if speaker:
-        first, first_times, first_names = _speak(text, 0)
-        if names == first_names:
-            at = np.interp(at, times, first_times)
-        else:  # a stress that one voice has and the other has not
-            at = at * (len(first) / max(1, len(samples)))
-    return samples, features.semantic_features(first, at)
+def learn_units(sentences: list[NDArray[np.int64]]) -> Tensor:
+    """The pairs of phonemes [N_UNITS, 2] that occur most; each phoneme twice is always one."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    for phonemes in sentences:
+        counts.update(map(tuple, phonemes.reshape(-1, 2).tolist()))
+        for phoneme in phonemes.tolist():
+            counts[phoneme, phoneme] += 1
+    doubles = {pair for pair in counts if pair[0] == pair[1]}
+    others = [pair for pair, _ in counts.most_common() if pair not in doubles]
+    units = torch.zeros(tokens.N_UNITS, 2, dtype=torch.int64)
+    found = torch.tensor([*sorted(doubles), *others][: tokens.N_UNITS])
+    units[: len(found)] = found
+    return units
 
 
-def acoustic_features(samples: features.Array) -> tuple[features.Array, NDArray[np.int64]]:
-    """(envelopes [F, D], pitch codes [F])."""
-    n_frames = len(samples) // features.HOP
-    hz, phase = features.pitch(samples, n_frames)
-    shape = features.envelope(samples, n_frames)
-    shape[:, features.N_CEPSTRA :] *= _DIFFERENCE_WEIGHT
-    shape[:, 0] *= _LOUDNESS_WEIGHT
-    return shape, features.pitch_codes(hz, phase)
+class Units:
+    """Phonemes to units."""
+
+    def __init__(self, pairs: Tensor) -> None:
+        self._of = {tuple(pair): i for i, pair in reversed(list(enumerate(pairs.tolist())))}
+
+    def __call__(self, phonemes: NDArray[np.int64]) -> NDArray[np.int16]:
+        """Units [S] of phonemes [2 * S]. A pair without a unit is heard as its second phoneme, and
+        a phoneme that was never seen as silence."""
+        pairs = phonemes.reshape(-1, 2).tolist()
+        return np.array(
+            [self._of.get((a, b), self._of.get((b, b), self._of[0, 0])) for a, b in pairs], np.int16
+        )
 
 
-def _book_material(job: tuple[str, int]) -> tuple[features.Array, features.Array]:
-    samples, units = units_features(*job)
-    return units, acoustic_features(samples)[0]
+def _spoken(job: tuple[str, int]) -> tuple[Spoken, features.Array]:
+    text, speaker = job
+    spoken = the_teacher().say(text, SPEAKERS[speaker])
+    return spoken, features.envelope(spoken.samples, len(spoken.phonemes))
 
 
 def make_books(folder: Path, texts: list[str], pool: Any, seed: int) -> None:
-    """Learn units [N_UNITS, D] and the codebooks of envelopes, [7, 1024, D]."""
+    """Learn units and the codebooks of envelopes, [7, 1024, D]."""
     jobs = [(text, i % len(SPEAKERS)) for i, text in enumerate(texts[:_FOR_BOOKS])]
-    units, shapes = zip(
-        *tqdm(pool.imap(_book_material, jobs, 32), total=len(jobs), desc="codebooks"),
-        strict=True,
-    )
-    torch.set_num_threads(2)
-    unit_points = torch.from_numpy(np.concatenate(units))
-    shape_points = torch.from_numpy(np.concatenate(shapes))
+    made = list(tqdm(pool.imap(_spoken, jobs, 32), total=len(jobs), desc="codebooks"))
+    more = list(tqdm(pool.imap(_phonemes, texts[_FOR_BOOKS : 6 * _FOR_BOOKS], 32), desc="units"))
+    points = torch.from_numpy(np.concatenate([envelope for _, envelope in made]))
     books = {
-        "units": k_means(unit_points, tokens.N_UNITS, seed=seed),
-        "envelopes": residual_k_means(
-            shape_points, tokens.CODEBOOK, tokens.N_CODEBOOKS - 1, seed=seed
-        ),
-        "mean": shape_points.mean(0),
+        "units": learn_units([spoken.phonemes for spoken, _ in made] + more),
+        "envelopes": residual_k_means(points, tokens.CODEBOOK, tokens.N_CODEBOOKS - 1, seed=seed),
+        "mean": points.mean(0),
     }
     torch.save(books, folder / "books.pt")
 
@@ -129,19 +130,23 @@ def _load_books(folder: Path) -> dict[str, Tensor]:
     return _books
 
 
-def semantic_tokens(job: tuple[Path, str]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """(text ids, units) of one sentence of the first speaker."""
-    folder, text = job
-    _, points = units_features(text, 0)
-    units = nearest(torch.from_numpy(points), _load_books(folder)["units"])
-    return np.array(tokens.text_ids(text), np.int16), units.numpy().astype(np.int16)
+def _phonemes(text: str) -> NDArray[np.int64]:
+    return the_teacher().phonemes(text)
 
 
-def codes_of(folder: Path, samples: features.Array) -> NDArray[np.int16]:
+def codes_of(folder: Path, spoken: Spoken) -> NDArray[np.int16]:
     """The codec's encoder: codes [8, F]; the second codebook holds pitch and phase."""
-    shape, pitch = acoustic_features(samples)
+    shape = features.envelope(spoken.samples, len(spoken.phonemes))
     codes = residual_codes(torch.from_numpy(shape), _load_books(folder)["envelopes"]).numpy()
+    pitch = features.pitch_codes(spoken.hz, spoken.phase)
     return np.concatenate([codes[:, :1], pitch[:, None], codes[:, 1:]], 1).T.astype(np.int16)
+
+
+def semantic_tokens(job: tuple[Path, str]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """(text ids, units) of one sentence."""
+    folder, text = job
+    units = Units(_load_books(folder)["units"])
+    return np.array(tokens.text_ids(text), np.int16), units(_phonemes(text))
 
 
 def acoustic_tokens(
@@ -149,30 +154,44 @@ def acoustic_tokens(
 ) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArray[np.int16]]:
     """(units [S], codes [8, F], samples int16 [F * HOP]) of one sentence of any speaker."""
     folder, text, speaker = job
-    samples, points = units_features(text, speaker)
-    units = nearest(torch.from_numpy(points), _load_books(folder)["units"])
-    codes = codes_of(folder, samples)
-    whole = samples[: codes.shape[1] * features.HOP]
-    return (
-        units.numpy().astype(np.int16),
-        codes,
-        np.round(whole.clip(-1, 1) * 32767).astype(np.int16),
-    )
+    spoken = the_teacher().say(text, SPEAKERS[speaker])
+    units = Units(_load_books(folder)["units"])(spoken.phonemes)
+    wave = np.round(spoken.samples * 32767).astype(np.int16)
+    return units, codes_of(folder, spoken), wave
+
+
+_PHONEMES_A_WORD = 12
+
+
+def make_words(folder: Path) -> None:
+    """Write how the teacher says each token of the text, and which phoneme is between words."""
+    if (folder / "words.pt").exists():
+        return
+    teacher = the_teacher()
+    said = torch.full((len(tokens.VOCABULARY), _PHONEMES_A_WORD), -1)
+    for row, token in zip(said, tokens.VOCABULARY, strict=True):
+        if token.isalpha() and len(token) > 1:
+            frames = teacher.phonemes(token)
+            own = frames[np.append(True, frames[1:] != frames[:-1])]
+            own = own[own != 0][:_PHONEMES_A_WORD]
+            row[: len(own)] = torch.from_numpy(own)
+    torch.save({"said": said, "space": torch.tensor(teacher.space)}, folder / "words.pt")
 
 
 def make_data(folder: Path, *, seed: int, n_acoustic: int, processes: int) -> None:
     """Write all that is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts, held_out = make_texts(seed)
-    (folder / "held_out.txt").write_text("\n".join(held_out) + "\n")
+    texts = make_texts(seed)
     with Pool(processes) as pool:
         if not (folder / "books.pt").exists():
             make_books(folder, texts, pool, seed)
-        make_semantic(folder, texts[:_SHARD], pool, 0)
-        make_acoustic(folder, texts, pool, seed, n_acoustic)
-        for i, start in enumerate(range(_SHARD, len(texts), _SHARD), 1):
-            make_semantic(folder, texts[start : start + _SHARD], pool, i)
-        make_semantic(folder, held_out, pool, -1)
+        make_words(folder)
+        make_semantic(folder, held_out()[0], pool, -1)
+        shards = [texts[start : start + _SHARD] for start in range(0, len(texts), _SHARD)]
+        for i, shard in enumerate(shards):
+            if i == _SHARDS_FIRST:
+                make_acoustic(folder, texts, pool, seed, n_acoustic)
+            make_semantic(folder, shard, pool, i)
 
 
 def make_semantic(folder: Path, texts: list[str], pool: Any, i: int) -> None:
@@ -187,18 +206,25 @@ def make_semantic(folder: Path, texts: list[str], pool: Any, i: int) -> None:
 
 
 def make_acoustic(folder: Path, texts: list[str], pool: Any, seed: int, n: int) -> None:
-    """Sentences of all speakers: units, codes, waves; speaker.npy says whose."""
+    """Sentences of all speakers: units, codes, and waves of the first; speaker.npy says whose."""
     if (folder / "waves.npy").exists():
         return
     rng = random.Random(seed)
-    speakers = [rng.randrange(len(SPEAKERS)) for _ in range(n)]
+    speakers = [
+        0 if rng.random() < _OF_THE_FIRST else rng.randrange(1, len(SPEAKERS)) for _ in range(n)
+    ]
     jobs = [(folder, texts[i % len(texts)], speaker) for i, speaker in enumerate(speakers)]
-    made = list(tqdm(pool.imap(acoustic_tokens, jobs, 32), total=n, desc="codes"))
+    units: list[NDArray[np.int16]] = []
+    codes: list[NDArray[np.int16]] = []
+    waves: list[NDArray[np.int16]] = []
+    for own, coded, wave in tqdm(pool.imap(acoustic_tokens, jobs, 32), total=n, desc="codes"):
+        units.append(own)
+        codes.append(coded)
+        if len(waves) < _WAVES:
+            waves.append(wave)
     np.save(folder / "speakers.npy", np.array(speakers))
-    for name, column in zip(
-        ("spoken_units", "codes", "waves"), zip(*made, strict=True), strict=True
-    ):
-        Ragged.of(list(column)).save(folder / f"{name}.npy")
+    for name, column in (("spoken_units", units), ("codes", codes), ("waves", waves)):
+        Ragged.of(column).save(folder / f"{name}.npy")
 
 
 def semantic_shards(folder: Path) -> Iterator[tuple[Ragged, Ragged]]:

@@ -1,7 +1,7 @@
 """Measures the demo voice on sentences that it was not trained on.
 
-Words by a recogniser (pocketsphinx), lengths and pitches against espeak-ng's, agreement of the
-semantic tokens between voices, precision, and speed.
+What a recogniser hears and how it sounds, beside the teacher and the codec alone; lengths and
+pitches against the teacher's; agreement of the semantic tokens between voices; speed.
 """
 
 from __future__ import annotations
@@ -20,37 +20,17 @@ import torch
 from bark_fast import Bark, BarkModel, GenerationParams, Speech
 from recipes.demo_voice import features
 from recipes.demo_voice.data import codes_of
-from recipes.demo_voice.espeak import SPEAKERS, Espeak
-from recipes.demo_voice.words import Recogniser, words_of
+from recipes.demo_voice.hearing import Moonshine, error_rate, naturalness, words_of
+from recipes.demo_voice.teacher import SPEAKERS, Spoken, Teacher
+from recipes.demo_voice.texts import held_out
 
-_N_SENTENCES, _LEAST_WORDS = 50, 3
 _LENGTH_TOLERANCE = 0.25
+VOICES = tuple(f"v2/{speaker.name}" for speaker in SPEAKERS)
 
 
 def median_pitch_hz(samples: features.Array) -> float:
-    hz, _ = features.pitch(samples, len(samples) // features.HOP)
+    hz = features.pitch(samples)
     return float(np.median(hz[hz > 0])) if (hz > 0).any() else 0.0
-
-
-@dataclass(frozen=True)
-class Material:
-    """Sentences, whose voice each has, and espeak-ng's waves of them."""
-
-    sentences: list[str]
-    speakers: list[int]
-    originals: list[features.Array]
-
-    @property
-    def voices(self) -> list[str]:
-        return [f"v2/{SPEAKERS[s].name}" for s in self.speakers]
-
-    @classmethod
-    def of(cls, held_out: Sequence[str]) -> Material:
-        espeak = Espeak()
-        texts = [t for t in held_out if len(t.split()) >= _LEAST_WORDS][:_N_SENTENCES]
-        speakers = [i % len(SPEAKERS) for i in range(len(texts))]
-        waves = [espeak.say(t, SPEAKERS[s])[0] for t, s in zip(texts, speakers, strict=True)]
-        return cls(texts, speakers, waves)
 
 
 def agreement(first: Sequence[int], second: Sequence[int]) -> float:
@@ -60,59 +40,69 @@ def agreement(first: Sequence[int], second: Sequence[int]) -> float:
     return 2 * same / max(1, len(first) + len(second))
 
 
-def evaluate(
-    texts: Sequence[str], held_out: Sequence[str], data: Path, checkpoint: Path, *, seed: int
-) -> dict[str, Any]:
-    """All figures, by name.
+@dataclass(frozen=True)
+class Judge:
+    """Words and sound, in one table's row."""
 
-    Args:
-        texts: what was trained on, for the recogniser's language model.
-        held_out: sentences that were not; `_N_SENTENCES` of them are said.
-    """
-    recogniser = Recogniser(texts)
-    material = Material.of([t for t in held_out if recogniser.knows(t)])
-    said = material.sentences
-    params = [GenerationParams(seed=seed + i) for i in range(len(said))]
-    made: dict[str, list[Speech]] = {}
-    for dtype in ("float32", "bfloat16", "int8"):
-        bark = Bark.from_pretrained(checkpoint, dtype=dtype)
-        made[dtype] = bark.generate(said, voice=material.voices, params=params, progress=True)
+    ear: Moonshine
+
+    def __call__(self, texts: Sequence[str], waves: Sequence[features.Array]) -> dict[str, float]:
+        heard = [self.ear.hear(wave) for wave in waves]
+        return {"word_error_rate": error_rate(texts, heard), "mos": naturalness(waves)}
+
+
+def evaluate(data: Path, checkpoint: Path, *, seed: int) -> dict[str, Any]:
+    """All figures, by name."""
+    judge, teacher = Judge(Moonshine()), Teacher()
+    texts, digits = held_out()
+    spoken = [teacher.say(text, SPEAKERS[0]) for text in texts]
+    originals = [s.samples for s in spoken]
     bark = Bark.from_pretrained(checkpoint, dtype="float32")
-    speeches = made["float32"]
-    waves = [speech.samples for speech in speeches]
-    errors = {
-        "espeak-ng": material.originals,
-        "its codes through the codec": round_trip(data, checkpoint, material.originals),
-        **{dtype: [speech.samples for speech in own] for dtype, own in made.items()},
+
+    def said(which: Sequence[str], voice: str) -> list[Speech]:
+        params = [GenerationParams(seed=seed + i) for i in range(len(which))]
+        return bark.generate(which, voice=voice, params=params, progress=True)
+
+    by_voice = {voice: said(texts, voice) for voice in VOICES}
+    waves = {voice: [s.samples for s in own] for voice, own in by_voice.items()}
+    rows = {
+        "the teacher": judge(texts, originals),
+        "its codes through the codec": judge(texts, round_trip(data, checkpoint, spoken)),
+        **{voice.removeprefix("v2/"): judge(texts, own) for voice, own in waves.items()},
     }
-    ratios = [len(w) / len(o) for w, o in zip(waves, material.originals, strict=True)]
+    ratios = [len(w) / len(o) for w, o in zip(waves[VOICES[0]], originals, strict=True)]
+    every = [speech for own in by_voice.values() for speech in own]
     return {
-        "sentences": len(said),
-        "words": sum(len(words_of(t)) for t in said),
-        "word_error_rate": {name: recogniser.error_rate(said, own) for name, own in errors.items()},
+        "sentences": len(texts),
+        "words": sum(len(words_of(t)) for t in texts),
+        "sentences with digits": len(digits),
+        "everyday": rows,
+        "digits and names": {
+            "the teacher": judge(digits, [teacher.say(t, SPEAKERS[0]).samples for t in digits]),
+            SPEAKERS[0].name: judge(digits, [s.samples for s in said(digits, VOICES[0])]),
+        },
         "length": {
-            "within a quarter of espeak-ng's": float(
+            "within a quarter of the teacher's": float(
                 np.mean([abs(r - 1) <= _LENGTH_TOLERANCE for r in ratios])
             ),
             "median ratio": float(np.median(ratios)),
-            "ended by itself": float(np.mean([s.finish_reason == "end" for s in speeches])),
+            "ended by itself": float(np.mean([s.finish_reason == "end" for s in every])),
         },
         "pitch_hz": {
             speaker.name: {
-                "espeak-ng": _median_pitch_of(number, material, material.originals),
-                "demo": _median_pitch_of(number, material, waves),
+                "teacher": _pitch([teacher.say(t, speaker).samples for t in texts[:20]]),
+                "demo": _pitch(waves[f"v2/{speaker.name}"][:20]),
             }
-            for number, speaker in enumerate(SPEAKERS)
+            for speaker in SPEAKERS
         },
-        "same_units": voices_agree(bark, material),
-        "real_time_factor": speed(bark, material),
+        "same_units": voices_agree(bark, texts),
+        "real_time_factor": speed(bark, texts),
         "machine": describe(),
     }
 
 
-def _median_pitch_of(speaker: int, material: Material, waves: Sequence[features.Array]) -> float:
-    own = [w for w, s in zip(waves, material.speakers, strict=True) if s == speaker]
-    return float(np.median([median_pitch_hz(wave) for wave in own]))
+def _pitch(waves: Sequence[features.Array]) -> float:
+    return float(np.median([median_pitch_hz(wave) for wave in waves]))
 
 
 def describe() -> dict[str, Any]:
@@ -128,54 +118,69 @@ def describe() -> dict[str, Any]:
     return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def round_trip(
-    data: Path, checkpoint: Path, waves: Sequence[features.Array]
-) -> list[features.Array]:
+def round_trip(data: Path, checkpoint: Path, spoken: Sequence[Spoken]) -> list[features.Array]:
     """Decode the originals' own codes."""
     codec = BarkModel.from_pretrained(checkpoint)
     with torch.no_grad():
         return [
-            codec.codec_decode(torch.from_numpy(codes_of(data, w).astype(np.int64))[None])[
+            codec.codec_decode(torch.from_numpy(codes_of(data, s).astype(np.int64))[None])[
                 0
             ].numpy()
-            for w in waves
+            for s in spoken
         ]
 
 
-def voices_agree(bark: Bark, material: Material) -> dict[str, float]:
+def voices_agree(bark: Bark, texts: Sequence[str]) -> dict[str, float]:
     """Measure how far semantic tokens agree, of one sentence in two voices and of two sentences."""
-    texts = material.sentences[:20]
-    both = [
-        bark.generate(
-            texts,
-            voice=f"v2/{SPEAKERS[s].name}",
-            params=GenerationParams(temperature=0.0),
-        )
-        for s in (1, 4)
-    ]
-    units: list[list[list[int]]] = [[s.semantic_tokens.tolist() for s in own] for own in both]
+    greedy = GenerationParams(temperature=0.0)
+    both = [bark.semantic(texts[:20], voice=voice, params=greedy) for voice in VOICES[:2]]
+    units = [[own.tolist() for own in one] for one in both]
     pairs = list(zip(*units, strict=True))
     return {
         "same sentence, two voices": float(np.mean([agreement(a, b) for a, b in pairs])),
         "two sentences": float(
-            np.mean([agreement(units[0][i], units[1][i - 1]) for i in range(len(texts))])
+            np.mean([agreement(units[0][i], units[1][i - 1]) for i in range(len(pairs))])
         ),
     }
 
 
-def speed(bark: Bark, material: Material, runs: int = 3) -> dict[str, float]:
-    """Seconds of work for a second of audio, one request and sixteen; medians."""
+def speed(bark: Bark, texts: Sequence[str], runs: int = 3) -> dict[str, float]:
+    """Measure seconds of work for a second of audio, one request and sixteen; medians."""
 
     def factor(n: int) -> float:
         found = []
         for run in range(runs):
             start = time.perf_counter()
-            said: list[Speech] = bark.generate(
-                material.sentences[:n],
-                voice=material.voices[:n],
-                params=[GenerationParams(seed=run)] * n,
-            )
+            params = GenerationParams(seed=run)
+            said: list[Speech] = bark.generate(texts[:n], voice=VOICES[0], params=params)
             found.append((time.perf_counter() - start) / sum(s.duration_s for s in said))
         return float(np.median(found))
 
     return {"one request": factor(1), "sixteen": factor(16)}
+
+
+def temperatures(checkpoint: Path, *, seed: int) -> dict[str, dict[str, float]]:
+    """Judge other temperatures (semantic, coarse, fine) on half of the sentences."""
+    judge = Judge(Moonshine())
+    texts = held_out()[0][::2]
+    bark = Bark.from_pretrained(checkpoint, dtype="float32")
+    found = {}
+    for three in (
+        (0.7, 0.7, 0.5),
+        (0.5, 0.5, 0.2),
+        (0.3, 0.4, 0.2),
+        (0.4, 0.3, 0.2),
+        (0.2, 0.3, 0.2),
+    ):
+        params = [
+            GenerationParams(
+                semantic_temperature=three[0],
+                coarse_temperature=three[1],
+                fine_temperature=three[2],
+                seed=seed + i,
+            )
+            for i in range(len(texts))
+        ]
+        said = bark.generate(texts, voice=VOICES[0], params=params)
+        found[" / ".join(map(str, three))] = judge(texts, [s.samples for s in said])
+    return found

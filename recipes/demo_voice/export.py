@@ -9,17 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recipes.demo_voice import features, tokens
+from recipes.demo_voice import tokens
+from recipes.demo_voice.coarse import COARSE
 from recipes.demo_voice.codec import codec_settings
 from recipes.demo_voice.data import Ragged
-from recipes.demo_voice.espeak import SPEAKERS
-from recipes.demo_voice.language import COARSE, FINE, SEMANTIC
+from recipes.demo_voice.fine import FINE
 from recipes.demo_voice.network import Shape
+from recipes.demo_voice.semantic import SEMANTIC
+from recipes.demo_voice.teacher import SAMPLE_RATE_HZ, SPEAKERS
 
-_PRESET_UNITS = (170, 260)  # how long a voice's sentence is: 3.4 to 5.2 s
+# What is measured to be best (`evaluate.temperatures`): the teacher says a text in one way, and a
+# rare unit or code is a mistake rather than a variant.
+_TEMPERATURES = {"semantic": 0.3, "coarse": 0.4, "fine": 0.2}
+_PRESET_UNITS = (44, 70)  # how long a voice's sentence is: 2.2 to 3.5 s
 
 
 def _gpt(shape: Shape, n_in: int, n_out: int, **more: Any) -> dict[str, Any]:
@@ -59,23 +64,23 @@ def generation_config_json() -> dict[str, Any]:
     return {
         "semantic_config": {
             "do_sample": True,
-            "temperature": 0.7,
+            "temperature": _TEMPERATURES["semantic"],
             "eos_token_id": tokens.END,
             "max_input_semantic_length": tokens.PROMPT,
             "max_new_tokens": tokens.MAX_UNITS,
             "min_eos_p": 0.2,
             "semantic_infer_token": tokens.SEMANTIC_INFER,
             "semantic_pad_token": tokens.END,
-            "semantic_rate_hz": features.SEMANTIC_RATE_HZ,
+            "semantic_rate_hz": tokens.SEMANTIC_RATE_HZ,
             "semantic_vocab_size": tokens.N_UNITS,
             "text_encoding_offset": tokens.TEXT_OFFSET,
             "text_pad_token": tokens.TEXT_PAD,
         },
         "coarse_acoustics_config": {
             "do_sample": True,
-            "temperature": 0.7,
+            "temperature": _TEMPERATURES["coarse"],
             "coarse_infer_token": tokens.COARSE_INFER,
-            "coarse_rate_hz": 75,
+            "coarse_rate_hz": tokens.FRAME_RATE_HZ,
             "coarse_semantic_pad_token": tokens.COARSE_PAD,
             "max_coarse_history": tokens.COARSE_HISTORY,
             "max_coarse_input_length": tokens.COARSE_PROMPT,
@@ -83,13 +88,13 @@ def generation_config_json() -> dict[str, Any]:
             "sliding_window_len": tokens.COARSE_STEP,
         },
         "fine_acoustics_config": {
-            "temperature": 0.5,
+            "temperature": _TEMPERATURES["fine"],
             "max_fine_history_length": tokens.FINE_HISTORY,
             "max_fine_input_length": tokens.FINE_WINDOW,
             "n_fine_codebooks": tokens.N_CODEBOOKS,
         },
         "codebook_size": tokens.CODEBOOK,
-        "sample_rate": 24_000,
+        "sample_rate": SAMPLE_RATE_HZ,
     }
 
 
@@ -143,6 +148,51 @@ def named_tensors(models: Path) -> dict[str, Tensor]:
     return named
 
 
+_OWN_NAMES = {theirs: ours for ours, theirs in _LAYER_NAMES.items()}
+
+
+def _own_body(prefix: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a Transformer by our names."""
+    state = {"body.positions": named[f"{prefix}.position_embeds_layer.weight"]}
+    for name, tensor in named.items():
+        match name.removeprefix(f"{prefix}.").split("."):
+            case ["layers", i, *part, kind] if name.startswith(prefix):
+                state[f"body.blocks.{i}.{_OWN_NAMES['.'.join(part)]}.{kind}"] = tensor
+            case ["layernorm_final", kind] if name.startswith(prefix):
+                state[f"body.final_norm.{kind}"] = tensor
+            case _:
+                pass
+    return state
+
+
+def trained_states(named: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The four models' own tensors in float32, the reverse of `named_tensors`."""
+    named = {name: tensor.float() for name, tensor in named.items()}
+    states = {}
+    for name, prefix in (("semantic", "semantic"), ("coarse", "coarse_acoustics")):
+        states[name] = _own_body(prefix, named) | {
+            "embedding.weight": named[f"{prefix}.input_embeds_layer.weight"],
+            "head.weight": named[f"{prefix}.lm_head.weight"],
+        }
+    books = range(tokens.N_CODEBOOKS)
+    tables = [named[f"fine_acoustics.input_embeds_layers.{k}.weight"] for k in books]
+    states["fine"] = _own_body("fine_acoustics", named) | {"embeddings": torch.stack(tables)}
+    tables = [named[f"codec_model.quantizer.layers.{k}.codebook.embed"] for k in books]
+    states["codec"] = {"codebooks": torch.stack(tables)} | {
+        name.removeprefix("codec_model."): tensor
+        for name, tensor in named.items()
+        if name.startswith("codec_model.decoder")
+    }
+    return states
+
+
+def start_from(checkpoint: Path, models: Path) -> None:
+    """Write a checkpoint's weights where training finds them; models that are there stay."""
+    for name, state in trained_states(load_file(checkpoint / "model.safetensors")).items():
+        if not (models / f"{name}.pt").exists():
+            torch.save(state, models / f"{name}.pt")
+
+
 def export(data: Path, models: Path, folder: Path) -> None:
     """Write the checkpoint into `folder`, weights in float16."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,9 +224,11 @@ def _write_presets(data: Path, folder: Path) -> None:
         )
         chosen = next(own)
         fine = codes[chosen].astype(np.int64)
+        n = fine.shape[1]
         arrays = {
             "semantic_prompt": units[chosen].astype(np.int64),
-            "coarse_prompt": fine[: tokens.N_COARSE],
+            # Bark drops the last frame.
+            "coarse_prompt": fine[: tokens.N_COARSE, [*range(1, n), n - 1]],
             "fine_prompt": fine,
         }
         name = f"v2/{speaker.name}"

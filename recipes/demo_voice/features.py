@@ -6,17 +6,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recipes.demo_voice.espeak import SAMPLE_RATE_HZ
+from recipes.demo_voice.teacher import HOP, SAMPLE_RATE_HZ
 
 Array = NDArray[np.float32]
 
-HOP = 320  # samples a frame: 75 frames a second
-SEMANTIC_RATE_HZ = 50
-PITCH_HZ = (60.0, 390.0)
-N_PITCHES, N_PHASES = 42, 24  # with "no pitch" they fit one codebook of 1 024
+PITCH_HZ = (65.0, 400.0)
+N_PITCHES, N_PHASES = 51, 20  # with "no pitch" they fit one codebook of 1 024
 N_CEPSTRA = 28  # of each half frame
 _N_MEL = 64
 _FFT = 1024
+_ENVELOPE_WINDOW = 600  # samples
+_DIFFERENCE_WEIGHT, _LOUDNESS_WEIGHT = 0.7, 0.6
+_PITCH_HOP = 320
 _PITCH_WINDOW = 1200  # samples: three periods of the lowest pitch, and a bit
 _VOICED = 0.55  # of the power must repeat a period later
 
@@ -61,26 +62,22 @@ def cepstra(samples: Array, centres: NDArray[np.int64], window: int) -> Array:
 
 
 def envelope(samples: Array, n_frames: int) -> Array:
-    """[n_frames, 2 * N_CEPSTRA]: mean and difference of the cepstra of each frame's halves."""
+    """[n_frames, 2 * N_CEPSTRA]: mean and difference of the cepstra of each frame's halves, less
+    of what is heard less."""
     centres = np.arange(2 * n_frames) * (HOP // 2) + HOP // 4
-    halves = cepstra(samples, centres, 600).reshape(n_frames, 2, N_CEPSTRA)
+    halves = cepstra(samples, centres, _ENVELOPE_WINDOW).reshape(n_frames, 2, N_CEPSTRA)
     mean, difference = halves.mean(1), (halves[:, 1] - halves[:, 0]) / 2
-    return np.concatenate([mean, difference], 1)
+    mean[:, 0] *= _LOUDNESS_WEIGHT
+    return np.concatenate([mean, difference * _DIFFERENCE_WEIGHT], 1)
 
 
-def semantic_features(samples: Array, times_s: NDArray[np.float64]) -> Array:
-    """Cepstra [n, N_CEPSTRA] at these times, the higher ones weaker as ears have them."""
-    centres = np.round(times_s * SAMPLE_RATE_HZ).astype(np.int64)
-    n = np.arange(N_CEPSTRA, dtype=np.float32)
-    weights = np.where(n < 20, 1.0, 0.0).astype(np.float32)
-    weights[0] = 0.5  # loudness
-    return cepstra(samples, centres, 1000) * weights
-
-
-def pitch(samples: Array, n_frames: int) -> tuple[Array, Array]:
-    """(pitch in Hz, 0 where there is none; phase of the fundamental in radians at the frame's
-    middle), [n_frames] each. The pitch is the lag at which the signal repeats best."""
-    centres = np.arange(n_frames) * HOP + HOP // 2
+def pitch(samples: Array) -> Array:
+    """Pitch in Hz 75 times a second, 0 where there is none: the lag at which the signal repeats
+    best. For speech of which nothing else is known."""
+    n_frames = len(samples) // _PITCH_HOP
+    if not n_frames:
+        return np.zeros(0, np.float32)
+    centres = np.arange(n_frames) * _PITCH_HOP + _PITCH_HOP // 2
     x = _windows(samples, centres, _PITCH_WINDOW)
     x = x - x.mean(1, keepdims=True)
     window = np.hanning(_PITCH_WINDOW).astype(np.float32)
@@ -103,14 +100,8 @@ def pitch(samples: Array, n_frames: int) -> tuple[Array, Array]:
         middle = np.median(lags[best[voiced]])
         score[:, (lags < 0.6 * middle) | (lags > 1.7 * middle)] = 0
         best = score.argmax(1)
-    inner = np.clip(best, 1, len(lags) - 2)
-    a, b, c = (score[rows, inner + d] for d in (-1, 0, 1))
-    shift = np.clip(0.5 * (a - c) / np.minimum(a - 2 * b + c, -1e-9), -0.5, 0.5)
-    hz = SAMPLE_RATE_HZ / (lags[inner] + shift)
-    hz = np.where((score[rows, best] > _VOICED) & loud, hz, 0.0)
-    angle = -2 * np.pi * hz[:, None] * (np.arange(_PITCH_WINDOW) - _PITCH_WINDOW // 2)
-    phase = np.angle((x * window * np.exp(1j * angle / SAMPLE_RATE_HZ)).sum(1))
-    return hz.astype(np.float32), phase.astype(np.float32)
+    voiced = (score[rows, best] > _VOICED) & loud
+    return np.where(voiced, SAMPLE_RATE_HZ / lags[best], 0.0).astype(np.float32)
 
 
 N_PITCH_CODES = N_PITCHES * N_PHASES + 1
@@ -126,17 +117,23 @@ def pitch_codes(hz: Array, phase: Array) -> NDArray[np.int64]:
     return np.where(hz > 0, which * N_PHASES + turn, NO_PITCH)
 
 
-def pitch_vectors() -> torch.Tensor:
-    """Return the meaning of each pitch code, float32 [1024, 4].
+N_PITCH_DIMENSIONS = 40
 
-    Columns are voiced, pitch (-1 .. 1), cosine and sine of the phase; codes that do not occur are
-    silent.
+
+def pitch_vectors() -> torch.Tensor:
+    """Return the meaning of each pitch code, float32 [1024, N_PITCH_DIMENSIONS].
+
+    Columns are voiced, pitch (-1 .. 1), and the fundamental's cosine and sine at moments of the
+    frame; codes that do not occur are silent.
     """
-    vectors = torch.zeros(1024, 4)
+    vectors = torch.zeros(1024, N_PITCH_DIMENSIONS)
     code = torch.arange(NO_PITCH)
-    angle = 2 * torch.pi * (code % N_PHASES) / N_PHASES
-    height = (code // N_PHASES + 0.5) / N_PITCHES * 2 - 1
-    vectors[:NO_PITCH] = torch.stack(
-        [torch.ones(NO_PITCH), height, torch.cos(angle), torch.sin(angle)], 1
+    place = (code // N_PHASES + 0.5) / N_PITCHES
+    hz = torch.exp(float(_LOG_PITCH[0]) + place * float(_LOG_PITCH[1] - _LOG_PITCH[0]))
+    moments = torch.linspace(-0.5, 0.5, N_PITCH_DIMENSIONS // 2 - 1) * HOP / SAMPLE_RATE_HZ
+    phase = 2 * torch.pi * (code % N_PHASES) / N_PHASES
+    angle = phase[:, None] + 2 * torch.pi * hz[:, None] * moments
+    vectors[:NO_PITCH] = torch.cat(
+        [torch.ones(NO_PITCH, 1), 2 * place[:, None] - 1, angle.cos(), angle.sin()], 1
     )
     return vectors

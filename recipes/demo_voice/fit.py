@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-_WARM_UP_STEPS = 100
-_DECAY = 0.5  # of the training, at its end
+from recipes.demo_voice.muon import Muon
+
+_WARM_UP_STEPS = 50
+_DECAY = 0.6  # of the training, at its end
 _SAVE_EVERY_S = 120.0
+_LONGEST_STEP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,20 @@ class Plan:
     Attributes:
         minutes: if not None, the end comes after so many at the latest, and the learning rate falls
             in time for it. Without it a run is the same whatever the machine's speed.
+        matrix_rate: the rate of what Muon trains, if it is another.
+        compiled: with torch.compile, which needs a C++ compiler (a third faster on a CPU).
     """
 
     steps: int
     rate: float
     minutes: float | None = None
+    matrix_rate: float | None = None
+    compiled: bool = False
+
+    def done(self, step: int, spent_s: float) -> float:
+        """The share of it that lies behind, 1 and more at the end."""
+        share = step / self.steps
+        return share if self.minutes is None else max(share, spent_s / 60 / self.minutes)
 
 
 def fit(
@@ -44,7 +56,8 @@ def fit(
     check: Callable[[], dict[str, float]] | None = None,
     matrices: Callable[[str, Tensor], bool] = lambda name, p: "blocks" in name and p.ndim == 2,
 ) -> None:
-    """Train, and leave the weights in `folder`/`name`.pt.
+    """Train, and leave the weights in `folder`/`name`.pt, the last ones all along. What was trained
+    before goes on if the plan is longer now, and weights that lie there are where it starts.
 
     Args:
         batches: an endless stream of them, from a seed.
@@ -54,20 +67,14 @@ def fit(
     """
     target, resume = folder / f"{name}.pt", folder / f"{name}.resume.pt"
     folder.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        model.load_state_dict(torch.load(target, weights_only=True))
-        return
     chosen = [p for n, p in model.named_parameters() if matrices(n, p)]
     others = [p for n, p in model.named_parameters() if not matrices(n, p)]
     optimisers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.0)
     ]
     if chosen:
-        optimisers.append(
-            torch.optim.Muon(
-                chosen, lr=plan.rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+        optimisers.append(Muon(chosen, lr=plan.matrix_rate or plan.rate))
+    rates = [o.param_groups[0]["lr"] for o in optimisers]
     step, spent = 0, 0.0
     if resume.exists():
         state = torch.load(resume, weights_only=True)
@@ -75,22 +82,43 @@ def fit(
         for optimiser, own in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(own)
         step, spent = state["step"], state["spent_s"]
-    start = time.monotonic() - spent
-    saved = time.monotonic()
+        if plan.done(step, spent) >= 1:
+            return
+    elif target.exists():  # only weights: of a checkpoint, say
+        model.load_state_dict(torch.load(target, weights_only=True))
+
+    def save(path: Path, content: Any) -> None:
+        torch.save(content, path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+
+    def save_all() -> None:
+        save(target, model.state_dict())
+        state = {
+            "model": model.state_dict(),
+            "optimisers": [o.state_dict() for o in optimisers],
+            "step": step,
+            "spent_s": spent,
+        }
+        save(resume, state)
+
+    if plan.compiled and isinstance(body := getattr(model, "body", None), nn.Module):
+        body.compile(dynamic=True)
+    before = saved = time.monotonic()
     shown: dict[str, float] = {}
     stream = batches(step)
     with tqdm(total=plan.steps, initial=step, desc=name, mininterval=10) as bar:
         while True:
-            spent = time.monotonic() - start
-            done = step / plan.steps
-            if plan.minutes is not None:
-                done = max(done, spent / 60 / plan.minutes)
+            now = time.monotonic()
+            # A process that was stopped for a while has not trained.
+            spent += min(now - before, _LONGEST_STEP_S)
+            before = now
+            done = plan.done(step, spent)
             if done >= 1:
                 break
             share = min(1.0, (step + 1) / _WARM_UP_STEPS) * min(1.0, (1 - done) / _DECAY)
-            for optimiser in optimisers:
+            for optimiser, rate in zip(optimisers, rates, strict=True):
                 for group in optimiser.param_groups:
-                    group["lr"] = plan.rate * max(share, 0.01)
+                    group["lr"] = rate * max(share, 0.01)
             loss, figures = loss_of(next(stream))
             for optimiser in optimisers:
                 optimiser.zero_grad(set_to_none=True)
@@ -107,18 +135,11 @@ def fit(
                 bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 saved = time.monotonic()
-                state = {
-                    "model": model.state_dict(),
-                    "optimisers": [o.state_dict() for o in optimisers],
-                    "step": step,
-                    "spent_s": spent,
-                }
-                torch.save(state, resume.with_suffix(".partial"))
-                resume.with_suffix(".partial").rename(resume)
+                save_all()
                 if check is not None:
                     checked = {k: round(v, 4) for k, v in check().items()}
                     tqdm.write(f"{name}: step {step}, {spent / 60:.1f} min, held out {checked}")
-    torch.save(model.state_dict(), target)
+    save_all()
     figures = {} if check is None else check()
     parameters = sum(p.numel() for p in model.parameters())
     report = {"parameters": parameters, "steps": step, "minutes": spent / 60, "held out": figures}

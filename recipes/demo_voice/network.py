@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers, width (heads are 64 wide) and positions."""
+    """Layers, width, positions, and how wide a head is."""
 
     layers: int
     width: int
     positions: int
+    head_size: int = 64
 
     @property
     def heads(self) -> int:
-        return self.width // 64
+        return self.width // self.head_size
 
 
 class Block(nn.Module):
@@ -37,13 +38,13 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States, and the queries and keys [B, heads, T, head_size]."""
         b, t, c = x.shape
         q, k, v = self.qkv(self.norm_1(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.out(y.transpose(1, 2).reshape(b, t, c))
-        result: Tensor = x + self.down(F.gelu(self.up(self.norm_2(x))))
-        return result
+        return x + self.down(F.gelu(self.up(self.norm_2(x)))), q, k
 
 
 class Transformer(nn.Module):
@@ -63,23 +64,21 @@ class Transformer(nn.Module):
             for last in (block.out, block.down):
                 nn.init.normal_(last.weight, std=(2 * shape.layers * last.in_features) ** -0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.positions[: x.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        result: Tensor = self.final_norm(x)
-        return result
-
-
-def clock(times: Tensor, width: int, *, slowest_s: float = 20.0, fastest_s: float = 0.03) -> Tensor:
-    """Sines and cosines [T, width] of times in seconds.
-
-    Positions of the same time in two streams start with the same vector, so attention finds what
-    belongs together from the first step on; from there they are learned like any weight.
-    """
-    periods = torch.logspace(0, 1, width // 2, base=slowest_s / fastest_s) * fastest_s
-    angle = 2 * torch.pi * times[:, None] / periods
-    return torch.cat([angle.sin(), angle.cos()], 1) * 0.3
+    def forward(
+        self, x: Tensor, left_out: tuple[int, int] = (0, 0), watched: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States [B, T, C] of x [B, T, C], which lacks the positions from `left_out[0]` to
+        `left_out[1]` (the pads of a prompt, whose work training saves); and the queries and keys of
+        layer `watched`."""
+        start, end = left_out
+        here = torch.cat([self.positions[:start], self.positions[end:]])[: x.shape[1]]
+        x = x + here
+        seen = (x, x)
+        for i, block in enumerate(self.blocks):
+            x, *both = block(x)
+            if i == watched:
+                seen = (both[0], both[1])
+        return self.final_norm(x), *seen
 
 
 class CausalModel(nn.Module):
@@ -97,10 +96,11 @@ class CausalModel(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.5)
         nn.init.normal_(self.head.weight, std=0.02)
 
-    def forward(self, x: Tensor, first: int) -> Tensor:
-        """Logits of embedded x [B, T, C] from position `first` on."""
-        logits: Tensor = self.head(self.body(x)[:, first:])
-        return logits
+    def states(self, x: Tensor, prompt: int, whole_prompt: int) -> Tensor:
+        """States after the prompt of embedded x [B, T, C], whose prompt has `prompt` positions of
+        the `whole_prompt` that it has at last."""
+        result: Tensor = self.body(x, (prompt, whole_prompt))[0][:, prompt:]
+        return result
 
 
 class FineModel(nn.Module):
@@ -120,5 +120,5 @@ class FineModel(nn.Module):
         x = self.embeddings.new_zeros(())
         for k in range(codebook + 1):
             x = x + F.embedding(codes[..., k], self.embeddings[k])
-        logits: Tensor = self.body(x) @ self.embeddings[codebook, :n_codes].T
+        logits: Tensor = self.body(x)[0] @ self.embeddings[codebook, :n_codes].T
         return logits
