@@ -97,7 +97,7 @@ def fused_linear(
             BLOCK_N=launch.block_n, BLOCK_K=launch.block_k, SLICES=launch.num_warps,
             HAS_NORM=gamma is not None, HAS_NORM_BIAS=beta is not None,
             ONE_TILE=m <= ROWS_AT_ONCE, OWN_STATS=own_stats, PDL=pdl, num_warps=launch.num_warps,
-            maxnreg=launch.max_registers if pdl and launch.max_registers else None,
+            maxnreg=launch.registers(k, pdl=pdl),
             **pdl_option(pdl), **common,
         )  # fmt: skip
     else:

@@ -246,8 +246,9 @@ def sample(
         )
     )  # fmt: skip
     block = max(16, power_of_two(columns))
-    # 16 logits a thread, and of noise one block at a time.
-    num_warps = min(32, max(1, block // 512))
+    # 16 logits a thread, and of noise one block at a time. 32 warps would have 64 registers a
+    # thread, which are too few for some assemblers, and the multiprocessor no more to do at a time.
+    num_warps = min(16, max(1, block // 512))
     pdl = pdl and can_launch_dependent(logits)
     sample_kernel[(rows,)](
         logits, metadata.temperature.contiguous(), metadata.top_k.contiguous(),

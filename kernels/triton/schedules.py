@@ -55,6 +55,16 @@ class DecodeLaunch(Launch):
     def order(self) -> tuple[int, ...]:
         return self.block_k, self.num_warps
 
+    def registers(self, k: int, *, pdl: bool) -> int | None:
+        """Return the most registers of a thread, None for no limit; spilling costs more than any.
+
+        Columns past K, as bark-small has, need some more. Without PDL no other kernel is to move
+        in; there the limit only keeps the assembler from aiming lower than it can without spills.
+        """
+        if not pdl:
+            return 80 if self.max_registers else 255
+        return (self.max_registers + 8 * (k % self.block_k > 0)) if self.max_registers else None
+
     def grid(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         """Return the programs of m rows: blocks of W's rows, blocks of its columns, sharers."""
         blocks, splits = ceil_div(n, self.block_n), ceil_div(k, self.block_k)
