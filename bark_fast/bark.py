@@ -20,15 +20,9 @@ from bark_fast.engine.warm_up import warm_up
 from bark_fast.errors import InputError
 from bark_fast.loading import load
 from bark_fast.progress import counting_bar
-from bark_fast.request import (
-    OneOrMoreParams,
-    OneOrMoreVoices,
-    Request,
-    RequestBuilder,
-    Tokens,
-)
+from bark_fast.request import OneOrMoreParams, OneOrMoreVoices, Request, RequestBuilder, Tokens
 from bark_fast.speaking import speak_all
-from bark_fast.streaming import StreamPlan, speak
+from bark_fast.streaming import AHEAD_ON_CPU, AHEAD_ON_GPU, StreamPlan, speak
 from bark_fast.types import GenerationParams, IntArray, Speech, Stage, Voice
 from bark_fast.voices import VoiceLike
 
@@ -44,12 +38,7 @@ class Bark:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        requests: RequestBuilder,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, engine: Engine, requests: RequestBuilder, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.config: Config = engine.config
         self.device = device
@@ -359,8 +348,7 @@ class Bark:
         pause_s: float = 0.0,
     ) -> StreamPlan:
         """Return the plan by which `stream` says a text, for those who bring their own loop."""
-        # Sentences share a CPU, and each would come later; a GPU has room for some more.
-        ahead = (4,) if self.device.type == "cuda" else (1, 2, 4)
+        ahead = AHEAD_ON_GPU if self.device.type == "cuda" else AHEAD_ON_CPU
         return StreamPlan(
             self.requests, text, voice, params, language, pause_s=pause_s, ahead=ahead
         )

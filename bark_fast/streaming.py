@@ -17,6 +17,11 @@ from bark_fast.types import GenerationParams, Speech, Voice
 from bark_fast.validation import SEED_LIMIT, check_number
 from bark_fast.voices import VoiceLike, long_enough
 
+_FADE_S = 0.005  # long enough that no edge clicks, too short to be heard itself
+# Sentences that may be under way, see `StreamPlan`. They share a CPU, on which the first would come
+# later for the others' sake; a GPU has room for some more.
+AHEAD_ON_CPU, AHEAD_ON_GPU = (1, 2, 4), (4,)
+
 
 class StreamPlan:
     """The sentences of a long text, all in one voice, and which of them may be begun.
@@ -44,7 +49,7 @@ class StreamPlan:
         language: str,
         *,
         pause_s: float = 0.0,
-        ahead: Sequence[int] = (4,),
+        ahead: Sequence[int] = AHEAD_ON_GPU,
     ) -> None:
         check_number("pause_s", pause_s, "from 0 to 60 seconds", 0, 60)
         clean, checked = normalise(text), checked_params(params)
@@ -104,9 +109,6 @@ class StreamPlan:
             pause = np.zeros(round(self._pause_s * rate), dtype=np.float32)
             samples = np.concatenate([samples, pause])
         return replace(speech, samples=samples)
-
-
-_FADE_S = 0.005  # long enough that no edge clicks, too short to be heard itself
 
 
 def speak(

@@ -80,10 +80,16 @@ class _Block:
 
     def __post_init__(self) -> None:
         self.limits = [0 if task is None else task.limit for task in self.tasks]
+        self._rows = {id(task): i for i, task in enumerate(self.tasks) if task is not None}
 
     def row_of(self, task: CausalTask) -> int | None:
         """Return the row of a task, if it has one."""
-        return next((i for i, own in enumerate(self.tasks) if own is task), None)
+        return self._rows.get(id(task))
+
+    def leave(self, row: int) -> None:
+        """Take note that a row's task is not one of the batch any more."""
+        self._rows.pop(id(self.tasks[row]), None)
+        self.tasks[row], self.pages[row] = None, []
 
     def collect(self, tasks: Sequence[CausalTask]) -> Collect:
         """Return what waits for the outputs of some of its tasks."""
@@ -249,12 +255,13 @@ class Decoder:
                 return None
         # Rows whose tasks have left without an end run on. And where few are left, a smaller batch
         # is faster.
-        left = [row for row, task in enumerate(ahead.tasks) if task is not None and row not in rows]
+        stay = set(rows)
+        left = [row for row, task in enumerate(ahead.tasks) if task is not None and row not in stay]
         ahead.goes_on = all(last.ended[row] for row in left) and (
             self._sizes is None or padded_size(self._sizes, len(tasks)) == ahead.size
         )
         for row in left:
-            ahead.tasks[row], ahead.pages[row] = None, []
+            ahead.leave(row)
         return ahead
 
     def warm_ups(self) -> list[Callable[[], object]]:

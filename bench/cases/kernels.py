@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bark_fast import kernels
-from bark_fast.kernels import Impl, TokenSpace
+from bark_fast.kernels import Backend, Impl, TokenSpace
 from bark_fast.kernels.aot import SHAPES as BARK
 from bark_fast.kernels.aot import ModelShape
 from bark_fast.stages.sampling import SamplingParams, batch_sampling
@@ -107,7 +107,9 @@ class CaseMaker:
         *,
         cache_bytes: int,
     ) -> None:
-        self._shape, self._dtype, self._device, self._impl = shape, dtype, device, impl
+        self._shape, self._dtype, self._device = shape, dtype, device
+        # As an engine launches them.
+        self._ops = kernels.backend(impl, pdl=kernels.can_launch_dependents(device))
         self._cache_bytes = cache_bytes
         self._generator = torch.Generator().manual_seed(0)
         self._bytes = dtype.itemsize
@@ -151,18 +153,18 @@ class CaseMaker:
         plain = [self._randn(outputs, inputs, scale=inputs**-0.5)]
         n_bytes = outputs * inputs * self._bytes
         plain += [plain[0].clone() for _ in range(self._copies(n_bytes) - 1)]
-        packed = [kernels.pack_weight(weight.clone(), impl=self._impl) for weight in plain]
+        packed = [self._ops.pack_weight(weight.clone()) for weight in plain]
         return _Turns(packed), _Turns(plain)
 
     def _products(self, rows: int, *, decode: bool, tail: str) -> Iterator[KernelCase]:
         c, h, norm = self._shape.width, self._shape.heads, self._norm
         size = self._bytes
-        how: Any = {"decode": decode, "impl": self._impl}
+        how: Any = {"decode": decode}
         x, wide = self._randn(rows, c), self._randn(rows, 4 * c)
         slot_mapping = torch.arange(rows, device=self._device)
         page_size = self._sizes.page_size
         n_pages = -(-rows // page_size)
-        kv_dtype = kernels.kv_dtype(self._dtype, impl=self._impl)
+        kv_dtype = self._ops.kv_dtype(self._dtype)
         paged_kv = self._randn(2, n_pages, h, page_size, c // h, dtype=kv_dtype)
         torch_kv = self._randn(2, rows, h, c // h)
 
@@ -177,7 +179,7 @@ class CaseMaker:
 
         yield KernelCase(
             f"qkv to pages {tail}",
-            lambda: kernels.qkv_to_pages(
+            lambda: self._ops.qkv_to_pages(
                 x, qkv(), None, norm=norm, k_pages=paged_kv[0], v_pages=paged_kv[1],
                 slot_mapping=slot_mapping, **how,
             ),
@@ -191,7 +193,7 @@ class CaseMaker:
         out, out_plain = self._weights(c, c)
         yield KernelCase(
             f"out + residual {tail}",
-            lambda: kernels.fused_linear(x, out(), residual=x, **how),
+            lambda: self._ops.fused_linear(x, out(), residual=x, **how),
             lambda: F.linear(x, out_plain()) + x,
             *linear_cost(rows, c, c, size, residual=True),
             plain=lambda cast: kernels.fused_linear(cast(x), cast(out_plain()), residual=cast(x)),
@@ -199,7 +201,7 @@ class CaseMaker:
         fc1, fc1_plain = self._weights(4 * c, c)
         yield KernelCase(
             f"norm + fc1 + gelu {tail}",
-            lambda: kernels.fused_linear(x, fc1(), norm=norm, gelu=True, **how),
+            lambda: self._ops.fused_linear(x, fc1(), norm=norm, gelu=True, **how),
             lambda: F.gelu(F.linear(F.layer_norm(x, (c,), norm[0]), fc1_plain())),
             *linear_cost(rows, 4 * c, c, size),
             plain=lambda cast: kernels.fused_linear(
@@ -207,10 +209,10 @@ class CaseMaker:
             ),
         )
         fc2, fc2_plain = self._weights(c, 4 * c)
-        workspace = kernels.decode_workspace(rows, h, device=self._device, impl=self._impl)
+        workspace = self._ops.decode_workspace(rows, h, device=self._device)
         yield KernelCase(
             f"fc2 + residual {tail}",
-            lambda: kernels.fused_linear(wide, fc2(), residual=x, workspace=workspace, **how),
+            lambda: self._ops.fused_linear(wide, fc2(), residual=x, workspace=workspace, **how),
             lambda: F.linear(wide, fc2_plain()) + x,
             *linear_cost(rows, c, 4 * c, size, residual=True),
             plain=lambda cast: kernels.fused_linear(
@@ -234,7 +236,7 @@ class CaseMaker:
             )
 
     def _head(self, x: Tensor, head: _Turns) -> Tensor:
-        return kernels.fused_linear(x, head(), norm=self._norm, decode=True, impl=self._impl)
+        return self._ops.fused_linear(x, head(), norm=self._norm, decode=True)
 
     def _paged(self, batch: int, queries: int, length: int, *, tail: str) -> KernelCase:
         """Return the case of causal attention to pages.
@@ -244,7 +246,7 @@ class CaseMaker:
         c, h, decode = self._shape.width, self._shape.heads, queries == 1
         page_size = self._sizes.page_size
         per_sequence = -(-length // page_size)
-        kv_dtype = kernels.kv_dtype(self._dtype, impl=self._impl)
+        kv_dtype = self._ops.kv_dtype(self._dtype)
         tables = torch.randperm(batch * per_sequence, generator=self._generator)
         tables = tables.view(batch, per_sequence).to(self._device)
         q = self._randn(batch * queries, h, c // h)
@@ -256,14 +258,13 @@ class CaseMaker:
         q_torch = q.view(batch, queries, h, c // h).transpose(1, 2)
         starts = torch.arange(batch + 1, device=self._device) * queries
         lengths = torch.full((batch,), length, device=self._device)
-        workspace = kernels.decode_workspace(batch, h, device=self._device, impl=self._impl)
+        workspace = self._ops.decode_workspace(batch, h, device=self._device)
 
         def run() -> object:
             k, v = pages()
-            return kernels.paged_attention(
+            return self._ops.paged_attention(
                 q, k, v, block_tables=tables, cu_seqlens_q=starts, seq_lens=lengths,
-                max_queries=queries, max_length=length, decode=decode, workspace=workspace,
-                impl=self._impl,
+                max_queries=queries, max_length=length, decode=decode, workspace=workspace
             )  # fmt: skip
 
         def run_torch() -> object:
@@ -286,7 +287,7 @@ class CaseMaker:
         n_bytes, flops = attention_cost(1024, 1024, c, self._bytes)
         return KernelCase(
             f"attention fine B={windows} T=1024",
-            lambda: kernels.bidirectional_attention(q, k, v, impl=self._impl),
+            lambda: self._ops.bidirectional_attention(q, k, v),
             lambda: F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))),
             windows * n_bytes,
             windows * flops,
@@ -295,11 +296,11 @@ class CaseMaker:
 
     def _small(self, rows: int) -> Iterator[KernelCase]:
         """Yield the cases that are bound by reading and writing their rows."""
-        c, norm, impl = self._shape.width, self._norm, self._impl
+        c, norm = self._shape.width, self._norm
         x = self._randn(rows, c)
         yield KernelCase(
             f"layer norm M={rows}",
-            lambda: kernels.layer_norm(x, norm[0], None, impl=impl),
+            lambda: self._ops.layer_norm(x, norm[0], None),
             lambda: F.layer_norm(x, (c,), norm[0]),
             2 * rows * c * self._bytes,
         )
@@ -307,15 +308,15 @@ class CaseMaker:
         ids, position_table = self._integers(1056, 8, rows), self._randn(1024, c)
         positions = positions.to(self._device)
 
-        def embed(impl: Impl) -> object:
-            return kernels.embedding_sum(
-                ids, tables, positions=positions, position_table=position_table, impl=impl
+        def embed(ops: Backend) -> object:
+            return ops.embedding_sum(
+                ids, tables, positions=positions, position_table=position_table
             )
 
         yield KernelCase(
             f"embedding sum K=8 M={rows}",
-            lambda: embed(impl),
-            lambda: embed("torch"),
+            lambda: embed(self._ops),
+            lambda: embed(kernels.backend("torch")),
             # Tables stay in cache: their rows are read once, the ids and the sum pass through.
             (tables.numel() + position_table.numel() + rows * c) * self._bytes + ids.numel() * 8,
         )
@@ -324,7 +325,7 @@ class CaseMaker:
         books = self._randn(n, 1024, self._shape.codec_channels, dtype=torch.float32)
         yield KernelCase(
             f"codebook sum F={rows}",
-            lambda: kernels.codebook_sum(codes, books, impl=impl),
+            lambda: self._ops.codebook_sum(codes, books),
             lambda: kernels.codebook_sum(codes, books, impl="torch"),
             (books.numel() + rows * self._shape.codec_channels) * 4 + codes.numel() * 8,
         )
@@ -336,7 +337,7 @@ class CaseMaker:
         positions = torch.arange(batch, device=self._device)
         return KernelCase(
             f"sample {what} B={batch}",
-            lambda: kernels.sample(logits, sampling, space, positions=positions, impl=self._impl),
+            lambda: self._ops.sample(logits, sampling, space, positions=positions),
             lambda: torch.multinomial((logits.float() / 0.7).softmax(-1), 1),
             logits.numel() * self._bytes,
         )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from bark_fast.kernels.ops import Backend, Norm, Weight
-from bark_fast.kernels.state import DecodeState, SamplingMetadata, TokenSpace
+from bark_fast.kernels.state import SamplingMetadata, TokenSpace
 from bark_fast.kernels.triton import attention, codebook, embedding, linear, norm, sampling
 
 
@@ -28,25 +28,13 @@ class TritonBackend(Backend):
     random_words = staticmethod(sampling.random_words_of)
     decode_workspace = staticmethod(attention.decode_workspace)
 
-    def embedding_sum(
-        self, ids: Tensor, tables: Tensor, *, positions: Tensor, position_table: Tensor
-    ) -> Tensor:
-        return embedding.embedding_sum(
-            ids, tables, positions=positions, position_table=position_table, pdl=self.pdl
-        )
+    def embedding_sum(self, ids: Tensor, tables: Tensor, **options: Any) -> Tensor:
+        return embedding.embedding_sum(ids, tables, **options, pdl=self.pdl)
 
     def sample(
-        self,
-        logits: Tensor,
-        metadata: SamplingMetadata,
-        space: TokenSpace,
-        *,
-        positions: Tensor | None = None,
-        state: DecodeState | None = None,
+        self, logits: Tensor, metadata: SamplingMetadata, space: TokenSpace, **options: Any
     ) -> Tensor:
-        return sampling.sample(
-            logits, metadata, space, positions=positions, state=state, pdl=self.pdl
-        )
+        return sampling.sample(logits, metadata, space, **options, pdl=self.pdl)
 
     def fused_linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, **options: Any

@@ -45,11 +45,6 @@ def test_nothing_is_compiled_after_warm_up(counted: dict[str, Any]) -> None:
     assert counted["late"] == []
 
 
-def test_the_hosts_time_for_a_launch_is_known(counted: dict[str, Any]) -> None:
-    """`python -m helpers.count_launches` prints it; how much it is depends on the machine."""
-    assert counted["host_us_a_launch"] > 0
-
-
 @pytest.mark.parametrize("stage", ["semantic", "coarse"])
 def test_launches_of_a_decode_step(counted: dict[str, Any], stage: str) -> None:
     """Five a layer, and one each for the embedding, the head and the draw. Steps that were
