@@ -6,6 +6,7 @@ from typing import Any
 
 from bark_fast.kernels import aot
 from bark_fast.kernels.aot import Launch
+from bench.cases.recording import independent
 from bench.cases.time_model import Code, read_ptx
 
 # An alternative's other tiles are taken to cost the instructions of today's.
@@ -24,6 +25,8 @@ class CompiledCode:
         self._known: dict[Any, Code] = {}
 
     def __call__(self, launch: Launch) -> Code:
+        if self._target < aot.PDL_TARGET:
+            launch = independent(launch)
         kind = (
             launch.name,
             tuple(

@@ -60,6 +60,13 @@ class Operation:
     count: int = 1
 
 
+def independent(launch: aot.Launch) -> aot.Launch:
+    """Return the launch without programmatic dependent launch, which older GPUs do not know."""
+    options = {k: v for k, v in launch.options.items() if k not in ("launch_pdl", "maxnreg")}
+    constants = launch.constants | ({"PDL": False} if "PDL" in launch.constants else {})
+    return replace(launch, options=options, constants=constants)
+
+
 class _Recorder:
     """The kernels' interface, of which every call is noted.
 

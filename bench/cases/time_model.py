@@ -38,7 +38,6 @@ class Assumptions:
     l2_us: float = 0.3  # one trip to L2 and back
     cycles_per_instruction: float = 4.0  # of a warp that is alone, each waiting for the last
     tile_share: float = 0.5  # of peak FLOPs, in tiles
-    normed_tile_share: float = 0.4  # where the layer norm is inside the loop over K
     persistent_share: float = 0.62  # persistent tiles that come by descriptors
     flash_share: float = 0.35
     few_rows_share: float = 0.3  # decode products: mma.sync with 8 or 16 rows
@@ -163,8 +162,7 @@ class TimeModel:
             return assumed.flash_share
         if "persistent" in launch.name:
             return assumed.persistent_share * filled
-        normed = launch.constants.get("HAS_NORM", False)
-        return (assumed.normed_tile_share if normed else assumed.tile_share) * filled
+        return assumed.tile_share * filled
 
     def issue_us(self, op: Operation, launch: Launch) -> float:
         """Return the time that a multiprocessor takes to issue its programs' instructions."""

@@ -112,7 +112,7 @@ def print_changes(model: TimeModel, size: str, arguments: argparse.Namespace) ->
     """Print what each alternative would make of the times."""
     now = LoadModel(model, size)
     load = load_of(mixed_utterances(64), config_of(size))
-    print(f"\nchanges, {size}, on an {model.gpu.name} (per cent of the time now; - is in place)")
+    print(f"\nchanges, {size}, on an {model.gpu.name} (per cent of the time now; - is under 0.05)")
     columns = [f"B={rows}" for rows in arguments.rows]
     columns += ["prompt", "8 prompts", "fine", "8 windows", "64 mixed"]
     print(f"{'':<44}" + "".join(f"{column:>10}" for column in columns))
