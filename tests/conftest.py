@@ -13,8 +13,15 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 
 import pytest
+from hypothesis import settings
 
 from helpers.checkpoints import Checkpoint, bark_windows, small_windows
+
+# The same examples in every run, so that what fails somewhere fails everywhere; others with
+# --hypothesis-profile=explore.
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

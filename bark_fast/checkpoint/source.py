@@ -17,7 +17,7 @@ def absolute_path(path: str | os.PathLike[str]) -> Path:
     """Return a path that means the same file when the working directory has changed."""
     try:
         expanded = Path(path).expanduser()
-    except RuntimeError:  # ~someone, and there is no such user
+    except (RuntimeError, ValueError):  # ~someone, and there is or can be no such user
         expanded = Path(path)
     try:
         return expanded.absolute()

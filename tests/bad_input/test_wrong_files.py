@@ -14,7 +14,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -268,6 +268,8 @@ _QUICK = GenerationParams(max_semantic_tokens=1, seed=0)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@example(thing="~\0", which=7)
+@example(thing="~\ud800", which=7)
 @given(thing=_THINGS, which=st.integers(0, 11))
 def test_arguments_of_any_type(small: Checkpoint, thing: Any, which: int) -> None:
     bark = small.bark
