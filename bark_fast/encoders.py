@@ -1,11 +1,13 @@
 """Turn samples into the bytes of audio files, piece by piece.
 
-WAV and PCM are written here. The compressed kinds come from libsndfile, which writes to a scratch
-file in memory, so that no Python runs inside its calls: an interruption there would be lost.
+WAV and PCM are written here. The compressed kinds come from libsndfile and, for AAC, from FFmpeg.
+Both write to a scratch file in memory, so that no Python runs inside their calls: an interruption
+there would be lost.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import struct
 import tempfile
@@ -25,6 +27,7 @@ SUBTYPES: Mapping[str, tuple[str, ...]] = {
     "mp3": ("MPEG_LAYER_III",),
     "ogg": ("OPUS", "VORBIS"),
     "opus": ("OPUS",),
+    "aac": ("AAC",),
     "pcm": ("PCM_16", "PCM_24", "FLOAT"),
     "raw": ("PCM_16", "PCM_24", "FLOAT"),
 }
@@ -32,6 +35,11 @@ SUBTYPES: Mapping[str, tuple[str, ...]] = {
 
 _LIBSNDFILE = {"flac": "FLAC", "mp3": "MP3", "ogg": "OGG", "opus": "OGG"}
 _BYTES = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
+_AAC_RATES_HZ = (
+    *(96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000),
+    *(22_050, 16_000, 12_000, 11_025, 8_000, 7_350),
+)
+_AAC_BITS_PER_S = 64_000  # one channel of FFmpeg's encoder is good from there on
 _UNKNOWN = 0xFFFFFFFF  # a length that is not known yet, or does not fit: the rest of the file
 
 
@@ -185,6 +193,52 @@ class _LibsndfileEncoder(Encoder):
             self._scratch = -1
 
 
+class _AacEncoder(Encoder):
+    """Encodes AAC-LC with FFmpeg, as ADTS: each frame has a header, and the file has none."""
+
+    def __init__(self, sample_rate_hz: int) -> None:
+        if sample_rate_hz not in _AAC_RATES_HZ:
+            raise InputError(f"format must be one for {sample_rate_hz} Hz, got 'aac'")
+        import av  # the extra `aac`
+
+        self._frame = av.AudioFrame
+        self._sample_rate_hz = sample_rate_hz
+        self._n_samples = 0
+        self._scratch = _scratch_file()
+        try:
+            # FFmpeg holds 32 KB back if it may.
+            options = {"flush_packets": "1"}
+            self._file = av.open(f"pipe:{self._scratch}", "w", format="adts", options=options)
+            self._stream = self._file.add_stream("aac", rate=sample_rate_hz, layout="mono")
+            self._stream.bit_rate = _AAC_BITS_PER_S
+        except BaseException:
+            os.close(self._scratch)
+            raise
+
+    def feed(self, samples: FloatArray) -> None:
+        if len(samples):
+            frame = self._frame.from_ndarray(samples[None], format="fltp", layout="mono")
+            frame.sample_rate = self._sample_rate_hz
+            frame.pts = self._n_samples
+            self._n_samples += len(samples)
+            self._file.mux(self._stream.encode(frame))
+
+    def read(self, start: int) -> bytes:
+        return _read_all(self._scratch, start)
+
+    def finish(self) -> None:
+        if not self._n_samples:
+            self.feed(np.zeros(1, dtype=np.float32))  # FFmpeg writes nothing of nothing
+        self._file.mux(self._stream.encode(None))
+        self._file.close()
+
+    def close(self) -> None:
+        if self._scratch >= 0:
+            self._file.close()
+            os.close(self._scratch)
+            self._scratch = -1
+
+
 def _scratch_file() -> int:
     """Return the descriptor of an empty file that ends when it is closed, in memory if possible."""
     if hasattr(os, "memfd_create"):
@@ -218,6 +272,11 @@ def check_encoding(kind: str, subtype: str | None, *, shown: str | None = None) 
             f"subtype must be one of {', '.join(subtypes)} for {shown or kind}, got {subtype!r}"
         )
     chosen = subtype or subtypes[0]
+    if kind == "aac" and importlib.util.find_spec("av") is None:
+        raise InputError(
+            "format must be one without a package that is missing "
+            f"(aac needs PyAV: pip install 'bark-fast[aac]'), got {shown or kind!r}"
+        )
     if kind in _LIBSNDFILE:
         import soundfile
 
@@ -237,4 +296,6 @@ def make_encoder(kind: str, subtype: str, sample_rate_hz: int) -> Encoder:
     """
     if kind in _LIBSNDFILE:
         return _LibsndfileEncoder(sample_rate_hz, kind, subtype)
+    if kind == "aac":
+        return _AacEncoder(sample_rate_hz)
     return _PlainEncoder(sample_rate_hz, subtype, header=kind == "wav")
