@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bark_fast.audio import FORMATS, AudioTarget, AudioWriter, check_audio_path
 from bark_fast.errors import InputError
 from bark_fast.files import check_path, check_writable
+from bark_fast.tempo import MAX_SPEED, MIN_SPEED, change_tempo, check_speed
 from bark_fast.types import GenerationParams, Speech, Voice
 from bark_fast.validation import check_number
 
@@ -55,7 +56,7 @@ def add_say_options(say: argparse.ArgumentParser) -> None:
         "--output",
         default="speech.wav",
         metavar="FILE",
-        help='.wav, .flac, .mp3, .opus, ...; "-" is standard output (default: speech.wav)',
+        help='.wav, .flac, .mp3, .opus, .aac, ...; "-" is standard output (default: speech.wav)',
     )
     say.add_argument(
         "--format",
@@ -78,6 +79,13 @@ def add_say_options(say: argparse.ArgumentParser) -> None:
         default=0.25,
         metavar="SECONDS",
         help="between sentences (default: 0.25)",
+    )
+    say.add_argument(
+        "--speed",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help=f"faster or slower at the same pitch, {MIN_SPEED:g} to {MAX_SPEED:g} (default: 1)",
     )
     _add_model_options(say)
     group = say.add_argument_group("sampling", "what is not given comes from the checkpoint")
@@ -123,6 +131,7 @@ def _say(arguments: argparse.Namespace) -> int:
         voice_path = check_path(arguments.save_voice, Voice.ENDINGS, name="--save-voice")
         check_writable(voice_path, name="--save-voice")
     check_number("--pause", arguments.pause, "from 0 to 60 seconds", 0, 60)
+    check_speed(arguments.speed, name="--speed")
     text = _read_stdin() if arguments.text == "-" else arguments.text
     if not text.strip():
         raise InputError("TEXT must not be empty")
@@ -205,7 +214,7 @@ def _write(
     long enough for one."""
     speaker: Voice | None = None
     for part in parts:
-        writer.write(part.samples)
+        writer.write(change_tempo(part.samples, part.sample_rate_hz, arguments.speed))
         said.append(part)
         if arguments.save_voice is not None and speaker is None:
             speaker = _voice_of(part, bark)

@@ -220,12 +220,12 @@ class Speech:
                 it stands and stays open.
             subtype: "PCM_16" (the default), "PCM_24" or, for wav and pcm, "FLOAT"; for ogg "OPUS"
                 (the default) or "VORBIS".
-            format: "wav", "flac", "mp3", "opus" or "ogg" (both Opus in Ogg), "pcm" or "raw" (both
-                little-endian samples alone). None takes the ending of the name, and wav for a pipe
-                or a device without one.
+            format: "wav", "flac", "mp3", "opus" or "ogg" (both Opus in Ogg), "aac" (as ADTS, which
+                needs the extra `aac`), "pcm" or "raw" (both little-endian samples alone). None
+                takes the ending of the name, and wav for a pipe or a device without one.
 
         Raises:
-            InputError: another ending, format or subtype.
+            InputError: another ending, format or subtype, or one whose package is missing.
             OSError: the file cannot be written.
         """
         save_audio(path, self.samples, self.sample_rate_hz, subtype=subtype, format=format)

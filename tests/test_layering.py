@@ -37,6 +37,7 @@ ORDER = [
     "types",
     "audio",
     "encoders",
+    "tempo",
     "files",
     "validation",
     "process",
