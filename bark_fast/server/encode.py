@@ -26,6 +26,16 @@ CONTENT_TYPES: Mapping[str, str] = {
 }
 """The response formats of OpenAI's API, and the media type of each."""
 
+HELD_BACK_S: Mapping[str, float] = {
+    "mp3": 0.11,  # LAME looks two frames of 24 ms ahead, and cannot give half of one
+    "opus": 0.087,  # a page of 60 ms, a packet of 20 ms, and 6.5 ms that Opus looks ahead
+    "aac": 0.128,  # three frames of 43 ms
+    "flac": 0.048,  # a block
+    "wav": 0.0,
+    "pcm": 0.0,
+}
+"""At most so much of what was fed at 24 kHz cannot be heard yet; in seconds, for streams."""
+
 PCM_RATE_HZ = 24_000
 """OpenAI's API has no place for the rate of `pcm`, whose samples come without a header."""
 

@@ -36,6 +36,8 @@ from helpers.checkpoints import Checkpoint
         (["say", "Hi", "--save-voice", "absent/me.npz"], "--save-voice must be in a folder"),
         (["say", "Hi", "--pause", "-1"], "--pause must be from 0 to 60 seconds, got -1"),
         (["say", "Hi", "--pause", "nan"], "--pause must be from 0 to 60 seconds, got nan"),
+        (["say", "Hi", "--speed", "0.2"], "--speed must be from 0.25 to 4, got 0.2"),
+        (["say", "Hi", "--speed", "nan"], "--speed must be from 0.25 to 4, got nan"),
         (["say", "Hi", "--pause", "long"], "--pause: invalid float value: 'long'"),
         (["say", "Hi", "--temperature", "-1"], "temperature must be a finite number >= 0"),
         (["say", "Hi", "--temperature", "nan"], "temperature must be a finite number >= 0"),
