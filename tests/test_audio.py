@@ -21,7 +21,7 @@ import soundfile
 
 from bark_fast import AudioWriter, InputError
 from bark_fast.audio import FORMATS, check_audio_path, save_audio
-from bark_fast.encoders import _AAC_RATES_HZ, SUBTYPES
+from bark_fast.encoders import SUBTYPES
 from helpers.decoding import AAC_FRAME, aac_length, decode
 
 RATE = 24_000
@@ -121,25 +121,6 @@ def test_a_libsndfile_without_mp3(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match=r"format must be one that libsndfile .* writes \(mp3"):
         check_audio_path(tmp_path / "a.mp3")
     check_audio_path(tmp_path / "a.wav")
-
-
-@pytest.mark.parametrize("rate", _AAC_RATES_HZ)
-def test_aac_at_all_its_rates(rate: int) -> None:
-    samples = tone(rate)
-    save_audio(file := io.BytesIO(), samples, rate, format="aac")
-    heard, rate_heard = decode(file.getvalue())
-    assert rate_heard == rate
-    middle = slice(rate // 4, -rate // 4)
-    assert np.corrcoef(heard[AAC_FRAME:][: len(samples)][middle], samples[middle])[0, 1] > 0.99
-
-
-def test_aac_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match=r"aac needs PyAV: pip install 'bark-fast\[aac\]'"):
-        save_audio(tmp_path / "a.aac", tone(), RATE)
-    with pytest.raises(InputError, match=r"pip install 'bark-fast\[aac\]'\), got 'aac'"):
-        AudioWriter(io.BytesIO(), RATE, format="aac")
-    assert os.listdir(tmp_path) == []
 
 
 # Where to

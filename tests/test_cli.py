@@ -21,10 +21,7 @@ import soundfile
 from bark_fast import Bark, GenerationParams, __version__
 from bark_fast.checkpoint.random import PRESET_NAMES, create_checkpoint
 from bark_fast.cli import main
-from bark_fast.server.encode import SpeechEncoder
-from bark_fast.tempo import change_tempo
 from helpers.checkpoints import Checkpoint
-from helpers.decoding import AAC_FRAME, aac_length, decode
 
 QUICK = ["--max-semantic-tokens", "20", "--temperature", "0"]
 
@@ -108,28 +105,6 @@ def test_more_formats(small: Checkpoint, arguments: list[str], kind: tuple[str, 
     assert (info.format, info.subtype) == kind
     assert info.frames > 0
     assert os.listdir() == [arguments[1]]
-
-
-def test_aac(small: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    for text in ("Hello", "Hello. You."):
-        assert say(small, text, "--seed", "5", "-o", "a.wav") == 0
-        assert say(small, text, "--seed", "5", "-o", "a.aac") == 0
-        heard, rate = decode(Path("a.aac").read_bytes())
-        said = samples("a.wav")
-        assert rate == 8000
-        assert len(heard) == aac_length(len(said))
-        heard = heard[AAC_FRAME:][: len(said)]
-        assert np.sqrt(np.mean((heard - said) ** 2)) < 0.3 * np.sqrt(np.mean(said**2))
-
-
-def test_aac_without_pyav(
-    small: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(Bark, "from_pretrained", None)
-    monkeypatch.setitem(sys.modules, "av", None)
-    assert say(small, "Hello", "-o", "a.aac") == 2
-    assert "pip install 'bark-fast[aac]'" in capsys.readouterr().err
-    assert os.listdir() == []
 
 
 @pytest.mark.parametrize("output", ["-", "/dev/stdout", "/dev/fd/1"])
@@ -240,56 +215,6 @@ def test_the_seed_that_was_drawn_is_told(
     seed = capsys.readouterr().err.rsplit(maxsplit=1)[1]
     assert say(small, "Hello", *sampled, "-o", "b.wav", "--seed", seed) == 0
     assert np.array_equal(samples("a.wav"), samples("b.wav"))
-
-
-def test_speed(small: Checkpoint) -> None:
-    """Each part by itself, with the pause behind it, as a server says it."""
-    text = "One two. Three four. Five."
-    params = GenerationParams(temperature=0, max_semantic_tokens=20, seed=5)
-    parts = list(small.bark.stream(text, params=params, pause_s=0.25))
-    for speed in (0.5, 1.0, 1.7):
-        arguments = ["--subtype", "FLOAT", "--seed", "5", "--speed", str(speed)]
-        assert say(small, text, *arguments) == 0
-        expected = [change_tempo(part.samples, 8000, speed) for part in parts]
-        np.testing.assert_array_equal(samples("speech.wav"), np.concatenate(expected))
-        length = sum(len(part.samples) for part in parts)
-        assert len(samples("speech.wav")) == pytest.approx(length / speed, abs=2)
-
-
-@pytest.mark.parametrize(
-    ("options", "kind"),
-    [
-        (["-o", "-"], "wav"),
-        (["-o", "-", "--format", "mp3", "--speed", "1.3"], "mp3"),
-        (["-o", "-", "--format", "aac"], "aac"),
-        (["-o", "-", "--format", "opus", "--speed", "0.8"], "opus"),
-        (["-o", "-", "--format", "flac"], "flac"),
-    ],
-)
-def test_a_response_of_the_server_has_the_same_bytes(
-    small: Checkpoint, capfdbinary: pytest.CaptureFixture[bytes], options: list[str], kind: str
-) -> None:
-    text = "One two. Three four. Five."
-    params = GenerationParams(temperature=0, max_semantic_tokens=20, seed=5)
-    speed = float(options[5]) if "--speed" in options else 1.0
-    encoders = [SpeechEncoder(kind, 8000, streamed=streamed) for streamed in (True, False)]
-    responses = [b"", b""]
-    for part in small.bark.stream(text, params=params, pause_s=0.25):
-        made = change_tempo(part.samples, 8000, speed)
-        for i, encoder in enumerate(encoders):
-            responses[i] += encoder.feed(made)
-    for i, encoder in enumerate(encoders):
-        responses[i] += encoder.finish()
-        encoder.close()
-    assert say(small, text, "--seed", "5", "-q", *options) == 0
-    assert say(small, text, "--seed", "5", "-q", *options[2:], "-o", f"a.{kind}") == 0
-    whole = Path(f"a.{kind}").read_bytes()
-    assert responses[1] == whole
-    # Standard output is a file here, and gets its header at the end; test_encode.py has pipes.
-    assert capfdbinary.readouterr().out in responses
-    start = {"wav": 44, "flac": 42, "mp3": len(whole) - len(responses[0])}.get(kind, 0)
-    begin = 0 if kind == "mp3" else start
-    assert responses[0][begin:] == whole[start:]
 
 
 def test_sentences_and_pauses(small: Checkpoint) -> None:
