@@ -136,6 +136,10 @@ class _Moves(TorchFunctionMode):
         on_device = isinstance(args[0] if args else None, DeviceTensor)
         if func is Tensor.__setitem__ and on_device and not isinstance(args[2], Tensor):
             return args[0][args[1]].fill_(args[2])
+        if func is torch.lstm and on_device:
+            # One operation, as it is on a GPU; torch would take it apart into thousands.
+            gpu.check(func, args)
+            return _on_device(gpu.launch(func, _memory(args), _memory(kwargs)))
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.numpy, Tensor.tolist):
             return self._move(gpu, func, args, kwargs)
         pinned = kwargs.pop("pin_memory", False)
