@@ -9,8 +9,12 @@ import torch
 if not torch.cuda.is_available():
     # Before the first import of a kernel: without a GPU they run in triton's interpreter.
     os.environ["TRITON_INTERPRET"] = "1"
-# The tests' networks are far too small for a second thread to pay.
+# The tests' networks are far too small for a second thread to pay, here or in the processes that
+# tests start: on a machine whose cores are all busy it is only waited for.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from collections import Counter
 
 import pytest
 from hypothesis import settings
@@ -22,6 +26,15 @@ from helpers.checkpoints import Checkpoint, bark_windows, small_windows
 settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let workers begin with the files that take long: each gets whole files, in this order, and
+    at the end all would wait for one that is still at a long file."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        all_of = Counter(item.path for item in items)
+        items.sort(key=lambda item: (-slow[item.path], -all_of[item.path]))
 
 
 @pytest.fixture(scope="session")

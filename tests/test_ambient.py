@@ -132,15 +132,22 @@ def test_speech_is_the_same(
     assert np.array_equal(again.samples, expected.samples)
 
 
+@pytest.fixture(scope="module", params=["auto", "cpu", "torch"])
+def loaded(request: pytest.FixtureRequest, small: Checkpoint) -> tuple[str, Speech]:
+    """An implementation, and what a model that was loaded with it says."""
+    bark = Bark.from_pretrained(small.folder, device="cpu", impl=request.param)
+    return request.param, bark.generate(TEXT, params=PARAMS)
+
+
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
-@pytest.mark.parametrize("impl", ["auto", "cpu", "torch"])
 def test_loading_is_the_same(
-    small: Checkpoint, tmp_path: Path, impl: str, ambient: AbstractContextManager[Any]
+    small: Checkpoint,
+    tmp_path: Path,
+    loaded: tuple[str, Speech],
+    ambient: AbstractContextManager[Any],
 ) -> None:
     """... and leaves a model that does not depend on where it was loaded."""
-    expected = Bark.from_pretrained(small.folder, device="cpu", impl=impl).generate(
-        TEXT, params=PARAMS
-    )
+    impl, expected = loaded
     with ambient:
         bark = Bark.from_pretrained(small.folder, device="cpu", impl=impl)
         voice = expected.to_voice()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from bark_fast import Bark, GenerationParams
@@ -14,17 +11,7 @@ from bark_fast.checkpoint.random import create_checkpoint
 from helpers.oracle import greedy
 
 
-@pytest.fixture
-def all_threads():
-    """Here, unlike in the other tests, they pay."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("all_threads")
 def test_bark_small(tmp_path) -> None:
     folder = create_checkpoint(tmp_path / "small", size="small")
     model = transformers.BarkModel.from_pretrained(folder).eval()
