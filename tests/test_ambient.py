@@ -266,11 +266,11 @@ class _RefusesNothing(TorchFunctionMode):
 
 
 def test_it_costs_little() -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     for _ in range(1000):
         with settled(inference=True):
             pass
-    assert time.perf_counter() - start < 0.2  # 0.2 ms each, and a step takes several
+    assert time.thread_time() - start < 0.2  # 0.2 ms each, and a step takes several
 
 
 # Threads ------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def test_a_whole_file_to_a_pipe(tmp_path: Path, kind: str) -> None:
     reader = threading.Thread(target=lambda: heard.append(path.read_bytes()))
     reader.start()
     save_audio(path, tone(), RATE)
-    reader.join(timeout=10)
+    reader.join(timeout=60)
     check_sound(heard[0], kind, SUBTYPES[kind][0], tone())
 
 

@@ -586,9 +586,9 @@ print(time.process_time() - start, "transformers" in sys.modules)
 @pytest.mark.parametrize("then", ["", "bark_fast.Bark"])
 def test_import_is_quick(then: str) -> None:
     """Beside torch, whose objects the garbage collector may look at meanwhile; the processor's time
-    in the best of three runs, so that a busy machine does not matter."""
-    seconds = []
-    for _ in range(3):
+    in the best of up to three runs, so that a busy machine does not matter."""
+    seconds: list[float] = []
+    while len(seconds) < 3 and not (seconds and min(seconds) < 0.3):
         done = subprocess.run(
             [sys.executable, "-c", _IMPORT.format(then=then)],
             capture_output=True,

@@ -426,7 +426,7 @@ for model in ("model", "./model", "a/b/c"):
 
 
 def in_fork(work: Callable[[], Any]) -> str:
-    """Do `work` in a fork of this process and return what came of it; "hung" after 30 s."""
+    """Do `work` in a fork of this process and return what came of it; "hung" after 120 s."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -437,7 +437,7 @@ def in_fork(work: Callable[[], Any]) -> str:
         finally:
             os._exit(0)
     os.close(writer)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not os.waitpid(child, os.WNOHANG)[0]:
         if time.monotonic() > end:
             os.kill(child, 9)
@@ -557,7 +557,7 @@ if child == 0:
     torch.set_num_threads(1)
     works["load"]().generate("Hi.", params=params); print("alone", flush=True)
     os._exit(0)
-signal.alarm(60)
+signal.alarm(240)
 os.waitpid(child, 0)
 """
     done = run_code(code, OMP_NUM_THREADS="2")

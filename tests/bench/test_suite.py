@@ -18,7 +18,7 @@ from helpers.made_up_results import results
 
 OK = ("-c", "print('done')")
 FAILS = ("-c", "print('about to fail'); raise SystemExit(3)")
-HANGS = ("-c", "import time; print('hangs', flush=True); time.sleep(60)")
+HANGS = ("-c", "import time; print('hangs', flush=True); time.sleep(600)")
 
 
 def test_a_part_that_fails_or_hangs_stops_no_other(
@@ -26,12 +26,12 @@ def test_a_part_that_fails_or_hangs_stops_no_other(
 ) -> None:
     start = time.monotonic()
     parts = [
-        Part("first", OK, 20), Part("fails", FAILS, 20), Part("hangs", HANGS, 2),
-        Part("last one", OK, 20),
+        Part("first", OK, 60), Part("fails", FAILS, 60), Part("hangs", HANGS, 2),
+        Part("last one", OK, 60),
     ]  # fmt: skip
-    outcomes = run_parts(parts, tmp_path, budget_s=60)
+    outcomes = run_parts(parts, tmp_path, budget_s=300)
     assert [o.status for o in outcomes] == ["ok", "failed", "killed", "ok"]
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 300, "the one that hangs was waited for"
     assert (tmp_path / "logs" / "last-one.log").read_text() == "done\n"
     assert "about to fail" in capsys.readouterr().out
 
