@@ -1,4 +1,4 @@
-"""The command `bark-fast`: speak, list voices, show what is installed, make random checkpoints."""
+"""The command `bark-fast`: speak, serve, list voices, show what is installed, make checkpoints."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bark_fast import __version__
 from bark_fast.console import drop_unwritten, usable_streams
 from bark_fast.errors import BarkFastError, BarkFastWarning, InputError
 from bark_fast.say import add_say_options, add_source_options, source_options
+from bark_fast.serve import add_serve_options
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
@@ -69,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_say_options(
         commands.add_parser("say", help="speak a text into an audio file", allow_abbrev=False)
+    )
+    add_serve_options(
+        commands.add_parser(
+            "serve", help="speak over HTTP, as OpenAI's API does", allow_abbrev=False
+        )
     )
     _add_voices_options(
         commands.add_parser("voices", help="list a checkpoint's voices", allow_abbrev=False)

@@ -11,6 +11,8 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -133,8 +135,29 @@ class BarkFastWarning(_Portable, UserWarning):
     and why."""
 
 
+_collected: ContextVar[list[str] | None] = ContextVar("collected warnings", default=None)
+
+
+@contextmanager
+def collected_warnings(messages: list[str]) -> Iterator[None]:
+    """Add what `warn` says in this context to `messages`, each once, and give no warnings.
+
+    A context is that of a thread, or of a task of asyncio with what it runs in threads, so that a
+    server can tell each client of its own.
+    """
+    token = _collected.set(messages)
+    try:
+        yield
+    finally:
+        _collected.reset(token)
+
+
 def warn(message: str, *, stacklevel: int) -> None:
     """Give a BarkFastWarning; `stacklevel` is that of `warnings.warn`, counted from the caller."""
+    if (messages := _collected.get()) is not None:
+        if message not in messages:
+            messages.append(message)
+        return
     try:
         warnings.warn(message, BarkFastWarning, stacklevel=stacklevel + 1)
     except ValueError:

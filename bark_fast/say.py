@@ -41,7 +41,8 @@ def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**options, "local_files_only": arguments.offline}
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which checkpoint, and how it is run."""
     add_source_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16, int8")
@@ -87,7 +88,7 @@ def add_say_options(say: argparse.ArgumentParser) -> None:
         metavar="FACTOR",
         help=f"faster or slower at the same pitch, {MIN_SPEED:g} to {MAX_SPEED:g} (default: 1)",
     )
-    _add_model_options(say)
+    add_model_options(say)
     group = say.add_argument_group("sampling", "what is not given comes from the checkpoint")
     for field in fields(GenerationParams):
         if field.name == "normalize_text":

@@ -1,0 +1,35 @@
+"""What the server needs of whatever speaks; `AsyncBark` has it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from bark_fast.engine.stats import EngineStats
+from bark_fast.types import GenerationParams, Speech
+from bark_fast.voices import VoiceLike
+
+
+class Backend(Protocol):
+    """Speaks for any number of tasks at once.
+
+    A stream whose iteration ends early (its task is cancelled, or `aclose` is called) gives up what
+    it has begun.
+    """
+
+    def stream(
+        self,
+        text: str,
+        *,
+        voice: VoiceLike | None = None,
+        params: GenerationParams | None = None,
+        language: str = "en",
+        pause_s: float = 0.0,
+    ) -> AsyncIterator[Speech]:
+        """Say a text, a Speech a sentence, as `Bark.stream` does."""
+
+    def stats(self) -> EngineStats:
+        """Return what has been done so far and what waits; cheap."""
+
+    async def close(self, *, cancel: bool = False) -> None:
+        """Take no more work; finish what is there, or give it up."""

@@ -1,0 +1,127 @@
+"""What every request passes through: its id, its key, the limit of its body, and its count."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bark_fast.server.errors import ApiError, explain, json_response
+from bark_fast.server.metrics import Metrics
+from bark_fast.server.options import ServerOptions
+from bark_fast.server.response import CLIENT_LEFT
+
+log = logging.getLogger("bark_fast.server")
+
+_ID = re.compile(r"[\w.-]{1,64}")
+
+
+class Requests:
+    """Gives each request an id, or keeps its own, logs and counts it, and answers what fails."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        began, code = time.perf_counter(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            log.exception("%s: %s failed", request_id, scope["path"])
+            if code:
+                raise
+            await json_response(explain(error, frozenset()))(scope, receive, send_with_id)
+        finally:
+            if scope.get("bark_fast.left") and not code:
+                code = CLIENT_LEFT
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, _method(scope), str(code)).inc()
+            log.info(
+                "%s: %s %s %d %.3f s",
+                request_id,
+                scope["method"],
+                route,
+                code,
+                time.perf_counter() - began,
+            )
+
+
+class Gate:
+    """Lets in those who have the key, with bodies of the size that is allowed."""
+
+    def __init__(self, app: ASGIApp, options: ServerOptions, open_paths: Collection[str]) -> None:
+        self._app = app
+        self._options = options
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await json_response(refusal)(scope, receive, send)
+            return
+        limit, n_bytes = self._options.max_body_bytes, 0
+
+        async def receive_some() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > limit:
+                too_large = _too_large(limit)
+                raise HTTPException(too_large.status, too_large.message)
+            return message
+
+        await self._app(scope, receive_some, send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
+        key, path = self._options.api_key, scope["path"]
+        if key is not None and path.startswith("/v1/") and path not in self._open_paths:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            # Headers are bytes, which arrive as Latin-1 whatever the client meant.
+            right = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+            if scheme.lower() != "bearer" or not right:
+                return ApiError(
+                    401,
+                    "the header Authorization must be 'Bearer' and the server's key",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._options.max_body_bytes:
+            return _too_large(self._options.max_body_bytes)
+        return None
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body must have at most {limit} bytes", code="too_large")
+
+
+def _method(scope: Scope) -> str:
+    """Return the method if it is one of HTTP's; a client can send any, and each is a series."""
+    known = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
+    return scope["method"] if scope["method"] in known else "other"

@@ -1,0 +1,165 @@
+"""The answer to a request for speech, which stops the work as soon as nobody takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from bark_fast.server.encode import CONTENT_TYPES
+from bark_fast.server.errors import ApiError, explain
+from bark_fast.server.metrics import Metrics
+from bark_fast.server.options import ServerOptions
+from bark_fast.server.schema import FIELDS, Order
+from bark_fast.server.synthesis import Synthesis
+
+log = logging.getLogger("bark_fast.server")
+
+_PIECE_BYTES = 32 * 1024  # of a message; a reader that takes one is alive
+CLIENT_LEFT = 499  # the code, of nginx, for an answer that nobody waited for
+
+
+class SpeechResponse(Response):
+    """Sends speech while it is made.
+
+    No status is sent before there is a sentence, so that a failure until then is a real one. A
+    later one breaks the connection off, or is an event; it is never a clean end.
+
+    Args:
+        synthesis: makes the bytes.
+        order: what was asked for.
+        at_end: called when it is over, whatever happened.
+    """
+
+    def __init__(
+        self,
+        synthesis: Synthesis,
+        order: Order,
+        options: ServerOptions,
+        metrics: Metrics,
+        at_end: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._synthesis = synthesis
+        self._order = order
+        self._options = options
+        self._metrics = metrics
+        self._at_end = at_end
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        making = asyncio.create_task(self._synthesis.run())
+        sending = asyncio.create_task(self._send_all(send, making))
+        # Starlette's own watcher does not listen from ASGI 2.4 on.
+        leaving = asyncio.create_task(_wait_until_left(receive))
+        tasks = (making, sending, leaving)
+        try:
+            await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                self._metrics.disconnects.labels(
+                    "streaming" if self._started else "before_audio"
+                ).inc()
+                scope["bark_fast.left"] = True
+                return
+            if (error := sending.exception()) is not None:
+                await self._fail(error, send)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._at_end()
+
+    async def _send_all(self, send: Send, making: asyncio.Task[None]) -> None:
+        """Send what is made until its end.
+
+        Raises:
+            Exception: it could not be made; or TimeoutError, the reader takes nothing.
+        """
+        while (piece := await self._synthesis.queue.get()) is not None:
+            if self._order.streamed and not self._started:
+                await self._start(send)
+            if not self._started:
+                # All of it: the queue of what is not streamed has one piece.
+                await making
+                await self._start(send, n_bytes=len(piece))
+            for message in self._messages(piece):
+                await self._send(send, message)
+        await making
+        ending = b""
+        if self._order.events:
+            ending = self._event("speech.audio.done", usage=self._usage())
+        await self._send(send, ending, more=False)
+
+    async def _start(self, send: Send, n_bytes: int | None = None) -> None:
+        order = self._order
+        kind = "text/event-stream" if order.events else CONTENT_TYPES[order.response_format]
+        headers = {"content-type": kind, "cache-control": "no-store"}
+        if self._synthesis.seed is not None:
+            headers["x-seed"] = str(self._synthesis.seed)
+        if n_bytes is not None and not order.events:
+            headers["content-length"] = str(n_bytes)
+        raw = [(name.encode(), value.encode("ascii")) for name, value in headers.items()]
+        raw += [(b"warning", _as_header(text)) for text in self._synthesis.warnings]
+        self._started = True
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+    def _messages(self, piece: bytes) -> Iterator[bytes]:
+        for start in range(0, len(piece), _PIECE_BYTES):
+            part = piece[start : start + _PIECE_BYTES]
+            if self._order.events:
+                yield self._event("speech.audio.delta", audio=base64.b64encode(part).decode())
+            else:
+                yield part
+
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        message: Message = {"type": "http.response.body", "body": body, "more_body": more}
+        await asyncio.wait_for(send(message), self._options.stall_s)
+
+    async def _fail(self, error: BaseException, send: Send) -> None:
+        """Tell the client of a failure, as far as that can still be done."""
+        if isinstance(error, (asyncio.TimeoutError, TimeoutError)) and self._started:
+            why, told = "stalled", ApiError(408, "nothing was read", type="server_error")
+        elif isinstance(error, asyncio.CancelledError):
+            raise error
+        else:
+            told = explain(error, FIELDS)
+            why = {"too_long": "too_long", "service_unavailable": "closed"}.get(
+                told.code or "", "failed"
+            )
+        if told.status >= 500:
+            log.error("speech failed", exc_info=error)
+        if not self._started:
+            raise told from error
+        self._metrics.broken_off.labels(why).inc()
+        log.warning("an answer was broken off: %s", told.message)
+        if self._order.events and why != "stalled":
+            await self._send(send, self._event("error", **told.body()), more=False)
+        # Otherwise the server sees an answer without an end, and closes the connection.
+
+    def _event(self, kind: str, **content: Any) -> bytes:
+        """Return a server-sent event."""
+        return b"data: " + json.dumps({"type": kind, **content}).encode("ascii") + b"\n\n"
+
+    def _usage(self) -> dict[str, int]:
+        """Return what OpenAI counts: here characters in, semantic tokens out."""
+        n_in, n_out = self._synthesis.n_characters, self._synthesis.n_semantic_tokens
+        return {"input_tokens": n_in, "output_tokens": n_out, "total_tokens": n_in + n_out}
+
+
+async def _wait_until_left(receive: Callable[[], Awaitable[Message]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _as_header(text: str) -> bytes:
+    """Return a warning as the header `Warning` has it (RFC 7234), in ASCII."""
+    plain = text.encode("ascii", "backslashreplace").decode()
+    plain = "".join(c if c.isprintable() else " " for c in plain)
+    quoted = plain.replace("\\", "\\\\").replace('"', '\\"')
+    return f'299 bark-fast "{quoted}"'.encode()
