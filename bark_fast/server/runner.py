@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from bark_fast.errors import BarkFastError, InputError
 from bark_fast.server.app import create_app
@@ -57,11 +58,10 @@ def listen(host: str, port: int, *, stall_s: float) -> socket.socket:
     return listener
 
 
-def run(service: Service, listener: socket.socket, *, log_level: str = "info") -> None:
-    """Serve until a signal says stop: then answers under way have `drain_s` to end; a second signal
-    ends at once."""
-    config = uvicorn.Config(
-        create_app(service),
+def uvicorn_config(app: ASGIApp) -> uvicorn.Config:
+    """Return how uvicorn serves an app."""
+    return uvicorn.Config(
+        app,
         http="httptools",
         lifespan="on",
         log_config=None,
@@ -69,6 +69,12 @@ def run(service: Service, listener: socket.socket, *, log_level: str = "info") -
         server_header=False,
         timeout_graceful_shutdown=1,
     )
+
+
+def run(service: Service, listener: socket.socket, *, log_level: str = "info") -> None:
+    """Serve until a signal says stop: then answers under way have `drain_s` to end; a second signal
+    ends at once."""
+    config = uvicorn_config(create_app(service))
     _log_to_stderr(log_level)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

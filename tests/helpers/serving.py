@@ -1,0 +1,331 @@
+"""Servers for tests: the command as a process of its own, and the app in a thread of this one with
+a backend whose sentences come when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from bark_fast.engine.stats import EngineStats
+from bark_fast.errors import ClosedError, warn
+from bark_fast.server import ServerOptions, ServerVoices, Service, create_app
+from bark_fast.server.runner import listen, uvicorn_config
+from bark_fast.types import GenerationParams, Speech
+from bark_fast.voices import open_voices
+
+ROOT = Path(__file__).parent.parent.parent
+RATE_HZ = 24_000
+DEADLINE_S = 60.0  # for what takes a moment, on a machine that is busy with something else
+
+
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Wait until a condition holds, and return its value.
+
+    Raises:
+        AssertionError: it has not come about in time.
+    """
+    end = time.monotonic() + deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"after {deadline_s:g} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+# A process ---------------------------------------------------------------------------------------
+
+
+class ServerProcess:
+    """`bark-fast serve` in a process of its own.
+
+    Attributes:
+        process: the process.
+        url: where it listens.
+        lines: of its log so far.
+    """
+
+    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bark_fast", "serve", "--port", "0", *arguments],
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = ""
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def log(self) -> str:
+        """All of its log so far."""
+        return "\n".join(self.lines)
+
+    def wait_for_log(self, pattern: str, deadline_s: float = DEADLINE_S) -> re.Match[str]:
+        """Wait until the log has a match of a pattern, and return it."""
+
+        def look() -> re.Match[str] | None:
+            found = re.search(pattern, self.log)
+            assert found or self.process.poll() is None, f"it has ended: {self.log}"
+            return found
+
+        found: re.Match[str] = wait_until(look, f"no {pattern!r} in the log", deadline_s)
+        return found
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        """Wait until the process has ended, and return its exit status."""
+        status = self.process.wait(deadline_s)
+        self._reader.join(deadline_s)
+        return status
+
+    def rss_bytes(self) -> int:
+        """Return the memory that it has in use."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def server_process(
+    *arguments: str, ready: bool = True, env: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """Run `bark-fast serve --port 0` with more arguments; it is killed at the end.
+
+    Args:
+        ready: wait until it has loaded its model, not only until it listens.
+    """
+    server = ServerProcess(*arguments, env=env)
+    try:
+        server.url = server.wait_for_log(r"listening on (http://\S+)")[1]
+        if ready:
+            server.wait_for_log(r"(?m)^bark-fast: ready$")
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGKILL)
+        server.wait()
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+
+
+# A thread ----------------------------------------------------------------------------------------
+
+
+def tone(n_samples: int, number: int) -> np.ndarray:
+    """Return the samples of the sentence of a number: float32 [T], each another tone."""
+    t = np.arange(n_samples) / RATE_HZ
+    return (0.3 * np.sin(2 * np.pi * (220 + 20 * (number % 30)) * t)).astype(np.float32)
+
+
+class FakeBackend:
+    """Says a sentence for each full stop: a tone of its own.
+
+    Args:
+        gated: a sentence is only said when the test allows it by `say`.
+        audio_s: of a sentence.
+        fails_at: the number of the sentence, from 0, at which each text fails.
+        error: that it fails with.
+        warning: that it gives for each text.
+
+    Attributes:
+        n_begun, n_said: sentences so far; `n_active`: texts that are not over.
+        calls: text and keyword arguments of each call.
+    """
+
+    def __init__(
+        self,
+        *,
+        gated: bool = False,
+        audio_s: float = 0.2,
+        fails_at: int | None = None,
+        error: BaseException | None = None,
+        warning: str | None = None,
+    ) -> None:
+        self.n_begun = self.n_said = self.n_active = 0
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self._gated = gated
+        self._audio_s = audio_s
+        self._fails_at = fails_at
+        self._error = error or RuntimeError("the secret is in /etc/secret")
+        self._warning = warning
+        self._allowed = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._closed = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def say(self, n: int = 1) -> None:
+        """Let `n` more sentences be said; from any thread."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self._say, n)
+
+    def _say(self, n: int) -> None:
+        self._allowed += n
+        while self._allowed and self._waiting:
+            if not (future := self._waiting.popleft()).done():
+                self._allowed -= 1
+                future.set_result(None)
+
+    async def stream(
+        self,
+        text: str,
+        *,
+        voice: Any = None,
+        params: GenerationParams | None = None,
+        language: str = "en",
+        pause_s: float = 0.0,
+    ) -> AsyncIterator[Speech]:
+        """Say a text."""
+        self.calls.append((text, {"voice": voice, "params": params, "language": language}))
+        self.n_active += 1
+        try:
+            if self._warning is not None:
+                warn(self._warning, stacklevel=1)
+            for i, sentence in enumerate(s for s in re.split(r"(?<=\.)\s*", text) if s):
+                if self._closed:
+                    raise ClosedError("closed")
+                self.n_begun += 1
+                await self._turn()
+                if i == self._fails_at:
+                    raise self._error
+                self.n_said += 1
+                yield self._speech(sentence, i, params)
+        finally:
+            self.n_active -= 1
+
+    async def _turn(self) -> None:
+        if not self._gated:
+            await asyncio.sleep(0)
+        elif self._allowed:
+            self._allowed -= 1
+        else:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future
+
+    def _speech(self, sentence: str, number: int, params: GenerationParams | None) -> Speech:
+        seed = params.seed if params is not None and params.seed is not None else 7
+        return Speech(
+            samples=tone(round(self._audio_s * RATE_HZ), number),
+            sample_rate_hz=RATE_HZ,
+            text=sentence,
+            semantic_tokens=np.zeros(10, np.int64),
+            coarse_tokens=np.zeros((2, 15), np.int64),
+            fine_tokens=np.zeros((8, 15), np.int64),
+            timings={},
+            finish_reason="end",
+            seed=seed + number,
+        )
+
+    def stats(self) -> EngineStats:
+        """Return counts of sentences."""
+        return EngineStats(
+            submitted=self.n_begun,
+            finished=self.n_said,
+            failed=0,
+            cancelled=0,
+            active=self.n_active,
+            preempted=0,
+            audio_s=self.n_said * self._audio_s,
+            busy_s=0.0,
+            audio_s_per_s=0.0,
+            time_to_audio_s={},
+            stages={},
+        )
+
+    async def close(self, *, cancel: bool = False) -> None:
+        """End; with `cancel` what waits fails."""
+        self._closed = True
+        while cancel and self._waiting:
+            if not (future := self._waiting.popleft()).done():
+                future.set_exception(ClosedError("closed"))
+
+
+class ServerThread:
+    """The app under uvicorn in a thread of this process.
+
+    Attributes:
+        backend, service: what is behind the routes.
+        url, port: where it listens, at 127.0.0.1.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        load: Callable[[], Awaitable[Any]] | None = None,
+        voices: ServerVoices | None = None,
+        **options: Any,
+    ) -> None:
+        self.backend = backend
+
+        async def give() -> Any:
+            return backend
+
+        checked = ServerOptions(**options)
+        self.service = Service(
+            load or give,
+            voices or ServerVoices(open_voices("demo")),
+            sample_rate_hz=RATE_HZ,
+            options=checked,
+        )
+        self._listener = listen("127.0.0.1", 0, stall_s=checked.stall_s)
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = uvicorn.Server(uvicorn_config(create_app(self.service)))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        wait_until(lambda: self._server.started, "it does not serve")
+
+    def _run(self) -> None:
+        async def serve() -> None:
+            self.backend.loop = asyncio.get_running_loop()
+            await self._server.serve([self._listener])
+
+        asyncio.run(serve())
+
+    def is_idle(self) -> bool:
+        """Return whether nothing is waited for, worked on, or counted."""
+        admission = self.service.admission
+        return (admission.n_requests, admission.audio_s, self.service.n_answers) == (0, 0, 0)
+
+    def stop(self) -> None:
+        """End it."""
+        self._server.should_exit = True
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+
+
+@contextmanager
+def server_thread(backend: Any, *, ready: bool = True, **options: Any) -> Iterator[ServerThread]:
+    """Serve a backend on loopback; at the end nothing may be under way that a client had left.
+
+    Args:
+        ready: wait until the backend is loaded.
+        options: of `ServerThread`.
+    """
+    server = ServerThread(backend, **options)
+    try:
+        if ready:
+            wait_until(lambda: server.service.status == "ready", "it is not ready")
+        yield server
+        wait_until(server.is_idle, "requests are counted that are over")
+    finally:
+        server.stop()
