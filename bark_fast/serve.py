@@ -114,7 +114,8 @@ def _options(arguments: argparse.Namespace) -> ServerOptions:
     }
     return ServerOptions(
         model=arguments.name or _shown(arguments.model),
-        api_key=arguments.api_key or os.environ.get(KEY_VARIABLE) or None,
+        # A key that is there and empty is a mistake, and no wish for a server without one.
+        api_key=os.environ.get(KEY_VARIABLE) if arguments.api_key is None else arguments.api_key,
         cors_origins=tuple(arguments.cors),
         **given,
     )

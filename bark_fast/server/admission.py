@@ -33,8 +33,17 @@ class Admission:
         self._max_audio_s = max_audio_s
         self._clock = clock
         self._recent: deque[tuple[float, float]] = deque()
-        self.n_requests = 0
-        self.audio_s = 0.0
+        self._counted: set[Ticket] = set()
+
+    @property
+    def n_requests(self) -> int:
+        """Requests that are counted now."""
+        return len(self._counted)
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio that those still need, by estimate."""
+        return sum((ticket.left_s for ticket in list(self._counted)), 0.0)
 
     def admit(self, audio_s: float) -> Ticket:
         """Let a request in that is estimated to take `audio_s` seconds of audio.
@@ -48,7 +57,7 @@ class Admission:
             raise overloaded(
                 f"requests for {self.audio_s:.0f} s of speech are waiting", self.retry_after_s()
             )
-        return Ticket(self, audio_s)
+        return Ticket(self._counted, audio_s, self._made)
 
     def retry_after_s(self) -> int:
         """Return when what waits now will have been said, at the recent rate; in seconds."""
@@ -58,45 +67,51 @@ class Admission:
     def rate(self) -> float:
         """Return the seconds of audio that were lately made in a second; 1 before any were."""
         now = self._clock()
-        while self._recent and self._recent[0][0] < now - _WINDOW_S:
-            self._recent.popleft()
+        self._forget(now)
         if not self._recent:
             return 1.0
         made = sum(audio_s for _, audio_s in self._recent)
         return max(made, 1e-3) / max(now - self._recent[0][0], 1.0)
 
-    def made(self, audio_s: float) -> None:
-        """Take note of audio that was made now."""
-        self._recent.append((self._clock(), audio_s))
+    def _made(self, audio_s: float) -> None:
+        now = self._clock()
+        self._forget(now)
+        self._recent.append((now, audio_s))
+
+    def _forget(self, now: float) -> None:
+        while self._recent and self._recent[0][0] < now - _WINDOW_S:
+            self._recent.popleft()
 
 
 class Ticket:
-    """A request that was let in."""
+    """A request that was let in, counted until it is set aside.
 
-    def __init__(self, admission: Admission, audio_s: float) -> None:
-        self._admission = admission
-        self._left_s = audio_s
-        self._counted = False
+    Args:
+        counted: all that are counted.
+        audio_s: estimated for it.
+        on_made: told of audio that was made.
+
+    Attributes:
+        left_s: seconds of audio that it still needs, by estimate.
+    """
+
+    def __init__(
+        self, counted: set[Ticket], audio_s: float, on_made: Callable[[float], None]
+    ) -> None:
+        self.left_s = audio_s
+        self._counted = counted
+        self._on_made = on_made
         self.take_up()
 
     def made(self, audio_s: float) -> None:
         """Take note that so much of its audio is there."""
-        self._admission.made(audio_s)
-        spent = min(audio_s, self._left_s)
-        self._left_s -= spent
-        if self._counted:
-            self._admission.audio_s -= spent
+        self._on_made(audio_s)
+        self.left_s = max(0.0, self.left_s - audio_s)
 
     def set_aside(self) -> None:
         """Count it no more: it is over, or waits for its reader and keeps nobody else waiting."""
-        if self._counted:
-            self._counted = False
-            self._admission.n_requests -= 1
-            self._admission.audio_s -= self._left_s
+        self._counted.discard(self)
 
     def take_up(self) -> None:
         """Count it again; a request that has begun is not turned away."""
-        if not self._counted:
-            self._counted = True
-            self._admission.n_requests += 1
-            self._admission.audio_s += self._left_s
+        self._counted.add(self)

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.resources import files
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
@@ -21,6 +22,7 @@ from bark_fast.server.errors import (
     ErrorBody,
     add_handlers,
     explain,
+    too_long,
     unavailable,
 )
 from bark_fast.server.middleware import Gate, Requests
@@ -97,11 +99,16 @@ def _add_speech(app: FastAPI, service: Service) -> None:
         response_class=Response,
         responses={200: {"content": audio, "description": "the speech"}},
     )
-    async def speech(body: SpeechRequest) -> Response:  # type: ignore[valid-type]
+    async def speech(body: SpeechRequest, request: Request) -> Response:  # type: ignore[valid-type]
         """Say a text."""
+        arrived = time.perf_counter()
         try:
-            return _begin(service, Order.of(body), body.model, time.perf_counter())  # type: ignore[attr-defined]
-        except Exception as error:
+            order = Order.of(body)
+            if request.scope["http_version"] == "1.0":
+                # Where only the end of the connection ends an answer, half of one looks whole.
+                order = replace(order, streamed=False)
+            return _begin(service, order, body.model, arrived)  # type: ignore[attr-defined]
+        except (InputError, ApiError) as error:
             refusal = explain(error, FIELDS)
             service.metrics.rejections.labels(str(refusal.status)).inc()
             raise refusal from error
@@ -128,7 +135,9 @@ def _begin(service: Service, order: Order, model: str, arrived: float) -> Speech
         raise InputError(
             f"input must have at most {options.max_input} characters, got {len(order.text)}"
         )
-    audio_s = estimate_duration_s(order.text) / order.speed
+    audio_s = estimate_duration_s(order.text)
+    if audio_s > options.max_audio_s:
+        raise too_long(options.max_audio_s, f"would take about {audio_s:.0f}")
     backend = service.backend
     ticket = service.admission.admit(audio_s)
     service.n_answers += 1

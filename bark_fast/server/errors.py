@@ -17,6 +17,8 @@ from starlette.exceptions import HTTPException
 from bark_fast.errors import BarkFastError, ClosedError, InputError, QueueFullError
 
 _ARGUMENT = re.compile(r"(\w+) ")
+_NO_JSON = "the body must be JSON (content-type: application/json), an object"
+_MAX_MESSAGE = 500  # characters; errors quote what came
 # What the library calls an argument that is called something else in a request.
 _FIELDS = {"text": "input"}
 
@@ -44,12 +46,17 @@ class ApiError(Exception):
         """Return the JSON to send."""
         return {
             "error": {
-                "message": self.message,
+                "message": shorten(self.message, _MAX_MESSAGE),
                 "type": self.type,
                 "param": self.param,
                 "code": self.code,
             }
         }
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return a text in at most `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class ErrorDetail(BaseModel):
@@ -75,6 +82,21 @@ def overloaded(reason: str, retry_after_s: int) -> ApiError:
         type="rate_limit_exceeded",
         code="queue_full",
         headers={"Retry-After": str(retry_after_s)},
+    )
+
+
+def too_large(limit: int) -> ApiError:
+    """Return the refusal of a body of more than `limit` bytes."""
+    return ApiError(413, f"the body must have at most {limit} bytes", code="too_large")
+
+
+def too_long(limit_s: float, instead: str) -> ApiError:
+    """Return the refusal of a text that takes longer to say than is allowed."""
+    return ApiError(
+        400,
+        f"input must take at most {limit_s:g} s to say, and {instead}",
+        code="too_long",
+        param="input",
     )
 
 
@@ -138,10 +160,16 @@ def add_handlers(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        message = str(error.detail)
+        message, code = str(error.detail), None
         if error.status_code in (404, 405):
             message = f"{request.method} {request.url.path} is nothing that this server has"
-        return json_response(ApiError(error.status_code, message, headers=error.headers or {}))
+        elif error.status_code == 413:
+            code = "too_large"
+        elif error.status_code == 400:
+            message = _NO_JSON
+        return json_response(
+            ApiError(error.status_code, message, code=code, headers=error.headers or {})
+        )
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -155,10 +183,9 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     if first["type"] in ("json_invalid", "missing", "model_attributes_type", "dict_type") and (
         not place or first["type"] == "json_invalid"
     ):
-        return ApiError(400, "the body must be JSON (content-type: application/json), an object")
+        return ApiError(400, _NO_JSON)
     param = place[0] if place else None
     if first["type"] == "missing":
         return ApiError(400, f"{'.'.join(place)} is missing", param=param, code="missing")
-    value = repr(first.get("input"))
-    shown = value if len(value) <= 100 else value[:97] + "..."
+    shown = shorten(repr(first.get("input")), 100)
     return ApiError(400, f"{param}: {first['msg']}, got {shown}", param=param)

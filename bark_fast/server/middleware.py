@@ -1,4 +1,5 @@
-"""What every request passes through: its id, its key, the limit of its body, and its count."""
+"""What every request passes through: its id and count, its key, the limit of its body, and an
+answer to whatever fails."""
 
 from __future__ import annotations
 
@@ -13,18 +14,18 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bark_fast.server.errors import ApiError, explain, json_response
+from bark_fast.server.errors import ApiError, explain, json_response, too_large
 from bark_fast.server.metrics import Metrics
 from bark_fast.server.options import ServerOptions
-from bark_fast.server.response import CLIENT_LEFT
+from bark_fast.server.response import CLIENT_LEFT, REQUEST_ID
 
 log = logging.getLogger("bark_fast.server")
 
-_ID = re.compile(r"[\w.-]{1,64}")
+_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Requests:
-    """Gives each request an id, or keeps its own, logs and counts it, and answers what fails."""
+    """Gives each request an id, or keeps its own, logs it and counts it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -36,6 +37,7 @@ class Requests:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope[REQUEST_ID] = request_id
         began, code = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -48,14 +50,9 @@ class Requests:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception as error:
-            log.exception("%s: %s failed", request_id, scope["path"])
-            if code:
-                raise
-            await json_response(explain(error, frozenset()))(scope, receive, send_with_id)
         finally:
-            if scope.get("bark_fast.left") and not code:
-                code = CLIENT_LEFT
+            # Without an answer the client has left, or the server is ending.
+            code = code or CLIENT_LEFT
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, _method(scope), str(code)).inc()
             log.info(
@@ -69,7 +66,8 @@ class Requests:
 
 
 class Gate:
-    """Lets in those who have the key, with bodies of the size that is allowed."""
+    """Lets in those who have the key, with bodies of the size that is allowed, and answers failures
+    that nobody has foreseen."""
 
     def __init__(self, app: ASGIApp, options: ServerOptions, open_paths: Collection[str]) -> None:
         self._app = app
@@ -91,19 +89,33 @@ class Gate:
             message = await receive()
             n_bytes += len(message.get("body", b""))
             if n_bytes > limit:
-                too_large = _too_large(limit)
-                raise HTTPException(too_large.status, too_large.message)
+                # FastAPI passes on no other class while it reads a body.
+                raise HTTPException(413, too_large(limit).message)
             return message
 
-        await self._app(scope, receive_some, send)
+        started = False
+
+        async def send_some(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive_some, send_some)
+        except Exception as error:
+            log.exception("%s: %s failed", scope.get(REQUEST_ID), scope["path"])
+            if started:
+                raise
+            await json_response(explain(error, frozenset()))(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
-        key, path = self._options.api_key, scope["path"]
+        key = self._options.api_key
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         if key is not None and path.startswith("/v1/") and path not in self._open_paths:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             # Headers are bytes, which arrive as Latin-1 whatever the client meant.
-            right = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+            right = hmac.compare_digest(given.strip(" ").encode("latin-1"), key.encode())
             if scheme.lower() != "bearer" or not right:
                 return ApiError(
                     401,
@@ -113,12 +125,8 @@ class Gate:
                 )
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._options.max_body_bytes:
-            return _too_large(self._options.max_body_bytes)
+            return too_large(self._options.max_body_bytes)
         return None
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(413, f"the body must have at most {limit} bytes", code="too_large")
 
 
 def _method(scope: Scope) -> str:

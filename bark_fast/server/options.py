@@ -57,4 +57,4 @@ class ServerOptions:
         if not self.model:
             raise InputError("model must be a name, got ''")
         if self.api_key == "":
-            raise InputError("api_key must not be empty")
+            raise InputError("api_key must not be empty; None asks for none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from bark_fast.server.encode import CONTENT_TYPES
-from bark_fast.server.errors import ApiError, explain
+from bark_fast.server.errors import explain, shorten
 from bark_fast.server.metrics import Metrics
 from bark_fast.server.options import ServerOptions
 from bark_fast.server.schema import FIELDS, Order
@@ -21,8 +22,14 @@ from bark_fast.server.synthesis import Synthesis
 
 log = logging.getLogger("bark_fast.server")
 
-_PIECE_BYTES = 32 * 1024  # of a message; a reader that takes one is alive
+_PIECE_BYTES = 8 * 1024  # of a message; a reader that takes one is alive
+_MAX_WARNINGS, _MAX_WARNING = 8, 300  # and characters of each: clients bound what headers may hold
 CLIENT_LEFT = 499  # the code, of nginx, for an answer that nobody waited for
+REQUEST_ID = "bark_fast.request_id"  # in the scope
+
+
+class _StalledError(Exception):
+    """The reader takes nothing."""
 
 
 class SpeechResponse(Response):
@@ -52,8 +59,11 @@ class SpeechResponse(Response):
         self._metrics = metrics
         self._at_end = at_end
         self._started = False
+        self._ended = False
+        self._request_id = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._request_id = scope.get(REQUEST_ID, "")
         making = asyncio.create_task(self._synthesis.run())
         sending = asyncio.create_task(self._send_all(send, making))
         # Starlette's own watcher does not listen from ASGI 2.4 on.
@@ -61,39 +71,46 @@ class SpeechResponse(Response):
         tasks = (making, sending, leaving)
         try:
             await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                self._metrics.disconnects.labels(
-                    "streaming" if self._started else "before_audio"
-                ).inc()
-                scope["bark_fast.left"] = True
-                return
-            if (error := sending.exception()) is not None:
-                await self._fail(error, send)
+            if sending.done():
+                if (error := sending.exception()) is not None:
+                    await self._fail(error, send)
+            elif not self._ended:  # an answer that has ended looks like a client that has left
+                when = "streaming" if self._started else "before_audio"
+                self._metrics.disconnects.labels(when).inc()
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._at_end()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                self._at_end()
 
     async def _send_all(self, send: Send, making: asyncio.Task[None]) -> None:
         """Send what is made until its end.
 
         Raises:
-            Exception: it could not be made; or TimeoutError, the reader takes nothing.
+            Exception: it could not be made.
+            _StalledError: the reader takes nothing.
         """
+        streamed, kept = self._order.streamed, bytearray()
         while (piece := await self._synthesis.queue.get()) is not None:
-            if self._order.streamed and not self._started:
+            if streamed and not self._started:
                 await self._start(send)
-            if not self._started:
-                # All of it: the queue of what is not streamed has one piece.
-                await making
-                await self._start(send, n_bytes=len(piece))
             for message in self._messages(piece):
-                await self._send(send, message)
+                if streamed:
+                    await self._send(send, message)
+                else:
+                    kept += message
         await making
         ending = b""
         if self._order.events:
             ending = self._event("speech.audio.done", usage=self._usage())
+        if not streamed:
+            whole = bytes(kept + ending)
+            await self._start(send, n_bytes=len(whole))
+            for start in range(0, len(whole), _PIECE_BYTES):
+                await self._send(send, whole[start : start + _PIECE_BYTES])
+            ending = b""
         await self._send(send, ending, more=False)
 
     async def _start(self, send: Send, n_bytes: int | None = None) -> None:
@@ -102,12 +119,13 @@ class SpeechResponse(Response):
         headers = {"content-type": kind, "cache-control": "no-store"}
         if self._synthesis.seed is not None:
             headers["x-seed"] = str(self._synthesis.seed)
-        if n_bytes is not None and not order.events:
+        if n_bytes is not None:
             headers["content-length"] = str(n_bytes)
         raw = [(name.encode(), value.encode("ascii")) for name, value in headers.items()]
-        raw += [(b"warning", _as_header(text)) for text in self._synthesis.warnings]
+        raw += [(b"warning", _as_header(w)) for w in self._synthesis.warnings[:_MAX_WARNINGS]]
         self._started = True
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        message: Message = {"type": "http.response.start", "status": 200, "headers": raw}
+        await self._within_time(send(message))
 
     def _messages(self, piece: bytes) -> Iterator[bytes]:
         for start in range(0, len(piece), _PIECE_BYTES):
@@ -119,28 +137,35 @@ class SpeechResponse(Response):
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         message: Message = {"type": "http.response.body", "body": body, "more_body": more}
-        await asyncio.wait_for(send(message), self._options.stall_s)
+        self._ended = not more
+        await self._within_time(send(message))
+
+    async def _within_time(self, sent: Awaitable[None]) -> None:
+        try:
+            await asyncio.wait_for(sent, self._options.stall_s)
+        except asyncio.TimeoutError:
+            raise _StalledError("the reader takes nothing") from None
 
     async def _fail(self, error: BaseException, send: Send) -> None:
         """Tell the client of a failure, as far as that can still be done."""
-        if isinstance(error, (asyncio.TimeoutError, TimeoutError)) and self._started:
-            why, told = "stalled", ApiError(408, "nothing was read", type="server_error")
-        elif isinstance(error, asyncio.CancelledError):
-            raise error
-        else:
-            told = explain(error, FIELDS)
-            why = {"too_long": "too_long", "service_unavailable": "closed"}.get(
-                told.code or "", "failed"
-            )
-        if told.status >= 500:
-            log.error("speech failed", exc_info=error)
+        if isinstance(error, _StalledError):
+            self._broken_off("stalled", str(error))
+            return
+        told = explain(error, FIELDS)
+        if told.status == 500:
+            log.error("%s: speech failed", self._request_id, exc_info=error)
         if not self._started:
             raise told from error
+        kinds = {"too_long": "too_long", "service_unavailable": "closed"}
+        self._broken_off(kinds.get(told.code or "", "failed"), told.message)
+        if self._order.events:
+            with contextlib.suppress(_StalledError):
+                await self._send(send, self._event("error", **told.body()), more=False)
+
+    def _broken_off(self, why: str, message: str) -> None:
+        """Take note of an answer without an end, whose connection uvicorn closes."""
         self._metrics.broken_off.labels(why).inc()
-        log.warning("an answer was broken off: %s", told.message)
-        if self._order.events and why != "stalled":
-            await self._send(send, self._event("error", **told.body()), more=False)
-        # Otherwise the server sees an answer without an end, and closes the connection.
+        log.warning("%s: the answer was broken off: %s", self._request_id, message)
 
     def _event(self, kind: str, **content: Any) -> bytes:
         """Return a server-sent event."""
@@ -159,7 +184,7 @@ async def _wait_until_left(receive: Callable[[], Awaitable[Message]]) -> None:
 
 def _as_header(text: str) -> bytes:
     """Return a warning as the header `Warning` has it (RFC 7234), in ASCII."""
-    plain = text.encode("ascii", "backslashreplace").decode()
+    plain = shorten(text.encode("ascii", "backslashreplace").decode(), _MAX_WARNING)
     plain = "".join(c if c.isprintable() else " " for c in plain)
     quoted = plain.replace("\\", "\\\\").replace('"', '\\"')
     return f'299 bark-fast "{quoted}"'.encode()

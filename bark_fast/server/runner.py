@@ -14,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bark_fast.errors import BarkFastError, InputError
 from bark_fast.server.app import create_app
@@ -22,6 +23,17 @@ from bark_fast.server.service import Service
 log = logging.getLogger("bark_fast.server")
 
 _BACKLOG = 2048
+# In the system and in the transport, a connection: what lies there looks as if it had been read. The
+# more there may be, the later a slow reader holds up his speech and a stalled one is found out.
+_BUFFER_BYTES = 16 * 1024
+
+
+class _Connection(HttpToolsProtocol):
+    """uvicorn's own, with a small buffer."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=_BUFFER_BYTES)
 
 
 def listen(host: str, port: int, *, stall_s: float) -> socket.socket:
@@ -45,11 +57,12 @@ def listen(host: str, port: int, *, stall_s: float) -> socket.socket:
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # What a stalled reader has not taken stays in the transport after its answer was
-            # broken off, and closing waits for it.
-            ms = min(int(stall_s * 1000), 2**31 - 1)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ms)
+        # What a stalled reader has not taken stays in the transport after its answer was broken
+        # off, and closing waits for it.
+        ms = min(int(stall_s * 1000), 2**31 - 1)
+        for option, value in (("TCP_USER_TIMEOUT", ms), ("TCP_NOTSENT_LOWAT", _BUFFER_BYTES)):
+            if hasattr(socket, option):
+                listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
@@ -62,7 +75,7 @@ def uvicorn_config(app: ASGIApp) -> uvicorn.Config:
     """Return how uvicorn serves an app."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=_Connection,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -97,20 +110,22 @@ class _Server(uvicorn.Server):
             await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._service.status == "draining":
-            log.warning("stopped: %d answers were under way", self._service.n_answers)
-            os._exit(128 + sig)  # the engine's thread may be in the middle of a step
-        log.info("stopping: %d answers are under way", self._service.n_answers)
+        # Nothing here may wait or write: what is interrupted may hold any lock.
+        if self._service.status in ("loading", "draining"):
+            os._exit(128 + sig)  # no thread is waited for that is loading, or in a step
         self._service.drain()
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
+        log.info("stopping: %d answers are under way", self._service.n_answers)
         self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        await self._service.finish()
-        self.should_exit = True
+        try:
+            await self._service.finish()
+        finally:
+            self.should_exit = True
 
 
 @contextlib.contextmanager
@@ -133,6 +148,9 @@ def _reloading(service: Service) -> Iterator[None]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
+    if not hasattr(signal, "SIGHUP"):  # Windows
+        yield
+        return
     loop.add_signal_handler(signal.SIGHUP, begin)
     try:
         yield

@@ -54,7 +54,6 @@ class Service:
         self.n_answers = 0
         self._load = load
         self._backend: Backend | None = None
-        self._failure = ""
         self._loading: asyncio.Task[None] | None = None
 
     @property
@@ -72,7 +71,7 @@ class Service:
         """Return why it is not ready, in words."""
         return {
             "loading": "the model is being loaded",
-            "failed": f"the model could not be loaded: {self._failure}",
+            "failed": "the model could not be loaded; the server's log says more",
             "draining": "the server is shutting down",
             "ready": "",
         }[self.status]
@@ -84,11 +83,10 @@ class Service:
     async def _run_load(self) -> None:
         try:
             self._backend = await self._load()
-        except Exception as error:
-            self._failure = " ".join(str(error).split()) or type(error).__name__
+        except Exception as error:  # a server that says so is easier to find than none
             if self.status == "loading":
                 self.status = "failed"
-            log.exception("the model could not be loaded")
+            log.error("the model could not be loaded", exc_info=error)
             return
         if self.status == "loading":
             self.status = "ready"
@@ -99,10 +97,18 @@ class Service:
         self.status = "draining"
 
     async def finish(self) -> None:
-        """Wait until no answer is under way, as long as the options say."""
-        deadline = asyncio.get_running_loop().time() + self.options.drain_s
-        while self.n_answers and asyncio.get_running_loop().time() < deadline:
+        """Wait until no answer is under way, as long as the options say, and end those that are.
+
+        They end as after a failure, so that clients learn of it.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.options.drain_s
+        while self.n_answers and loop.time() < deadline:
             await asyncio.sleep(0.05)
+        if self.n_answers:
+            log.warning("stopping: %d answers are broken off", self.n_answers)
+        if self._backend is not None:
+            await self._backend.close(cancel=True)
 
     async def close(self) -> None:
         """Give up what is under way, and the backend."""

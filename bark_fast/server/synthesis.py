@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from bark_fast.errors import collected_warnings
 from bark_fast.server.admission import Ticket
 from bark_fast.server.backend import Backend
 from bark_fast.server.encode import SpeechEncoder
-from bark_fast.server.errors import ApiError
+from bark_fast.server.errors import too_long
 from bark_fast.server.metrics import Metrics
 from bark_fast.server.options import ServerOptions
 from bark_fast.server.schema import Order
@@ -163,12 +163,7 @@ class Synthesis:
         self.n_semantic_tokens += len(part.semantic_tokens)
         self._ticket.made(part.duration_s)
         if self._audio_s > self._options.max_audio_s:
-            raise ApiError(
-                400,
-                f"input must take at most {self._options.max_audio_s:g} s to say, and took more",
-                param="input",
-                code="too_long",
-            )
+            raise too_long(self._options.max_audio_s, "took more")
 
         def encode() -> bytes:
             samples = change_tempo(part.samples, part.sample_rate_hz, self._order.speed)
@@ -188,10 +183,13 @@ class Synthesis:
 
 
 async def in_thread(call: Callable[[], _T]) -> _T:
-    """Call in a thread. If this task is cancelled, what the call uses is left alone until then."""
+    """Call in a thread. A task that is cancelled meanwhile, however often, ends after the call, so
+    that what the call uses can be closed then."""
     running = asyncio.ensure_future(asyncio.to_thread(call))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait([running])
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
         raise
