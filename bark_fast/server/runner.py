@@ -23,8 +23,8 @@ from bark_fast.server.service import Service
 log = logging.getLogger("bark_fast.server")
 
 _BACKLOG = 2048
-# In the system and in the transport, a connection: what lies there looks as if it had been read. The
-# more there may be, the later a slow reader holds up his speech and a stalled one is found out.
+# In the system and in the transport, a connection: what lies there looks as if it had been read.
+# The more there may be, the later a slow reader holds up his speech and a stalled one is found out.
 _BUFFER_BYTES = 16 * 1024
 
 
