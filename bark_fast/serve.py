@@ -62,7 +62,7 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
         ("max_requests", int, "that wait or are being spoken; beyond it 429 (256)"),
         ("max_queued_audio_s", float, "seconds of speech that wait; beyond it 429 (1800)"),
         ("pause_s", float, "silence between sentences (0.25)"),
-        ("stall_s", float, "a reader that takes nothing for so long is given up (60)"),
+        ("stall_s", float, "a reader that takes nothing for so long is given up (120)"),
         ("drain_s", float, "that requests have to finish after SIGTERM (30)"),
     ):
         limits.add_argument(

@@ -20,7 +20,7 @@ _ARGUMENT = re.compile(r"(\w+) ")
 _NO_JSON = "the body must be JSON (content-type: application/json), an object"
 _MAX_MESSAGE = 500  # characters; errors quote what came
 # What the library calls an argument that is called something else in a request.
-_FIELDS = {"text": "input"}
+_FIELDS = {"text": "input", "format": "response_format"}
 
 
 @dataclass

@@ -41,7 +41,7 @@ class ServerOptions:
     max_queued_audio_s: float = 1800.0
     pause_s: float = 0.25
     buffer_bytes: int = 1024 * 1024
-    stall_s: float = 60.0
+    stall_s: float = 120.0
     drain_s: float = 30.0
     cors_origins: tuple[str, ...] = ()
 

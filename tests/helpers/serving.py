@@ -4,6 +4,7 @@ a backend whose sentences come when the test says so."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ import uvicorn
 from bark_fast.engine.stats import EngineStats
 from bark_fast.errors import ClosedError, warn
 from bark_fast.server import ServerOptions, ServerVoices, Service, create_app
-from bark_fast.server.runner import listen, uvicorn_config
+from bark_fast.server.runner import listen, run, uvicorn_config
 from bark_fast.types import GenerationParams, Speech
 from bark_fast.voices import open_voices
 
@@ -57,14 +58,19 @@ class ServerProcess:
         lines: of its log so far.
     """
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *command: str, env: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bark_fast", "serve", "--port", "0", *arguments],
+            [sys.executable, "-m", *command],
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+                **(env or {}),
+            },
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -113,7 +119,27 @@ def server_process(
     Args:
         ready: wait until it has loaded its model, not only until it listens.
     """
-    server = ServerProcess(*arguments, env=env)
+    with _running(
+        ServerProcess("bark_fast", "serve", "--port", "0", *arguments, env=env), ready
+    ) as server:
+        yield server
+
+
+@contextmanager
+def fake_process(load: str = "at once", **options: float) -> Iterator[ServerProcess]:
+    """Run a server with a `FakeBackend` in a process of its own, which starts sooner.
+
+    Args:
+        load: "at once", "never" (it goes on for an hour) or "fails".
+        options: of ServerOptions, and `delay_s` of FakeBackend.
+    """
+    command = ("helpers.serving", load, json.dumps(options))
+    with _running(ServerProcess(*command), load == "at once") as server:
+        yield server
+
+
+@contextmanager
+def _running(server: ServerProcess, ready: bool) -> Iterator[ServerProcess]:
     try:
         server.url = server.wait_for_log(r"listening on (http://\S+)")[1]
         if ready:
@@ -145,6 +171,7 @@ class FakeBackend:
         fails_at: the number of the sentence, from 0, at which each text fails.
         error: that it fails with.
         warning: that it gives for each text.
+        delay_s: what a sentence takes.
 
     Attributes:
         n_begun, n_said: sentences so far; `n_active`: texts that are not over.
@@ -159,6 +186,7 @@ class FakeBackend:
         fails_at: int | None = None,
         error: BaseException | None = None,
         warning: str | None = None,
+        delay_s: float = 0.0,
     ) -> None:
         self.n_begun = self.n_said = self.n_active = 0
         self.calls: list[tuple[str, dict[str, Any]]] = []
@@ -167,8 +195,9 @@ class FakeBackend:
         self._fails_at = fails_at
         self._error = error or RuntimeError("the secret is in /etc/secret")
         self._warning = warning
+        self._delay_s = delay_s
         self._allowed = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque(maxlen=1000)
         self._closed = False
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -212,14 +241,17 @@ class FakeBackend:
             self.n_active -= 1
 
     async def _turn(self) -> None:
-        if not self._gated:
-            await asyncio.sleep(0)
-        elif self._allowed:
+        loop = asyncio.get_running_loop()
+        if self._gated and self._allowed:
             self._allowed -= 1
-        else:
-            future = asyncio.get_running_loop().create_future()
+        elif self._gated or self._delay_s:
+            future = loop.create_future()
             self._waiting.append(future)
+            if not self._gated:
+                loop.call_later(self._delay_s, _set, future)
             await future
+        else:
+            await asyncio.sleep(0)
 
     def _speech(self, sentence: str, number: int, params: GenerationParams | None) -> Speech:
         seed = params.seed if params is not None and params.seed is not None else 7
@@ -257,6 +289,11 @@ class FakeBackend:
         while cancel and self._waiting:
             if not (future := self._waiting.popleft()).done():
                 future.set_exception(ClosedError("closed"))
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class ServerThread:
@@ -301,6 +338,11 @@ class ServerThread:
 
         asyncio.run(serve())
 
+    @property
+    def n_connections(self) -> int:
+        """Connections that are open."""
+        return len(self._server.server_state.connections)
+
     def is_idle(self) -> bool:
         """Return whether nothing is waited for, worked on, or counted."""
         admission = self.service.admission
@@ -329,3 +371,27 @@ def server_thread(backend: Any, *, ready: bool = True, **options: Any) -> Iterat
         wait_until(server.is_idle, "requests are counted that are over")
     finally:
         server.stop()
+
+
+# The process of `fake_process` --------------------------------------------------------------------
+
+
+def _main(load: str, options: dict[str, float]) -> None:
+    backend = FakeBackend(delay_s=options.pop("delay_s", 0.0))
+
+    async def give() -> FakeBackend:
+        if load == "never":
+            await asyncio.to_thread(time.sleep, 3600)
+        if load == "fails":
+            raise OSError("no such file: /etc/secret")
+        return backend
+
+    checked = ServerOptions(**options)  # type: ignore[arg-type]
+    service = Service(
+        give, ServerVoices(open_voices("demo")), sample_rate_hz=RATE_HZ, options=checked
+    )
+    run(service, listen("127.0.0.1", 0, stall_s=checked.stall_s))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], json.loads(sys.argv[2]))
