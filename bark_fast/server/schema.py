@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from bark_fast.types import GenerationParams
+from bark_fast.validation import SEED_LIMIT
 
 # Clients that only know OpenAI's own models send these.
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
@@ -31,7 +32,9 @@ class _OpenAiRequest(BaseModel):
     model_config = _STRICT
 
     model: str = Field(description="a name that GET /v1/models lists, or one of OpenAI's")
-    input: str = Field(description="what to say, sentence by sentence")
+    input: str = Field(
+        description="what to say, sentence by sentence", json_schema_extra={"pattern": r"\S"}
+    )
     voice: str | VoiceId | None = Field(
         None, description="a name that GET /v1/audio/voices lists (default: the first one)"
     )
@@ -51,12 +54,37 @@ class _OpenAiRequest(BaseModel):
     )
 
 
-# Beside OpenAI's, the names of GenerationParams, whose own checks say what they may be.
+# What GenerationParams checks, for those who read the schema; by the end of a field's name.
+_RANGES: dict[str, dict[str, Any]] = {
+    "temperature": {"minimum": 0},
+    "top_k": {"minimum": 0},
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "min_eos_p": {"minimum": 0, "maximum": 1},
+    "min_semantic_tokens": {"minimum": 0},
+    "max_semantic_tokens": {"minimum": 1},
+    "max_duration_s": {"exclusiveMinimum": 0},
+    "normalize_text": {"pattern": "^[A-Za-z]+$"},
+    "seed": {"minimum": 0, "exclusiveMaximum": SEED_LIMIT},  # a float in the schema, and exact
+}
+
+
+def _range_of(name: str) -> dict[str, Any]:
+    return next(limits for end, limits in _RANGES.items() if name.endswith(end))
+
+
+# Beside OpenAI's, the names of GenerationParams.
 SpeechRequest: type[_OpenAiRequest] = create_model(
     "SpeechRequest",
     __base__=_OpenAiRequest,
     **{
-        name: (kind, Field(None, description="as in bark_fast.GenerationParams"))
+        name: (
+            kind,
+            Field(
+                None,
+                description="as in bark_fast.GenerationParams",
+                json_schema_extra=_range_of(name),
+            ),
+        )
         for name, kind in _PARAMS.items()
     },  # type: ignore[call-overload]
 )
