@@ -43,7 +43,12 @@ from bark_fast.server.service import Service
 from bark_fast.server.synthesis import Synthesis
 from bark_fast.text import check_unicode, estimate_duration_s
 
-_PAGE = {"index.html": "text/html", "css": "text/css", "js": "text/javascript"}
+_PAGE = {
+    "index.html": "text/html",
+    "css": "text/css",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+}
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",

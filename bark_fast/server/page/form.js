@@ -63,18 +63,19 @@ export function showProblem({ message, status, param, retry_s }) {
     at("key-row").hidden = false;
     field = at("key");
   }
-  at("error").textContent = retry_s ? `${message} ${whenToRetry(retry_s)}` : message;
+  at("error").textContent = retry_s ? `${message}. ${whenToRetry(retry_s)}` : message;
   if (!field?.closest(".field")) return;
   field.setAttribute("aria-invalid", "true");
   field.setAttribute("aria-errormessage", "error");
   const folded = field.closest("details");
   if (folded) folded.open = true;
-  field.focus();
+  field.focus({ preventScroll: true });
+  field.scrollIntoView({ block: "center" }); // the message stands at the edge
 }
 
 function whenToRetry(retry_s) {
   const time = new Date(Date.now() + 1000 * retry_s).toLocaleTimeString();
-  return `Try again in ${retry_s} s, at ${time}.`;
+  return `Next try: in ${retry_s} s, at ${time}.`;
 }
 
 /** Show what the server did otherwise than it was asked. */

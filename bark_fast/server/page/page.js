@@ -71,6 +71,7 @@ async function speak() {
   asking = mine;
   pictures.clear();
   for (const each of document.querySelectorAll(".figures dd")) each.textContent = "–";
+  at("pictures-text").textContent = "They are drawn as the speech arrives.";
   run = null;
   show("Waiting for the first sound…");
   try {
