@@ -231,8 +231,12 @@ def test_what_is_sent(opened: Open) -> None:
         "stream": True,
     }
     shown.wait_for_end()
-    names = page.locator("#voice option").all_inner_texts()
-    assert "alloy (v2/en_speaker_0)" in names
+    page.select_option("#voice", label="alloy (v2/en_speaker_0)")
+    with page.expect_request("**/v1/audio/speech") as sent:
+        page.click("#speak")
+    assert sent.value.post_data_json["voice"] == "alloy"
+    assert sent.value.post_data_json["language"] == "en"
+    shown.wait_for_end()
 
 
 @pytest.mark.parametrize("format", ["wav", "mp3"])

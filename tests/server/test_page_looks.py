@@ -287,6 +287,23 @@ def test_spectrum(opened: Open) -> None:
     assert int(np.argmax(levels)) == 40
 
 
+def test_pauses_in_words(opened: Open) -> None:
+    shown = opened()
+    rng = np.random.default_rng(2)
+    sound = np.clip(rng.normal(0, 0.1, RATE // 2), -0.5, 0.5)
+    for n, words in ((0, "without a pause"), (1, "with pauses at 0.5 to 1.0 s"), (5, "5 pauses")):
+        parts = [part for _ in range(n) for part in (sound, np.zeros(RATE // 2))]
+        samples = np.concatenate([*parts, sound])
+        body = """const analysis = new it.Analysis();
+        analysis.add(Float32Array.from(argument));
+        return analysis.describe();"""
+        described = module(shown, "analysis", body, samples.round(4).tolist())
+        assert described.startswith(f"{0.5 + n:.1f} seconds, ")
+        assert words in described
+        # White noise: nine tenths of its energy lie in nine tenths of the band.
+        assert float(described.split()[-2]) == pytest.approx(10.8, abs=0.2)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pictures_show_what_was_said(opened: Open, scheme: str) -> None:
     shown = opened(color_scheme=scheme, viewport=WIDE)

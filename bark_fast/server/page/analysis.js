@@ -13,6 +13,7 @@ const PEAK = 32;
 
 const PAUSE_LEVEL = 0.01; // -40 dB
 const PAUSE_S = 0.25;
+const MOST_TOLD = 4; // pauses; more are only counted
 const MOST = 0.9; // of the energy
 
 const spectrum = new Spectrum(WINDOW);
@@ -63,10 +64,9 @@ export class Analysis {
     const loudness = this.least.map((least, i) => Math.max(-least, this.greatest[i]));
     const loudest = loudness.indexOf(this.loudest);
     const pauses = this.#findPauses(loudness);
-    const where = pauses.map(([from_s, to_s]) => `${from_s.toFixed(1)} to ${to_s.toFixed(1)}`);
     return [
       `${this.duration_s.toFixed(1)} seconds,`,
-      pauses.length ? `with pauses at ${where.join(", ")} s;` : "without a pause;",
+      `${describePauses(pauses)};`,
       `loudest at ${(loudest / this.peaks_per_s).toFixed(1)} s;`,
       `nine tenths of the energy lie below ${(this.#most_hz() / 1000).toFixed(1)} kHz.`,
     ].join(" ");
@@ -97,4 +97,11 @@ export class Analysis {
     while (bin < energy.length && sum < MOST * total) sum += energy[bin++];
     return (bin / energy.length) * TOP_HZ;
   }
+}
+
+function describePauses(pauses) {
+  if (!pauses.length) return "without a pause";
+  if (pauses.length > MOST_TOLD) return `with ${pauses.length} pauses`;
+  const where = pauses.map(([from_s, to_s]) => `${from_s.toFixed(1)} to ${to_s.toFixed(1)}`);
+  return `with pauses at ${where.join(", ")} s`;
 }

@@ -40,7 +40,9 @@ export function readForm() {
     const value = name === "input" ? typed : typed.trim();
     if (value || name === "input") fields[name] = TEXTS.includes(name) ? value : toNumber(value);
   }
-  const language = fields.language || languageOf(fields.voice);
+  // An alias has the voice's own name beside it.
+  const shown = at("voice").selectedOptions[0]?.text;
+  const language = fields.language || languageOf(fields.voice) || languageOf(shown);
   return language ? { ...fields, language } : fields;
 }
 
