@@ -22,6 +22,7 @@ import pytest
 from hypothesis import settings
 
 from helpers.checkpoints import Checkpoint, bark_windows, small_windows
+from helpers.programs import OPTION
 
 # The same examples in every run, so that what fails somewhere fails everywhere; others with
 # --hypothesis-profile=explore.
@@ -47,6 +48,12 @@ def same_draws() -> Iterator[None]:
         torch.manual_seed(0)
         patch.setattr("secrets.randbits", random.Random(0).getrandbits)
         yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        OPTION, action="store_true", help="fail, not skip, tests whose programs are not installed"
+    )
 
 
 @pytest.fixture(scope="session")
