@@ -50,8 +50,9 @@ _PAGE = {
     "svg": "image/svg+xml",
 }
 _PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }

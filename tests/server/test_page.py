@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, expect
 
 from helpers.browser import OpenPage, chromium, opening
 from helpers.decoding import decode
-from helpers.serving import Served, until
+from helpers.serving import ServerProcess, server_process, wait_until
 
 RATE = 24_000
 MAX_AUDIO_S = 14  # of the first server's answers; longer ones break off
@@ -27,46 +27,39 @@ Open = Callable[..., OpenPage]
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Served]]:
-    folder = tmp_path_factory.mktemp("logs")
-    both = (
-        Served(folder / "open.log", "--max-audio", str(MAX_AUDIO_S)),
-        Served(folder / "strict.log", "--api-key", KEY, "--max-requests", "1"),
-    )
-    try:
-        for each in both:
-            each.wait_until_ready()
-        yield both
-    finally:
-        for each in both:
-            each.close()
+def servers(browser: Browser) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    with (
+        server_process("--max-audio", str(MAX_AUDIO_S)) as one,
+        server_process("--api-key", KEY, "--max-requests", "1") as other,
+    ):
+        yield one, other
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
+def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
+    with chromium(request) as started:
         yield started
 
 
 @pytest.fixture
-def server(servers: tuple[Served, Served]) -> Served:
+def server(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
     return servers[0]
 
 
 @pytest.fixture
-def strict(servers: tuple[Served, Served]) -> Served:
+def strict(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
     return servers[1]
 
 
 @pytest.fixture
-def opened(browser: Browser, server: Served) -> Iterator[Open]:
+def opened(browser: Browser, server: ServerProcess) -> Iterator[Open]:
     """Opens the page of the first server, or of another; at the end nothing must have gone wrong
     in it."""
     with opening(browser) as open_page:
         yield lambda url=server.url, **options: open_page(url, **options)
 
 
-def said(server: Served, text: str, seed: str = SEED) -> np.ndarray:
+def said(server: ServerProcess, text: str, seed: str = SEED) -> np.ndarray:
     """Return what the server says without the page, int16 [T]."""
     body = {"model": "tts-1", "input": text, "response_format": "pcm", "seed": int(seed)}
     answer = httpx.post(f"{server.url}/v1/audio/speech", json=body, timeout=60)
@@ -74,13 +67,13 @@ def said(server: Served, text: str, seed: str = SEED) -> np.ndarray:
     return np.frombuffer(answer.content, dtype="<i2")
 
 
-def test_speaks_while_the_server_is_still_speaking(opened: Open, server: Served) -> None:
+def test_speaks_while_the_server_is_still_speaking(opened: Open, server: ServerProcess) -> None:
     shown = opened()
     page = shown.page
     shown.wait_for_voices()
     shown.type(input=SENTENCE * 3, seed=SEED)
     page.click("#speak")
-    until(lambda: shown.level > 0.02, 60, "nothing was heard")
+    wait_until(lambda: shown.level > 0.02, "nothing was heard", 60)
     shown.wait_for_end()
     starts = shown.starts
     assert starts[0]["ended"] == 0, "the first sound came after the end of the answer"
@@ -115,15 +108,15 @@ def test_figures(opened: Open) -> None:
     assert loudest_s == pytest.approx(np.abs(shown.given.astype(int)).argmax() / RATE, abs=0.06)
 
 
-def test_a_late_sentence_is_counted_as_a_gap(opened: Open, server: Served) -> None:
+def test_a_late_sentence_is_counted_as_a_gap(opened: Open, server: ServerProcess) -> None:
     shown = opened()
     shown.wait_for_voices()
     shown.type(input=SENTENCE * 4)
     shown.page.click("#speak")
-    until(lambda: shown.starts, 60)
+    wait_until(lambda: shown.starts, "it never came about", 60)
     server.freeze()
     try:
-        until(lambda: shown.left_s < 0, 60, "it never ran dry")
+        wait_until(lambda: shown.left_s < 0, "it never ran dry", 60)
         assert shown.page.evaluate("ear.ended") == 0, "the answer had ended before"
     finally:
         server.thaw()
@@ -133,7 +126,7 @@ def test_a_late_sentence_is_counted_as_a_gap(opened: Open, server: Served) -> No
     shown.page.keyboard.press("Escape")
 
 
-def test_stop_is_silent_and_ends_the_work(opened: Open, strict: Served) -> None:
+def test_stop_is_silent_and_ends_the_work(opened: Open, strict: ServerProcess) -> None:
     shown = opened(strict.url, key=KEY)
     page = shown.page
     shown.wait_for_voices()
@@ -141,7 +134,7 @@ def test_stop_is_silent_and_ends_the_work(opened: Open, strict: Served) -> None:
     before = strict.metric(left)
     shown.type(input=SENTENCE * 40)
     page.click("#speak")
-    until(lambda: shown.level > 0.02 and shown.left_s > 1, 60, "nothing was heard")
+    wait_until(lambda: shown.level > 0.02 and shown.left_s > 1, "nothing was heard", 60)
     # By the clock of the sound card, which a busy machine does not hurry.
     level, left_s = page.evaluate("""async () => {
       const clicked_s = ear.context.currentTime;
@@ -151,8 +144,8 @@ def test_stop_is_silent_and_ends_the_work(opened: Open, strict: Served) -> None:
     }""")
     assert left_s > 0, "there was nothing left to stop"
     assert level == 0, "it went on sounding"
-    until(lambda: strict.metric("bark_fast_requests_waiting") == 0, 5)
-    until(lambda: strict.metric("bark_fast_engine_active") == 0, 5)
+    wait_until(lambda: strict.metric("bark_fast_requests_waiting") == 0, "it never came about", 5)
+    wait_until(lambda: strict.metric("bark_fast_engine_active") == 0, "it never came about", 5)
     assert strict.metric(left) == before + 1
     expect(page.locator("#status")).to_have_text(re.compile("Stopped after"))
     expect(page.locator("#stop")).to_be_disabled()
@@ -164,20 +157,20 @@ def test_stop_is_silent_and_ends_the_work(opened: Open, strict: Served) -> None:
     expect(page.locator("#status")).to_have_text("Waiting for the first sound…")
     page.keyboard.press("Escape")
     expect(page.locator("#status")).to_have_text("Stopped.")
-    until(lambda: strict.metric("bark_fast_requests_waiting") == 0, 5)
+    wait_until(lambda: strict.metric("bark_fast_requests_waiting") == 0, "it never came about", 5)
     shown.type(input=SHORT)
     page.keyboard.press("Control+Enter")
     shown.wait_for_end()
-    until(lambda: shown.level > 0.02, 10, "nothing was heard the second time")
+    wait_until(lambda: shown.level > 0.02, "nothing was heard the second time", 10)
 
 
-def test_a_new_text_takes_the_place_of_the_old_one(opened: Open, server: Served) -> None:
+def test_a_new_text_takes_the_place_of_the_old_one(opened: Open, server: ServerProcess) -> None:
     shown = opened()
     page = shown.page
     shown.wait_for_voices()
     shown.type(input=SENTENCE * 4)
     page.click("#speak")
-    until(lambda: shown.starts, 60)
+    wait_until(lambda: shown.starts, "it never came about", 60)
     shown.type(input=SHORT, seed=SEED)
     page.evaluate("ear.starts.length = 0")
     page.click("#speak")
@@ -189,7 +182,7 @@ def test_a_new_text_takes_the_place_of_the_old_one(opened: Open, server: Served)
     assert np.array_equal(shown.given, expected)
 
 
-def test_keeps_a_seed_that_was_drawn(opened: Open, server: Served) -> None:
+def test_keeps_a_seed_that_was_drawn(opened: Open, server: ServerProcess) -> None:
     shown = opened()
     page = shown.page
     shown.wait_for_voices()
@@ -240,7 +233,7 @@ def test_what_is_sent(opened: Open) -> None:
 
 
 @pytest.mark.parametrize("format", ["wav", "mp3"])
-def test_saves_what_was_said(opened: Open, server: Served, format: str) -> None:
+def test_saves_what_was_said(opened: Open, server: ServerProcess, format: str) -> None:
     shown = opened()
     page = shown.page
     shown.wait_for_voices()
@@ -302,7 +295,7 @@ def test_errors_are_shown_at_their_field(opened: Open) -> None:
     expect(page.locator("[aria-invalid]")).to_have_count(0)
 
 
-def test_an_answer_that_breaks_off_is_no_clean_end(opened: Open, server: Served) -> None:
+def test_an_answer_that_breaks_off_is_no_clean_end(opened: Open, server: ServerProcess) -> None:
     shown = opened()
     page = shown.page
     shown.wait_for_voices()
@@ -317,7 +310,7 @@ def test_an_answer_that_breaks_off_is_no_clean_end(opened: Open, server: Served)
     page.keyboard.press("Escape")
 
 
-def test_asks_for_a_key(opened: Open, strict: Served) -> None:
+def test_asks_for_a_key(opened: Open, strict: ServerProcess) -> None:
     shown = opened(strict.url)
     shown.provoked = ["status of 401"]
     page = shown.page
@@ -338,7 +331,7 @@ def test_asks_for_a_key(opened: Open, strict: Served) -> None:
     expect(page.locator("#key")).to_be_hidden()
 
 
-def test_a_busy_server_says_when_to_try_again(opened: Open, strict: Served) -> None:
+def test_a_busy_server_says_when_to_try_again(opened: Open, strict: ServerProcess) -> None:
     shown = opened(strict.url, key=KEY)
     shown.provoked = ["status of 429"]
     shown.wait_for_voices()
@@ -353,6 +346,6 @@ def test_a_busy_server_says_when_to_try_again(opened: Open, strict: Served) -> N
         expect(shown.page.locator("#error")).to_contain_text(
             re.compile(r"busy.*Next try: in \d+ s, at \d+:\d+")
         )
-    until(lambda: strict.metric("bark_fast_requests_waiting") == 0, 10)
+    wait_until(lambda: strict.metric("bark_fast_requests_waiting") == 0, "it never came about", 10)
     shown.page.click("#speak")
     shown.wait_for_end()

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from helpers.browser import OpenPage, chromium, opening
-from helpers.serving import Served, until
+from helpers.serving import ServerProcess, server_process, wait_until
 
 RATE = 24_000
 TEXT = "Where is the key to the garden? I cannot find it."
@@ -21,23 +21,19 @@ Open = Callable[..., OpenPage]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("logs") / "server.log")
-    try:
-        served.wait_until_ready()
+def server(browser: Browser) -> Iterator[ServerProcess]:
+    with server_process() as served:
         yield served
-    finally:
-        served.close()
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
+def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
+    with chromium(request) as started:
         yield started
 
 
 @pytest.fixture
-def opened(browser: Browser, server: Served) -> Iterator[Open]:
+def opened(browser: Browser, server: ServerProcess) -> Iterator[Open]:
     """Opens the page; at the end nothing must have gone wrong in it."""
     with opening(browser) as open_page:
         yield lambda path="", **options: open_page(server.url + path, **options)
@@ -154,7 +150,7 @@ def test_keyboard(opened: Open) -> None:
     names = ["input", "voice", "language", "speed", "seed", "sampling-title", "speak"]
     assert focused == [[name, "solid", 3] for name in names]
     page.keyboard.press("Enter")
-    until(lambda: shown.starts, 60)
+    wait_until(lambda: shown.starts, "it never came about", 60)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "stop"
     page.keyboard.press("Space")
@@ -203,11 +199,11 @@ def test_motion_can_be_left_out(opened: Open) -> None:
         places.add(page.evaluate("document.getElementById('playhead').style.transform"))
         return page.locator("#playhead").is_hidden()
 
-    until(look, 60)
+    wait_until(look, "it never came about", 60)
     assert 2 <= len(places) <= 12  # steps of half a second
 
 
-def test_works_behind_a_prefix(browser: Browser, server: Served) -> None:
+def test_works_behind_a_prefix(browser: Browser, server: ServerProcess) -> None:
     def strip(route: Route) -> None:
         assert route.request.url.startswith(f"{server.url}/voices/of/bark/")
         route.continue_(url=route.request.url.replace("/voices/of/bark/", "/"))
