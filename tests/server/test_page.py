@@ -14,10 +14,15 @@ from playwright.sync_api import Browser, expect
 
 from helpers.browser import OpenPage, chromium, opening
 from helpers.decoding import decode
-from helpers.serving import ServerProcess, server_process, wait_until
+from helpers.serving import (
+    FakeBackend,
+    ServerProcess,
+    server_process,
+    server_thread,
+    wait_until,
+)
 
 RATE = 24_000
-MAX_AUDIO_S = 14  # of the first server's answers; longer ones break off
 KEY = "open-sesame"  # of the second server, which says one text at a time
 SENTENCE = "The kettle is on, and the rain has stopped at last. "
 SHORT = "Where is the key to the garden?"
@@ -29,7 +34,7 @@ Open = Callable[..., OpenPage]
 @pytest.fixture(scope="module")
 def servers(browser: Browser) -> Iterator[tuple[ServerProcess, ServerProcess]]:
     with (
-        server_process("--max-audio", str(MAX_AUDIO_S)) as one,
+        server_process() as one,
         server_process("--api-key", KEY, "--max-requests", "1") as other,
     ):
         yield one, other
@@ -295,8 +300,15 @@ def test_errors_are_shown_at_their_field(opened: Open) -> None:
     expect(page.locator("[aria-invalid]")).to_have_count(0)
 
 
-def test_an_answer_that_breaks_off_is_no_clean_end(opened: Open, server: ServerProcess) -> None:
-    shown = opened()
+@pytest.fixture
+def failing() -> Iterator[str]:
+    """The address of a server that says two sentences and then fails."""
+    with server_thread(FakeBackend(audio_s=2.0, delay_s=0.2, fails_at=2)) as served:
+        yield served.url
+
+
+def test_an_answer_that_breaks_off_is_no_clean_end(failing: str, opened: Open) -> None:
+    shown = opened(failing)
     page = shown.page
     shown.wait_for_voices()
     shown.provoked = ["ERR_INCOMPLETE_CHUNKED_ENCODING"]
