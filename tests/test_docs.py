@@ -171,8 +171,13 @@ def check_command(words: list[str]) -> None:
     """
     program, *arguments = words
     if program == "bark-fast":
-        if arguments[0] == "new-checkpoint" or "--kernels" in arguments or "--help" in arguments:
-            check_options(program, arguments)  # compilers, and files of half a gigabyte
+        if (
+            arguments[0] in ("new-checkpoint", "serve")
+            or "--kernels" in arguments
+            or "--help" in arguments
+        ):
+            # Compilers, files of half a gigabyte, and servers: tests/server runs them, and curl.
+            check_options(program, arguments)
         else:
             run_bark_fast(arguments)
     elif words[:2] == ["python", "-m"] and words[2] in _HELPED:
@@ -186,7 +191,7 @@ def check_command(words: list[str]) -> None:
     elif program == ".ci/run":
         assert os.access(ROOT / program, os.X_OK)
     else:
-        known = (["ruff"], ["source"], ["python", "-m", "venv"])
+        known = (["ruff"], ["source"], ["curl"], ["python", "-m", "venv"])
         assert any(words[: len(start)] == start for start in known), words
 
 

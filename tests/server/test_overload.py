@@ -33,16 +33,18 @@ async def _ask_all(url: str, n: int) -> list[httpx.Response]:
 
 
 def test_two_hundred_at_once() -> None:
-    """Each is served or told when to come again, and the server stays responsive."""
-    with fake_process(max_requests=8, delay_s=0.05) as server:
-        p95_s = []
-        for _ in range(3):  # the clients' own work may hold up the clock, so the best counts
-            waits_s: list[float] = []
+    """Each is served or told when to come again, and the server stays responsive: 95 of 100 looks
+    at /health take less than 50 ms more than at a server of which nobody wants anything. (What both
+    take is the machine's and the clients', and the best of three rounds counts.)"""
+    with fake_process(max_requests=8, delay_s=0.05) as server, fake_process() as idle:
+        excess_s = []
+        for _ in range(3):
+            waits_s: dict[str, list[float]] = {server.url: [], idle.url: []}
 
-            async def watch(waits_s: list[float] = waits_s) -> list[httpx.Response]:
+            async def watch(waits_s: dict[str, list[float]] = waits_s) -> list[httpx.Response]:
                 asking = asyncio.create_task(_ask_all(server.url, 200))
                 while not asking.done():
-                    await asyncio.to_thread(_time_health, server.url, waits_s)
+                    await asyncio.to_thread(_time_health, waits_s)
                 return await asking
 
             responses = asyncio.run(watch())
@@ -56,21 +58,25 @@ def test_two_hundred_at_once() -> None:
                     assert response.headers["x-request-id"]
                 else:
                     assert len(response.content) == 2 * 2 * 0.2 * RATE_HZ
-            p95_s.append(statistics.quantiles(waits_s, n=20)[-1])
-            if p95_s[-1] < 0.05:
+            loaded_s, idle_s = (
+                statistics.quantiles(waits_s[url], n=20)[-1] for url in (server.url, idle.url)
+            )
+            excess_s.append(loaded_s - idle_s)
+            if excess_s[-1] < 0.05:
                 break
-        assert min(p95_s) < 0.05, p95_s
+        assert min(excess_s) < 0.05, excess_s
         metrics = httpx.get(f"{server.url}/metrics").text
         assert "bark_fast_requests_waiting 0.0" in metrics
         assert "bark_fast_queued_audio_seconds 0.0" in metrics
 
 
-def _time_health(url: str, waits_s: list[float]) -> None:
+def _time_health(waits_s: dict[str, list[float]]) -> None:
     with httpx.Client() as client:
         for _ in range(20):
-            began = time.perf_counter()
-            assert client.get(f"{url}/health").status_code == 200
-            waits_s.append(time.perf_counter() - began)
+            for url, waits in waits_s.items():
+                began = time.perf_counter()
+                assert client.get(f"{url}/health").status_code == 200
+                waits.append(time.perf_counter() - began)
 
 
 def test_the_bound_on_queued_audio() -> None:
