@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import subprocess
 import sys
@@ -13,11 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import av
 import numpy as np
 import openai
 import pytest
 
+from helpers.decoded import decoded
 from helpers.serving import (
     ROOT,
     FakeBackend,
@@ -59,16 +58,6 @@ def speak(client: openai.OpenAI, text: str = TEXT, seed: int = 3, **fields: Any)
 def pcm(client: openai.OpenAI) -> bytes:
     """The speech of TEXT that the others are compared with."""
     return speak(client)
-
-
-def decoded(content: bytes, response_format: str) -> tuple[np.ndarray, int]:
-    """Return what FFmpeg hears: float samples [T] and their rate in Hz."""
-    if response_format == "pcm":
-        return np.frombuffer(content, "<i2") / 2**15, RATE_HZ
-    with av.open(io.BytesIO(content)) as file:
-        resampler = av.AudioResampler(format="flt", layout="mono")
-        frames = [out for frame in file.decode(audio=0) for out in resampler.resample(frame)]
-    return np.concatenate([f.to_ndarray()[0] for f in frames]), frames[0].sample_rate
 
 
 @pytest.mark.parametrize("response_format", FORMATS)
