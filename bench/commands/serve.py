@@ -6,6 +6,11 @@ Arrivals are a Poisson process, seeded, so every run meets the same ones. Rates 
 requests a second, or as shares of the capacity, which is measured first: how many requests a second
 are made when all are there at once. The requests go through AsyncBark, as a server's would. Latency
 is counted from the arrival to the samples, waiting included.
+
+With --http the same requests go through the library and through `bark-fast serve` in turn: what
+HTTP costs, and how soon the first sentence of a long text is heard.
+
+    python -m bench serve --http --size demo --loads 0.6
 """
 
 from __future__ import annotations
@@ -16,16 +21,18 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from bark_fast import AsyncBark, Bark, EngineOptions, GenerationParams
+from bark_fast.checkpoint.random import SIZES
 from bench.harness.arguments import add_checkpoint, add_common, begin, device_of, dtype_of
-from bench.harness.checkpoint import checkpoint_for
+from bench.harness.checkpoint import DEMO, checkpoint_for
 from bench.harness.results import Case, Results, Spread, percentile
 from bench.harness.workload import Utterance, mixed_utterances
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser)
+    add_common(parser, sizes=(*SIZES, DEMO))
     add_checkpoint(parser)
     parser.add_argument(
         "--loads", type=float, nargs="+", default=[0.3, 0.6, 0.9], help="shares of the capacity"
@@ -37,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--longest", type=int, default=200)
     parser.add_argument("--voices", type=int, default=2, choices=[1, 2, 3])
     parser.add_argument("--max-batch", type=int, help="of the engine")
+    parser.add_argument("--http", action="store_true", help="measure what HTTP costs")
+    parser.add_argument(
+        "--answers", type=int, default=100, help="with --http, whose speech is there already"
+    )
+    parser.add_argument(
+        "--format", default="pcm", choices=("pcm", "wav", "mp3", "opus", "flac"), help="with --http"
+    )
 
 
 @dataclass(frozen=True)
@@ -57,10 +71,18 @@ class Served:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    results, _ = begin("serve", arguments)
+    if arguments.http and arguments.impl != "auto":
+        raise SystemExit("--http: the server chooses its kernels' implementation itself")
+    results, _ = begin("serve_http" if arguments.http else "serve", arguments)
     with checkpoint_for(
         arguments.checkpoint, size=arguments.size, seed=arguments.seed, dtype=arguments.dtype
     ) as checkpoint:
+        if arguments.http:
+            from bench.commands import serve_http  # needs the extra `serve`
+
+            arrivals_at = partial(poisson_arrivals, seconds=arguments.seconds, seed=arguments.seed)
+            serve_http.measure(checkpoint, arguments, results, arrivals_at)
+            return 0
         bark = Bark.from_pretrained(
             checkpoint,
             device=device_of(arguments),
@@ -93,7 +115,9 @@ def measure(bark: Bark, arguments: argparse.Namespace, results: Results) -> None
         print(f"capacity {capacity:.2f} requests a second")
         rates = [load * capacity for load in arguments.loads]
     for i, rate in enumerate(rates):
-        arrivals = poisson_arrivals(rate, arguments.seconds, arguments.count, arguments.seed)
+        arrivals = poisson_arrivals(
+            rate, arguments.count, seconds=arguments.seconds, seed=arguments.seed
+        )
         served = asyncio.run(serve(bark, utterances[: len(arrivals)], arrivals))
         # The capacity differs from run to run, and names have to be the same.
         name = f"{rate:g} requests a second" if arguments.rates else f"load {arguments.loads[i]:g}"
@@ -102,7 +126,7 @@ def measure(bark: Bark, arguments: argparse.Namespace, results: Results) -> None
         results.write(arguments.json)
 
 
-def poisson_arrivals(rate_per_s: float, seconds: float, most: int, seed: int) -> list[float]:
+def poisson_arrivals(rate_per_s: float, most: int, *, seconds: float, seed: int) -> list[float]:
     """Return at least two and at most `most` times of arrival in order, the first at zero."""
     rng = random.Random(seed)
     times = [0.0]

@@ -140,6 +140,69 @@ def _serve(cases: Sequence[Case]) -> list[str]:
     return table(header, rows)
 
 
+def _serve_http(cases: Sequence[Case]) -> list[str]:
+    """Return a table of the loads, one of the first audio, and one of answers alone."""
+    loads, firsts, alone = [], [], []
+    for case in cases:
+        v = case.values
+        load = f"{v['load_average']:.1f}"
+        if "library" in v:
+            for name in ("library", "http"):
+                side = v[name]
+                http = name == "http"
+                loads.append(
+                    [
+                        f"{case.name}, {v['requests']} requests, {v['audio_s']:.1f} s of audio",
+                        name.replace("http", "HTTP"),
+                        _spread(side["seconds"], "{:.2f}"),
+                        f"{side['requests_per_s']:.2f}",
+                        f"{side['audio_s_per_s']:.2f}",
+                        *(
+                            f"{side[f'{what}_p50_s']:.2f} / {side[f'{what}_p95_s']:.2f}"
+                            for what in ("first_audio", "latency")
+                        ),
+                        f"{side['cpu_s']:.2f}",
+                        _spread(v["ratio"], "{:.3f}") if http else "",
+                        _spread(v["latency_ms_a_request"], "{:.0f}") if http else "",
+                        _spread(v["cpu_ms_a_request"], "{:.1f}") if http else "",
+                        load,
+                    ]
+                )
+        elif "alone" in v:
+            firsts.append(
+                [
+                    case.name,
+                    _spread(v["alone"], "{:.3f}"),
+                    _spread(case.seconds.as_dict(), "{:.3f}"),
+                    _spread(v["ratio"], "{:.2f}"),
+                    load,
+                ]
+            )
+        else:
+            alone.append(
+                [
+                    f"{case.name}, {v['requests']} requests",
+                    _spread(case.seconds.as_dict(), "{:.2f}"),
+                    f"{v['requests_per_s']:.0f}",
+                    f"{v['audio_s_per_s']:.0f}",
+                    _spread(v["cpu_ms_a_request"], "{:.2f}"),
+                    load,
+                ]
+            )
+    lines = table(
+        (
+            "arrivals", "through", "s (min to max)", "requests/s", "audio s/s",
+            "first audio p50 / p95 s", "latency p50 / p95 s", "CPU s", "HTTP / library",
+            "more latency, ms", "more CPU a request, ms", "load average",
+        ),
+        loads,
+    )  # fmt: skip
+    lines += ["", *table(("", "first sentence alone, s", "of six, s", "ratio", "load average"),
+                         firsts)]  # fmt: skip
+    header = ("", "s (min to max)", "requests/s", "audio s/s", "CPU ms a request", "load average")
+    return [*lines, "", *table(header, alone)]
+
+
 def _throughput(cases: Sequence[Case]) -> list[str]:
     rows = [
         [
@@ -183,5 +246,6 @@ _TABLES: dict[str, Callable[[Sequence[Case]], list[str]]] = {
     "stages": _stages,
     "kernels": _kernels,
     "serve": _serve,
+    "serve_http": _serve_http,
     "precision": _precision,
 }

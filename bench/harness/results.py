@@ -16,8 +16,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 SCHEMA = 1
 _MOST_RUNS = 16
 KINDS = (
-    "machine", "smoke", "kernels", "stages", "throughput", "end_to_end", "serve", "precision",
-    "summary",
+    "machine", "smoke", "kernels", "stages", "throughput", "end_to_end", "serve", "serve_http",
+    "precision", "summary",
 )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def test_the_report_has_a_table_for_each(folder: Path) -> None:
     path = write_report(folder)
     assert path is not None
     text = path.read_text()
-    for kind in ("end to end", "stages", "kernels", "serve"):
+    for kind in ("end to end", "stages", "kernels", "serve", "serve http"):
         assert f"## {kind}, small, bfloat16" in text
     assert "transformers (eager, batches of 4)" in text
 
@@ -50,6 +50,6 @@ def test_the_report_has_a_table_for_each(folder: Path) -> None:
 def test_rows_are_as_wide_as_their_header() -> None:
     blocks = render(all_kinds()).split("\n\n")
     tables = [block.splitlines() for block in blocks if block.startswith("|")]
-    assert len(tables) == 4
+    assert len(tables) == 7
     for table in tables:
         assert len({line.count("|") for line in table}) == 1

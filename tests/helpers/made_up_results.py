@@ -73,9 +73,44 @@ def all_kinds() -> list[Results]:
         )
         for rate in (0.5, 1.0)
     ]
+    through = {
+        "seconds": spread.as_dict(), "requests_per_s": 2.0, "audio_s_per_s": 4.0, "cpu_s": 1.0,
+        "first_audio_p50_s": 1.0, "first_audio_p95_s": 2.0, "latency_p50_s": 1.5,
+        "latency_p95_s": 2.5,
+    }  # fmt: skip
+    over_http = [
+        Case(
+            "all at once",
+            spread,
+            {
+                "requests": 4,
+                "rate_per_s": None,
+                "audio_s": 8.0,
+                "library": through,
+                "http": through,
+                "ratio": spread.as_dict(),
+                "cpu_ms_a_request": spread.as_dict(),
+                "latency_ms_a_request": spread.as_dict(),
+                "load_average": 0.5,
+            },
+        ),
+        Case(
+            "first audio, http",
+            spread,
+            {"sentences": 6, "alone": spread.as_dict(), "ratio": spread.as_dict(),
+             "load_average": 0.5},
+        ),
+        Case(
+            "answers alone, pcm",
+            spread,
+            {"requests": 4, "requests_per_s": 2.0, "audio_s_per_s": 8.0,
+             "cpu_ms_a_request": spread.as_dict(), "load_average": 0.5},
+        ),
+    ]  # fmt: skip
     return [
         results("end_to_end", whole),
         results("stages", [stage]),
         results("kernels", [kernel]),
         results("serve", served),
+        results("serve_http", over_http),
     ]
