@@ -141,10 +141,24 @@ class SpeechResponse(Response):
         await self._within_time(send(message))
 
     async def _within_time(self, sent: Awaitable[None]) -> None:
+        # Not asyncio.wait_for, which makes a task of every message.
+        task, stalled = asyncio.current_task(), False
+        assert task is not None
+
+        def give_up() -> None:
+            nonlocal stalled
+            stalled = True
+            task.cancel()
+
+        timer = asyncio.get_running_loop().call_later(self._options.stall_s, give_up)
         try:
-            await asyncio.wait_for(sent, self._options.stall_s)
-        except asyncio.TimeoutError:
-            raise _StalledError("the reader takes nothing") from None
+            await sent
+        except asyncio.CancelledError:
+            if stalled:
+                raise _StalledError("the reader takes nothing") from None
+            raise
+        finally:
+            timer.cancel()
 
     async def _fail(self, error: BaseException, send: Send) -> None:
         """Tell the client of a failure, as far as that can still be done."""
