@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,39 @@ def run(coroutine: Coroutine[Any, Any, None], bark: Bark) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     assert bark.engine.used_pages == 0
+
+
+@pytest.mark.parametrize("in_tasks", [False, True])
+def test_on_a_cpu_the_first_sentence_has_the_engine_for_itself(
+    small: Checkpoint, bark: Bark, monkeypatch: pytest.MonkeyPatch, in_tasks: bool
+) -> None:
+    """So that it is heard as soon as it would be alone; then two are under way, then four."""
+    text = " ".join(f"This is sentence {i}." for i in range(3))
+    options = {"voice": small.voice(17), "params": params(3)}
+    futures: list[Future[Speech]] = []
+    n_active: list[int] = []
+    submit = bark.engine.submit
+
+    def watched(*args: Any, **kwargs: Any) -> Future[Speech]:
+        n_active.append(sum(not future.done() for future in futures))
+        futures.append(submit(*args, **kwargs))
+        return futures[-1]
+
+    monkeypatch.setattr(bark.engine, "submit", watched)
+    heard: list[Speech] = []
+
+    async def main() -> None:
+        if in_tasks:
+            async with AsyncBark(bark) as speaker:
+                heard.extend([part async for part in speaker.stream(text, **options)])
+        else:
+            heard.extend(bark.stream(text, **options))
+
+    run(main(), bark)
+    assert len(heard) == len(n_active) > 6
+    assert n_active[:2] == [0, 0], "the second began before the first was there"
+    assert n_active[2] <= 1
+    assert max(n_active) <= 3
 
 
 def test_two_hundred_tasks(small: Checkpoint, bark: Bark) -> None:
