@@ -173,12 +173,17 @@ def alternate(
 ) -> list[tuple[Run, Run]]:
     """Run a load on both sides in turn; return (library, HTTP) of each pair.
 
+    Which of the two goes first takes turns as well: what is left of one run may slow the next.
+
     Raises:
         LengthError: they made different numbers of samples.
     """
     pairs = []
-    for _ in range(n_pairs):
-        library, http = sides.in_library(orders, arrivals), sides.over_http(orders, arrivals)
+    for i in range(n_pairs):
+        if i % 2 == 0:
+            library, http = sides.in_library(orders, arrivals), sides.over_http(orders, arrivals)
+        else:
+            http, library = sides.over_http(orders, arrivals), sides.in_library(orders, arrivals)
         pairs.append((library, http))
         if orders[0].response_format == "pcm":
             made = [[heard.n_bytes for heard in run.served.heard] for run in (library, http)]

@@ -75,7 +75,7 @@ def test_a_refusal_is_no_figure() -> None:
 def test_sides_take_turns_and_pairs_are_compared() -> None:
     sides = MadeUpSides()
     pairs = alternate(sides, [ORDER] * 4, [0.0] * 4, 3)  # type: ignore[arg-type]
-    assert sides.called == ["library", "http"] * 3
+    assert sides.called == ["library", "http", "http", "library", "library", "http"]
     case = compare("all at once", None, pairs, 24_000)
     values = case.values
     assert values["audio_s"] == 8.0
