@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.checkpoint, size=arguments.size, seed=arguments.seed, dtype=arguments.dtype
     ) as checkpoint:
         if arguments.http:
-            from bench.commands import serve_http  # needs the extra `serve`
+            from bench.cases import serve_http  # needs the extra `serve`
 
             arrivals_at = partial(poisson_arrivals, seconds=arguments.seconds, seed=arguments.seed)
             serve_http.measure(checkpoint, arguments, results, arrivals_at)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.commands.serve_http import Run, alternate, compare, first_audio
+from bench.cases.serve_http import Run, alternate, compare, first_audio
 from bench.harness import arguments
 from bench.harness.engines import LengthError
 from bench.harness.machine import Limits
