@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bark_fast.errors import InputError
+from bark_fast.text import check_unicode
 from bark_fast.types import Voice
 from bark_fast.voices import VoiceLibrary, VoiceLike
 
@@ -50,6 +51,7 @@ class ServerVoices:
             ) from error
         more: dict[str, Voice] = {}
         for path in files:
+            check_unicode(path.stem, "the name of each file in --voices")  # clients are told it
             if path.stem in self._library.names:
                 raise InputError(
                     f"{path}: must have a name that no voice of the checkpoint has, got "
