@@ -91,7 +91,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     rate = library.config.sample_rate_hz
     check_format("mp3", rate)
     voices = ServerVoices(library, arguments.voices)
-    listener = listen(arguments.host, arguments.port, stall_s=options.stall_s)
+    listener = listen(arguments.host, arguments.port)
 
     async def load() -> AsyncBark:
         return await asyncio.to_thread(_load, arguments)

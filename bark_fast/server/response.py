@@ -25,7 +25,8 @@ log = logging.getLogger("bark_fast.server")
 _PIECE_BYTES = 8 * 1024  # of a message; a reader that takes one is alive
 _MAX_WARNINGS, _MAX_WARNING = 8, 300  # and characters of each: clients bound what headers may hold
 CLIENT_LEFT = 499  # the code, of nginx, for an answer that nobody waited for
-REQUEST_ID = "bark_fast.request_id"  # in the scope
+# In the scope: the id, and what ends the connection at once, where the server can.
+REQUEST_ID, ABORT = "bark_fast.request_id", "bark_fast.abort"
 
 
 class _StalledError(Exception):
@@ -61,9 +62,11 @@ class SpeechResponse(Response):
         self._started = False
         self._ended = False
         self._request_id = ""
+        self._abort: Callable[[], None] = _nothing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._request_id = scope.get(REQUEST_ID, "")
+        self._abort = scope.get(ABORT, _nothing)
         making = asyncio.create_task(self._synthesis.run())
         sending = asyncio.create_task(self._send_all(send, making))
         # Starlette's own watcher does not listen from ASGI 2.4 on.
@@ -164,6 +167,7 @@ class SpeechResponse(Response):
         """Tell the client of a failure, as far as that can still be done."""
         if isinstance(error, _StalledError):
             self._broken_off("stalled", str(error))
+            self._abort()  # closing would wait until all is read
             return
         told = explain(error, FIELDS)
         if told.status == 500:
@@ -189,6 +193,10 @@ class SpeechResponse(Response):
         """Return what OpenAI counts: here characters in, semantic tokens out."""
         n_in, n_out = self._synthesis.n_characters, self._synthesis.n_semantic_tokens
         return {"input_tokens": n_in, "output_tokens": n_out, "total_tokens": n_in + n_out}
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _wait_until_left(receive: Callable[[], Awaitable[Message]]) -> None:

@@ -339,7 +339,7 @@ class ServerThread:
             sample_rate_hz=RATE_HZ,
             options=checked,
         )
-        self._listener = listen("127.0.0.1", 0, stall_s=checked.stall_s)
+        self._listener = listen("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._server = uvicorn.Server(uvicorn_config(create_app(self.service)))
@@ -406,7 +406,7 @@ def _main(load: str, options: dict[str, float]) -> None:
     service = Service(
         give, ServerVoices(open_voices("demo")), sample_rate_hz=RATE_HZ, options=checked
     )
-    run(service, listen("127.0.0.1", 0, stall_s=checked.stall_s))
+    run(service, listen("127.0.0.1", 0))
 
 
 if __name__ == "__main__":
