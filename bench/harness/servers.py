@@ -146,7 +146,7 @@ class PreparedServer:
 
         options = ServerOptions(max_requests=2**30, max_queued_audio_s=1e9)
         service = Service(load, ServerVoices(voices), sample_rate_hz=rate, options=options)
-        listener = listen("127.0.0.1", 0, stall_s=options.stall_s)
+        listener = listen("127.0.0.1", 0)
         self._port = listener.getsockname()[1]
         server = uvicorn.Server(uvicorn_config(create_app(service)))
         run = partial(server.run, sockets=[listener])
