@@ -18,9 +18,9 @@ from bark_fast.engine.stats import EngineStats
 from bark_fast.engine.utterance import Progress
 from bark_fast.engine.warm_up import warm_up
 from bark_fast.errors import InputError
-from bark_fast.loading import load
+from bark_fast.loading import Loaded, load
 from bark_fast.progress import counting_bar
-from bark_fast.request import OneOrMoreParams, OneOrMoreVoices, Request, RequestBuilder, Tokens
+from bark_fast.request import OneOrMoreParams, OneOrMoreVoices, Request, Tokens
 from bark_fast.speaking import speak_all
 from bark_fast.streaming import AHEAD_ON_CPU, AHEAD_ON_GPU, StreamPlan, speak
 from bark_fast.types import GenerationParams, IntArray, Speech, Stage, Voice
@@ -31,20 +31,22 @@ class Bark:
     """A Bark checkpoint, ready to speak. Make one with `Bark.from_pretrained`.
 
     Attributes:
-        config: the checkpoint's configuration.
+        checkpoint: what was loaded; `config` is its configuration.
         requests: makes checked requests out of arguments.
         driver: steps the engine, in a caller's thread or its own.
         device, dtype: where the networks run, and their dtype (the codec is always float32).
+        impl: who computes; see `from_pretrained`.
     """
 
-    def __init__(
-        self, engine: Engine, requests: RequestBuilder, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, loaded: Loaded) -> None:
+        engine = loaded.engine
         self.config: Config = engine.config
-        self.device = device
-        self.dtype = dtype
+        self.checkpoint = loaded.checkpoint
+        self.device = loaded.device
+        self.dtype = loaded.dtype
+        self.impl = loaded.impl
         self.driver = Driver(engine)
-        self.requests = requests
+        self.requests = loaded.requests
 
     @classmethod
     def from_pretrained(
@@ -96,7 +98,7 @@ class Bark:
             revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token,
             subfolder=subfolder, variant=variant,
         )  # fmt: skip
-        return cls(loaded.engine, loaded.requests, device=loaded.device, dtype=loaded.dtype)
+        return cls(loaded)
 
     @property
     def sample_rate_hz(self) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from bark_fast import __version__
+from bark_fast.bulk.command import add_bulk_options
 from bark_fast.console import drop_unwritten, usable_streams
 from bark_fast.errors import BarkFastError, BarkFastWarning, InputError
 from bark_fast.say import add_say_options, add_source_options, source_options
@@ -74,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     add_serve_options(
         commands.add_parser(
             "serve", help="speak over HTTP, as OpenAI's API does", allow_abbrev=False
+        )
+    )
+    add_bulk_options(
+        commands.add_parser(
+            "bulk", help="a file of texts into a folder of audio files", allow_abbrev=False
         )
     )
     _add_voices_options(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bark_fast.ambient import settled
+from bark_fast.checkpoint.layout import Checkpoint
 from bark_fast.checkpoint.opening import open_checkpoint
 from bark_fast.checkpoint.suno import SunoFiles
 from bark_fast.devices import check_offload, resolve_device, resolve_dtype, resolve_impl
@@ -21,12 +22,15 @@ from bark_fast.request import RequestBuilder
 
 @dataclass(frozen=True)
 class Loaded:
-    """An engine, what makes its requests, and where and in which dtype its networks run."""
+    """A checkpoint, its engine, what makes its requests, and where, how and in which dtype its
+    networks run."""
 
+    checkpoint: Checkpoint
     engine: Engine
     requests: RequestBuilder
     device: torch.device
     dtype: torch.dtype
+    impl: str
 
 
 def load(
@@ -71,4 +75,4 @@ def load(
         options=engine or EngineOptions(),
         offload=offload,
     )
-    return Loaded(loaded, requests, chosen_device, chosen_dtype)
+    return Loaded(checkpoint, loaded, requests, chosen_device, chosen_dtype, chosen_impl)

@@ -1,0 +1,131 @@
+"""The command `bark-fast bulk`: a file of texts into a folder of audio files."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from bark_fast.audio import FORMATS
+from bark_fast.errors import InputError
+from bark_fast.progress import counting_bar
+from bark_fast.say import add_model_options, source_options
+
+if TYPE_CHECKING:
+    from bark_fast.bulk.run import Summary
+
+EXIT_ROWS_FAILED = 1
+_LINE_EVERY_S = 60.0
+
+
+def add_bulk_options(bulk: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    bulk.set_defaults(run=_bulk)
+    bulk.add_argument(
+        "input",
+        metavar="IN",
+        help=".jsonl, .csv or .parquet with rows of id, text and, if they have them, voice, "
+        'language, seed and other parameters; a folder of such files; "-" is JSONL from standard '
+        "input",
+    )
+    bulk.add_argument("out", metavar="OUT", help="the folder for the audio files and the manifest")
+    bulk.add_argument("--format", default="wav", help=f"{', '.join(FORMATS)} (default: wav)")
+    bulk.add_argument("--manifest", default="jsonl", help="jsonl or parquet (default: jsonl)")
+    bulk.add_argument(
+        "--seed", type=int, default=0, help="from which rows without a seed take one (default: 0)"
+    )
+    bulk.add_argument(
+        "--pause",
+        type=float,
+        default=0.25,
+        metavar="SECONDS",
+        help="between sentences (default: 0.25)",
+    )
+    bulk.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="do the I-th of N parts, from 0"
+    )
+    bulk.add_argument(
+        "--ignore-unknown", action="store_true", help="let rows have fields that mean nothing"
+    )
+    bulk.add_argument("--retry-errors", action="store_true", help="try rows that failed again")
+    bulk.add_argument("--max-errors", type=int, metavar="N", help="stop when more rows failed")
+    bulk.add_argument("--max-batch-size", type=int, metavar="N", help="see EngineOptions")
+    bulk.add_argument("--kv-cache-gib", type=float, metavar="GIB", help="see EngineOptions")
+    add_model_options(bulk)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise InputError(f"--shard must be I/N with I from 0 to N - 1, got {text!r}")
+    return int(i), int(n)
+
+
+def _bulk(arguments: argparse.Namespace) -> int:
+    from bark_fast.bark import Bark
+    from bark_fast.bulk.rows import read_rows
+    from bark_fast.bulk.run import run
+    from bark_fast.engine.options import EngineOptions
+
+    rows = read_rows(arguments.input)
+    bark = Bark.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        engine=EngineOptions(
+            max_batch_size=arguments.max_batch_size, kv_cache_gib=arguments.kv_cache_gib
+        ),
+        **source_options(arguments),
+    )
+    with _reporting() as report:
+        summary = run(
+            rows,
+            arguments.out,
+            bark=bark,
+            format=arguments.format,
+            manifest=arguments.manifest,
+            seed=arguments.seed,
+            pause_s=arguments.pause,
+            shard=arguments.shard,
+            ignored=None if arguments.ignore_unknown else (),
+            retry_errors=arguments.retry_errors,
+            max_errors=arguments.max_errors,
+            report=report,
+        )
+    print(f"{arguments.out}: {_shown(summary)}", file=sys.stderr)
+    if summary.ended_early:
+        print("bark-fast: too many rows failed; run again to go on", file=sys.stderr)
+    return EXIT_ROWS_FAILED if summary.failed else 0
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[Callable[[Summary], None]]:
+    """Yield what shows how far a run is: a line that changes on a terminal, elsewhere one a minute.
+
+    How many rows there are is not known before the last is read.
+    """
+    if sys.stderr.isatty():
+        with counting_bar("rows", enabled=True) as move:
+            yield lambda summary: move(summary.done + summary.failed, summary.rows)
+        return
+    last = time.monotonic()
+
+    def report(summary: Summary) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_EVERY_S:
+            last = time.monotonic()
+            print(_shown(summary), file=sys.stderr, flush=True)
+
+    yield report
+
+
+def _shown(summary: Summary) -> str:
+    rate = summary.elapsed_s / summary.audio_s if summary.audio_s else 0.0
+    return (
+        f"{summary.done} of {summary.rows} rows done ({summary.skipped} before), "
+        f"{summary.failed} failed, {summary.audio_s:.1f} s of speech in {summary.elapsed_s:.1f} s "
+        f"(real-time factor {rate:.3f})"
+    )
