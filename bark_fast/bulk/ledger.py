@@ -16,13 +16,16 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from bark_fast.errors import InputError
+from bark_fast.validation import check_integer
 
 PART_ROWS = 10_000
 _HIDDEN = ".bark-fast"
+_DIGITS = "[0-9]" * 5
 
 
 @dataclass(frozen=True)
@@ -51,51 +54,38 @@ class Entry:
     key: str
 
 
-class Ledger:
-    """An output folder, for one process at a time and shard.
+class Journal:
+    """What has been done in a folder, for one that does more. Any thread may use it.
 
     Args:
-        out: the folder; it is made if it is not there.
-        shard: (i, n), the i-th of n, from 0, which have the folder together.
-        kind: "jsonl" or "parquet".
+        out: the folder.
+        label: of the shard that it belongs to, see `label_of`.
+        worker: tells this one from others of the same shard; "" is the shard's own.
 
     Raises:
-        InputError: the folder cannot be written, or another run has it.
+        OSError: the folder cannot be written.
     """
 
-    def __init__(self, out: Path, *, shard: tuple[int, int] = (0, 1), kind: str = "jsonl") -> None:
+    def __init__(self, out: Path, label: str, worker: str = "") -> None:
         self.out = out
         self._hidden = out / _HIDDEN
-        self._kind = kind
-        self._label = f"-{shard[0]}-of-{shard[1]}" if shard[1] > 1 else ""
-        try:
-            self._hidden.mkdir(parents=True, exist_ok=True)
-            self._lock = self._take_lock(*shard)
-            self._journal_path = self._hidden / f"journal{self._label}.jsonl"
-            self._known = self._read_known()
-            self._journal = self._open_journal()
-            self._drop_partials()
-        except OSError as error:
-            raise InputError(
-                f"OUT must be a folder that can be written, got {str(out)!r}: {error.strerror}"
-            ) from error
+        self._label = label
+        self._worker = worker
         self._noting = threading.Lock()
-        self._part: list[Entry] = []
-        self._n_parts = 0
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._journal.close()
-        self._lock.close()  # which gives it back
+        self._known: dict[str, Entry] = {}
+        self._read()
+        self._journal = _open_journal(self._hidden / f"journal{label}.{worker}jsonl")
 
     def known(self, key: str) -> Entry | None:
         """Return what became of a row, as far as that is written down, by its key."""
         return self._known.get(key)
 
+    def has(self, path: str) -> bool:
+        """Return True if there is such an audio file."""
+        return (self.out / path).exists()
+
     def note(self, entry: Entry) -> None:
-        """Write down what became of a row; it is there whatever comes. Any thread may call it.
+        """Write down what became of a row; it is there whatever comes.
 
         Raises:
             OSError: it cannot be written.
@@ -108,7 +98,7 @@ class Ledger:
         os.fsync(self._journal.fileno())
 
     def commit(self, entry: Entry, content: bytes) -> None:
-        """Write the audio of a row, and down that it is there. Any thread may call it.
+        """Write the audio of a row, and down that it is there.
 
         The entry is written down before the file has its name: an entry without a file is nothing.
 
@@ -122,6 +112,68 @@ class Ledger:
         self.note(entry)
         os.replace(partial, self.out / entry.path)
 
+    def close(self) -> None:
+        """Close the file."""
+        self._journal.close()
+
+    def _journals(self) -> list[Path]:
+        """Return the journals of this shard and of its workers."""
+        return sorted(self._hidden.glob(f"journal{self._label}.*jsonl"))
+
+    def _read(self) -> None:
+        for path in sorted(self.out.glob(f"manifest{self._label}-{_DIGITS}.*")):
+            read = _read_parquet if path.suffix == ".parquet" else _read_jsonl
+            self._known.update((entry.key, entry) for entry in read(path))
+        for path in self._journals():
+            self._known.update((entry.key, entry) for entry in _read_jsonl(path))
+
+    def _partial(self, name: str) -> Path:
+        """Return where a file is written before it has its name."""
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        return self._hidden / f"partial{self._label}.{self._worker}{digest}"
+
+
+class Ledger(Journal):
+    """A folder for one run and shard, with its manifest.
+
+    Args:
+        out: the folder; it is made if it is not there.
+        shard: (i, n), the i-th of n, from 0, which have the folder together.
+        kind: of the manifest: "jsonl" or "parquet".
+
+    Raises:
+        InputError: an argument is wrong, the folder cannot be written, or another run has it.
+    """
+
+    def __init__(self, out: Path, *, shard: tuple[int, int] = (0, 1), kind: str = "jsonl") -> None:
+        if kind not in ("jsonl", "parquet"):
+            raise InputError(f'manifest must be "jsonl" or "parquet", got {kind!r}')
+        if kind == "parquet":
+            _check_pyarrow()
+        i, n = shard
+        check_integer("shard[1]", n, "an integer >= 1", 1, 2**31)
+        check_integer("shard[0]", i, f"from 0 to {n - 1}", 0, n - 1)
+        self._kind = kind
+        self._part: list[Entry] = []
+        self._n_parts = 0
+        try:
+            (out / _HIDDEN).mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(out, i, n)
+            super().__init__(out, label_of(shard))
+            for path in self._hidden.glob(f"partial{self._label}.*"):
+                path.unlink()
+        except OSError as error:
+            raise InputError(
+                f"OUT must be a folder that can be written, got {str(out)!r}: {error.strerror}"
+            ) from error
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._lock.close()  # which gives it back
+
     def add(self, entry: Entry) -> None:
         """Add the next row's entry to the manifest; rows come in the order of the input.
 
@@ -133,21 +185,24 @@ class Ledger:
             self._write_part()
 
     def finish(self) -> None:
-        """Write the rest of the manifest, and end the journal, which it replaces.
+        """Write the rest of the manifest, and end the journals, which it replaces.
 
         Raises:
             OSError: it cannot be written.
         """
         if self._part or not self._n_parts:
             self._write_part()
-        for path in self._parts()[self._n_parts :]:
-            path.unlink()  # of an input that was longer
-        _sync_folder(self.out)  # before the journal goes, all that it tells of has its name
-        self._journal.close()
-        self._journal_path.unlink()
+        mine = {self._part_path(i) for i in range(self._n_parts)}
+        for path in self.out.glob(f"manifest{self._label}-{_DIGITS}.*"):
+            if path not in mine:  # of an input that was longer, or a manifest of the other kind
+                path.unlink()
+        _sync_folder(self.out)  # before the journals go, all that they tell of has its name
+        self.close()
+        for path in self._journals():
+            path.unlink()
 
     def _write_part(self) -> None:
-        path = self.out / f"manifest{self._label}-{self._n_parts:05d}.{self._kind}"
+        path = self._part_path(self._n_parts)
         partial = self._partial(path.name)
         with _whole(partial) as file:
             (_write_parquet if self._kind == "parquet" else _write_jsonl)(file, self._part)
@@ -155,51 +210,38 @@ class Ledger:
         self._part = []
         self._n_parts += 1
 
-    def _partial(self, name: str) -> Path:
-        """Return where a file is written before it has its name."""
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        return self._hidden / f"partial{self._label}-{digest}"
+    def _part_path(self, i: int) -> Path:
+        return self.out / f"manifest{self._label}-{i:05d}.{self._kind}"
 
-    def _drop_partials(self) -> None:
-        for path in self._hidden.glob(f"partial{self._label}-{'[0-9a-f]' * 16}"):
-            path.unlink()
 
-    def _parts(self) -> list[Path]:
-        return sorted(
-            self.out.glob(f"manifest{self._label}-[0-9][0-9][0-9][0-9][0-9].{self._kind}")
-        )
+def label_of(shard: tuple[int, int]) -> str:
+    """Return what the names of a shard's files have in them."""
+    return f"-{shard[0]}-of-{shard[1]}" if shard[1] > 1 else ""
 
-    def _read_known(self) -> dict[str, Entry]:
-        known: dict[str, Entry] = {}
-        for path in self._parts():
-            read = _read_parquet if self._kind == "parquet" else _read_jsonl
-            known.update((entry.key, entry) for entry in read(path))
-        if self._journal_path.exists():
-            known.update((entry.key, entry) for entry in _read_jsonl(self._journal_path))
-        return known
 
-    def _open_journal(self) -> IO[bytes]:
-        """Open the journal to add to it, without the half of a line that a sudden end left."""
-        file = self._journal_path.open("a+b")
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-        return file
+def _open_journal(path: Path) -> IO[bytes]:
+    """Open a journal to add to it, without the half of a line that a sudden end left."""
+    file = path.open("a+b")
+    file.seek(0)
+    content = file.read()
+    file.truncate(content.rfind(b"\n") + 1)
+    return file
 
-    def _take_lock(self, i: int, n: int) -> IO[bytes]:
-        mine = self._hidden / f"{i}-of-{n}.lock"
-        for path in sorted(self._hidden.glob("*-of-*.lock")):
-            if path != mine and path.stem.rpartition("-")[2] != str(n):
-                # Shards of another number would have other rows.
-                with path.open("ab") as other:
-                    _lock(other, self.out)
-        file = mine.open("ab")
-        try:
-            _lock(file, self.out)
-        except BaseException:
-            file.close()
-            raise
-        return file
+
+def _take_lock(out: Path, i: int, n: int) -> IO[bytes]:
+    """Lock a folder for a shard; the end of the process gives it back."""
+    hidden = out / _HIDDEN
+    for path in sorted(hidden.glob("*-of-*.lock")):
+        if path.stem.rpartition("-")[2] != str(n):
+            with path.open("ab") as other:  # shards of another number would have other rows
+                _lock(other, out)
+    file = (hidden / f"{i}-of-{n}.lock").open("ab")
+    try:
+        _lock(file, out)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _lock(file: IO[bytes], out: Path) -> None:
@@ -248,6 +290,14 @@ def _read_jsonl(path: Path) -> Iterator[Entry]:
 def _write_jsonl(file: IO[bytes], entries: Sequence[Entry]) -> None:
     for entry in entries:
         file.write(json.dumps(asdict(entry), ensure_ascii=False).encode() + b"\n")
+
+
+def _check_pyarrow() -> None:
+    if find_spec("pyarrow") is None:
+        raise InputError(
+            "manifest must be \"jsonl\" without pyarrow (pip install 'bark-fast[bulk]'), got "
+            "'parquet'"
+        )
 
 
 def _schema() -> Any:
