@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 # text and voices read a checkpoint's tokenizer and presets, so they stand above it.
 ORDER = [
     "cli",
+    "bulk",
     "serve",
     "server",
     "say",
