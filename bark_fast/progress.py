@@ -100,11 +100,11 @@ class ProgressBar:
 
 
 @contextmanager
-def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar of `what` and yield the function that moves it, of (done, total)."""
+def counting_bar(what: str, *, enabled: bool) -> Iterator[Callable[..., None]]:
+    """Show a bar of `what` and yield the function that moves it, of (done, total[, words])."""
     bar = _Bar(desc=what) if enabled else None
     try:
-        yield lambda done, total: None if bar is None else bar.show(done, total)
+        yield lambda done, total, words=None: None if bar is None else bar.show(done, total, words)
     finally:
         if bar is not None:
             bar.close()

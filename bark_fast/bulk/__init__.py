@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bark_fast.bulk.ledger import Entry
     from bark_fast.bulk.rows import read_rows
-    from bark_fast.bulk.run import Summary, run
+    from bark_fast.bulk.runner import Summary, run
 
 # The command's options need none of it, and torch takes its time.
-_LAZY = {"Entry": "ledger", "Summary": "run", "read_rows": "rows", "run": "run"}
+_LAZY = {"Entry": "ledger", "Summary": "runner", "read_rows": "rows", "run": "runner"}
 __all__ = ["Entry", "Summary", "read_rows", "run"]
 
 

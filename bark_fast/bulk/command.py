@@ -7,6 +7,8 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bark_fast.audio import FORMATS
@@ -15,7 +17,7 @@ from bark_fast.progress import counting_bar
 from bark_fast.say import add_model_options, source_options
 
 if TYPE_CHECKING:
-    from bark_fast.bulk.run import Summary
+    from bark_fast.bulk.runner import Summary
 
 EXIT_ROWS_FAILED = 1
 _LINE_EVERY_S = 60.0
@@ -67,7 +69,7 @@ def _shard(text: str) -> tuple[int, int]:
 def _bulk(arguments: argparse.Namespace) -> int:
     from bark_fast.bark import Bark
     from bark_fast.bulk.rows import read_rows
-    from bark_fast.bulk.run import run
+    from bark_fast.bulk.runner import run
     from bark_fast.engine.options import EngineOptions
 
     rows = read_rows(arguments.input)
@@ -80,7 +82,7 @@ def _bulk(arguments: argparse.Namespace) -> int:
         ),
         **source_options(arguments),
     )
-    with _reporting() as report:
+    with _reporting(_count(arguments.input, arguments.shard[1])) as report:
         summary = run(
             rows,
             arguments.out,
@@ -101,15 +103,29 @@ def _bulk(arguments: argparse.Namespace) -> int:
     return EXIT_ROWS_FAILED if summary.failed else 0
 
 
-@contextlib.contextmanager
-def _reporting() -> Iterator[Callable[[Summary], None]]:
-    """Yield what shows how far a run is: a line that changes on a terminal, elsewhere one a minute.
+def _count(source: str, n_shards: int) -> int | None:
+    """Return about how many rows a shard has; None where they can be read only once."""
+    from bark_fast.bulk.rows import read_rows
 
-    How many rows there are is not known before the last is read.
+    if not (Path(source).is_file() or Path(source).is_dir()):
+        return None
+    return sum(1 for _ in read_rows(source)) // n_shards
+
+
+@contextlib.contextmanager
+def _reporting(n_rows: int | None) -> Iterator[Callable[[Summary], None]]:
+    """Yield what shows how far a run is: a bar on a terminal, elsewhere a line a minute.
+
+    Args:
+        n_rows: about how many there are, if that is known.
     """
     if sys.stderr.isatty():
         with counting_bar("rows", enabled=True) as move:
-            yield lambda summary: move(summary.done + summary.failed, summary.rows)
+            yield lambda summary: move(
+                summary.done + summary.failed,
+                max(summary.rows, n_rows or 0),
+                _speed(summary),
+            )
         return
     last = time.monotonic()
 
@@ -117,15 +133,29 @@ def _reporting() -> Iterator[Callable[[Summary], None]]:
         nonlocal last
         if time.monotonic() - last >= _LINE_EVERY_S:
             last = time.monotonic()
-            print(_shown(summary), file=sys.stderr, flush=True)
+            left_s = _left_s(summary, n_rows)
+            eta = "" if left_s is None else f", about {timedelta(seconds=round(left_s))} left"
+            print(f"{_shown(summary)}{eta}", file=sys.stderr, flush=True)
 
     yield report
 
 
-def _shown(summary: Summary) -> str:
+def _left_s(summary: Summary, n_rows: int | None) -> float | None:
+    """Return how long the rest takes at the speed so far; rows that were there cost nothing."""
+    n_over = summary.done + summary.failed
+    n_new = n_over - summary.skipped
+    if n_rows is None or n_new == 0:
+        return None
+    return max(0, n_rows - n_over) * summary.elapsed_s / n_new
+
+
+def _speed(summary: Summary) -> str:
     rate = summary.elapsed_s / summary.audio_s if summary.audio_s else 0.0
+    return f"{summary.audio_s:.1f} s of speech, real-time factor {rate:.3f}"
+
+
+def _shown(summary: Summary) -> str:
     return (
         f"{summary.done} of {summary.rows} rows done ({summary.skipped} before), "
-        f"{summary.failed} failed, {summary.audio_s:.1f} s of speech in {summary.elapsed_s:.1f} s "
-        f"(real-time factor {rate:.3f})"
+        f"{summary.failed} failed, {summary.elapsed_s:.1f} s for {_speed(summary)}"
     )

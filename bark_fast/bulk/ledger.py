@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from bark_fast.errors import InputError
+from bark_fast.files import write_all
 from bark_fast.validation import check_integer
 
 PART_ROWS = 10_000
+KINDS = ("jsonl", "parquet")  # of manifests
 _HIDDEN = ".bark-fast"
 _DIGITS = "[0-9]" * 5
 
@@ -73,7 +75,7 @@ class Journal:
         self._worker = worker
         self._noting = threading.Lock()
         self._known: dict[str, Entry] = {}
-        self._read()
+        self.read()
         self._journal = _open_journal(self._hidden / f"journal{label}.{worker}jsonl")
 
     def known(self, key: str) -> Entry | None:
@@ -90,12 +92,7 @@ class Journal:
         Raises:
             OSError: it cannot be written.
         """
-        line = json.dumps(asdict(entry)).encode() + b"\n"
-        with self._noting:
-            self._known[entry.key] = entry
-            self._journal.write(line)
-            self._journal.flush()
-        os.fsync(self._journal.fileno())
+        self._note_all([entry])
 
     def commit(self, entry: Entry, content: bytes) -> None:
         """Write the audio of a row, and down that it is there.
@@ -116,16 +113,34 @@ class Journal:
         """Close the file."""
         self._journal.close()
 
-    def _journals(self) -> list[Path]:
-        """Return the journals of this shard and of its workers."""
-        return sorted(self._hidden.glob(f"journal{self._label}.*jsonl"))
+    def read(self) -> None:
+        """Read what has been written down, by whomever: other shards and workers too."""
+        for path in [*self._manifests("*"), *sorted(self._hidden.glob("journal*.*jsonl"))]:
+            with contextlib.suppress(FileNotFoundError):  # another shard has ended meanwhile
+                for entry in _read_entries(path):
+                    self._learn(entry)
 
-    def _read(self) -> None:
-        for path in sorted(self.out.glob(f"manifest{self._label}-{_DIGITS}.*")):
-            read = _read_parquet if path.suffix == ".parquet" else _read_jsonl
-            self._known.update((entry.key, entry) for entry in read(path))
-        for path in self._journals():
-            self._known.update((entry.key, entry) for entry in _read_jsonl(path))
+    def _manifests(self, label: str) -> list[Path]:
+        """Return the parts of manifests; an id may begin like one, but no audio ends so."""
+        return [
+            path
+            for kind in KINDS
+            for path in sorted(self.out.glob(f"manifest{label}-{_DIGITS}.{kind}"))
+        ]
+
+    def _learn(self, entry: Entry) -> None:
+        """Remember an entry, but no failure of a row that another entry has audio of."""
+        known = self._known.get(entry.key)
+        if entry.key and (entry.path is not None or known is None or known.path is None):
+            self._known[entry.key] = entry
+
+    def _note_all(self, entries: Sequence[Entry]) -> None:
+        lines = b"".join(json.dumps(asdict(entry)).encode() + b"\n" for entry in entries)
+        with self._noting:
+            for entry in entries:
+                self._learn(entry)
+            write_all(self._journal, lines)
+        os.fsync(self._journal.fileno())
 
     def _partial(self, name: str) -> Path:
         """Return where a file is written before it has its name."""
@@ -146,22 +161,27 @@ class Ledger(Journal):
     """
 
     def __init__(self, out: Path, *, shard: tuple[int, int] = (0, 1), kind: str = "jsonl") -> None:
-        if kind not in ("jsonl", "parquet"):
-            raise InputError(f'manifest must be "jsonl" or "parquet", got {kind!r}')
+        if kind not in KINDS:
+            raise InputError(f"manifest must be one of {', '.join(KINDS)}, got {kind!r}")
         if kind == "parquet":
             _check_pyarrow()
         i, n = shard
         check_integer("shard[1]", n, "an integer >= 1", 1, 2**31)
         check_integer("shard[0]", i, f"from 0 to {n - 1}", 0, n - 1)
         self._kind = kind
+        self._pattern = label_of(shard) or "*"
         self._part: list[Entry] = []
         self._n_parts = 0
         try:
             (out / _HIDDEN).mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(out, i, n)
-            super().__init__(out, label_of(shard))
-            for path in self._hidden.glob(f"partial{self._label}.*"):
-                path.unlink()
+            try:
+                super().__init__(out, label_of(shard))
+                for path in self._hidden.glob(f"partial{self._label}.*"):
+                    path.unlink()
+            except BaseException:
+                self._lock.close()
+                raise
         except OSError as error:
             raise InputError(
                 f"OUT must be a folder that can be written, got {str(out)!r}: {error.strerror}"
@@ -187,22 +207,30 @@ class Ledger(Journal):
     def finish(self) -> None:
         """Write the rest of the manifest, and end the journals, which it replaces.
 
+        The run that has all rows takes the place of all shards that ever were.
+
         Raises:
             OSError: it cannot be written.
         """
         if self._part or not self._n_parts:
             self._write_part()
         mine = {self._part_path(i) for i in range(self._n_parts)}
-        for path in self.out.glob(f"manifest{self._label}-{_DIGITS}.*"):
+        for path in self._manifests(self._pattern):
             if path not in mine:  # of an input that was longer, or a manifest of the other kind
                 path.unlink()
         _sync_folder(self.out)  # before the journals go, all that they tell of has its name
         self.close()
-        for path in self._journals():
-            path.unlink()
+        for kind in ("journal", "partial"):
+            for path in self._hidden.glob(f"{kind}{self._pattern}.*"):
+                path.unlink()
 
     def _write_part(self) -> None:
         path = self._part_path(self._n_parts)
+        if path.exists():
+            # Rows that were in this part and come later in this input stay known until then.
+            keys = {entry.key for entry in self._part}
+            displaced = [entry for entry in _read_entries(path) if entry.key not in keys]
+            self._note_all([entry for entry in displaced if entry.key])
         partial = self._partial(path.name)
         with _whole(partial) as file:
             (_write_parquet if self._kind == "parquet" else _write_jsonl)(file, self._part)
@@ -221,7 +249,7 @@ def label_of(shard: tuple[int, int]) -> str:
 
 def _open_journal(path: Path) -> IO[bytes]:
     """Open a journal to add to it, without the half of a line that a sudden end left."""
-    file = path.open("a+b")
+    file = path.open("a+b", buffering=0)
     file.seek(0)
     content = file.read()
     file.truncate(content.rfind(b"\n") + 1)
@@ -231,16 +259,19 @@ def _open_journal(path: Path) -> IO[bytes]:
 def _take_lock(out: Path, i: int, n: int) -> IO[bytes]:
     """Lock a folder for a shard; the end of the process gives it back."""
     hidden = out / _HIDDEN
-    for path in sorted(hidden.glob("*-of-*.lock")):
-        if path.stem.rpartition("-")[2] != str(n):
-            with path.open("ab") as other:  # shards of another number would have other rows
-                _lock(other, out)
-    file = (hidden / f"{i}-of-{n}.lock").open("ab")
-    try:
-        _lock(file, out)
-    except BaseException:
-        file.close()
-        raise
+    with (hidden / "lock").open("ab") as door:  # one at a time looks for others
+        fcntl.flock(door, fcntl.LOCK_EX)
+        for path in sorted(hidden.glob("*-of-*.lock")):
+            if path.stem.rpartition("-")[2] != str(n):
+                with path.open("ab") as other:  # shards of another number would have other rows
+                    _lock(other, out)
+                path.unlink()
+        file = (hidden / f"{i}-of-{n}.lock").open("ab")
+        try:
+            _lock(file, out)
+        except BaseException:
+            file.close()
+            raise
     return file
 
 
@@ -279,6 +310,10 @@ def _sync_folder(path: Path) -> None:
 # Manifests ---------------------------------------------------------------------------------------
 
 
+def _read_entries(path: Path) -> Iterator[Entry]:
+    return (_read_parquet if path.suffix == ".parquet" else _read_jsonl)(path)
+
+
 def _read_jsonl(path: Path) -> Iterator[Entry]:
     for line in path.read_bytes().split(b"\n"):
         try:
@@ -312,6 +347,7 @@ def _schema() -> Any:
 
 
 def _read_parquet(path: Path) -> Iterator[Entry]:
+    _check_pyarrow()
     import pyarrow.parquet as parquet
 
     for values in parquet.read_table(path).to_pylist():

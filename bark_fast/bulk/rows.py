@@ -155,6 +155,9 @@ def _reader(path: Path) -> Callable[[], Iterator[RawRow]]:
         ) from error
     if kind == ".parquet":
         return _parquet_reader(path)
+    if kind == ".csv":
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+            _check_columns(path, next(csv.reader(text), []))
     read = _read_jsonl if kind == ".jsonl" else _read_csv
 
     def rows() -> Iterator[RawRow]:
@@ -184,16 +187,28 @@ def _read_csv(file: Any) -> Iterator[RawRow]:
     # Bytes that are no UTF-8 spoil their row alone: half of a surrogate pair is no Unicode.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(text)
+    while True:
+        try:
+            values = _next_of(reader)
+        except csv.Error as error:
+            yield Unreadable(f"line {reader.line_num} must be CSV: {error}")
+            continue
+        if values is None:
+            return
+        if None in values or None in values.values():
+            n = len(reader.fieldnames or [])
+            yield Unreadable(f"line {reader.line_num} must have {n} values")
+        else:
+            yield _typed(values)
+
+
+def _next_of(reader: csv.DictReader[str]) -> dict[str, str] | None:
+    """Return the next row, with values as long as they are: csv has one limit, for all readers."""
+    limit = csv.field_size_limit(2**31 - 1)
     try:
-        for values in reader:
-            if None in values or None in values.values():
-                yield Unreadable(
-                    f"line {reader.line_num} must have {len(reader.fieldnames or [])} values"
-                )
-            else:
-                yield _typed(values)
-    except csv.Error as error:
-        yield Unreadable(f"line {reader.line_num} must be CSV: {error}")
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _typed(values: Mapping[str, str]) -> RawRow:
@@ -228,19 +243,28 @@ def _parquet_reader(path: Path) -> Callable[[], Iterator[RawRow]]:
         names = parquet.read_schema(path).names
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"IN must be a Parquet file, got {str(path)!r}: {error}") from error
-    if missing := {"id", "text"} - set(names):
-        raise InputError(
-            f"IN must have the columns id and text, got {str(path)!r} without {min(missing)}"
-        )
+    _check_columns(path, names)
 
     def rows() -> Iterator[RawRow]:
         try:
             with parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=1024):
-                    yield from batch.to_pylist()
+                    for i in range(batch.num_rows):
+                        try:
+                            yield batch.slice(i, 1).to_pylist()[0]
+                        except (ValueError, OverflowError) as error:
+                            # A string that is no UTF-8, or a date that Python has not.
+                            yield Unreadable(f"a row's values must be readable: {error}")
         except (OSError, pyarrow.ArrowException) as error:
             raise InputError(
                 f"IN must be a whole Parquet file, got {str(path)!r}: {error}"
             ) from error
 
     return rows
+
+
+def _check_columns(path: Path, names: Collection[str]) -> None:
+    if missing := {"id", "text"} - set(names):
+        raise InputError(
+            f"IN must have the columns id and text, got {str(path)!r} without {min(missing)}"
+        )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bark_fast.bark import Bark
 
 _WRITERS = 2  # threads that encode and write; the engine needs the rest
+_MAX_SHOWN = 1000  # characters of an error, or of an id that is none
 _ALL_AT_ONCE = (2**31,)  # sentences of a row that may be under way: nobody waits for the first
 
 
@@ -56,7 +57,7 @@ class RowOptions:
 
 @dataclass
 class _Job:
-    """A row under way; `index` is its number in the input."""
+    """A row under way; `index` is its number in the input, `is_written` if it is being written."""
 
     index: int
     row: Row
@@ -64,6 +65,7 @@ class _Job:
     plan: StreamPlan
     waiting: deque[Future[Speech]] = field(default_factory=deque)
     samples: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    is_written: bool = False
 
 
 class RowSpeaker:
@@ -206,7 +208,7 @@ class _Saying:
             if next_row is not None and self._has_room() and self._goes_on():
                 self._begin(*next_row)
                 next_row = next(rows, None)
-            elif self._jobs:
+            elif self._jobs or self._n_under_way:
                 go_on, job, ended = self._ended.get()
                 go_on(job, ended)
             else:
@@ -256,7 +258,8 @@ class _Saying:
             self._fail(job, error)
             return
         self._submit(job)
-        if job.index in self._jobs and not job.waiting:
+        if job.index in self._jobs and not job.waiting and not job.is_written:
+            job.is_written = True  # several sentences may have ended before the first was heard
             written = self._writers.submit(self._speaker.write, job)
             written.add_done_callback(lambda done: self._ended.put((self._finish, job, done)))
 
@@ -266,7 +269,11 @@ class _Saying:
         Raises:
             OSError: it could not be, nor can others.
         """
-        entry = written.result()
+        try:
+            entry = written.result()
+        except BarkFastError as error:  # its format holds no such audio
+            self._fail(job, error)
+            return
         del self._jobs[job.index]
         self._done(entry, True)
 
@@ -286,6 +293,11 @@ def failure(index: int, raw: RawRow, error: Exception, *, key: str = "") -> Entr
     if not isinstance(error, BarkFastError):
         message = f"{type(error).__name__}: {message}"
     row_id = "" if isinstance(raw, Unreadable) or raw.get("id") is None else raw["id"]
-    # Usable or not, it has to be written.
-    shown = str(row_id).encode("utf-8", "backslashreplace").decode()
-    return Entry(index, shown, None, None, None, None, None, message, key)
+    return Entry(index, _shown(str(row_id)), None, None, None, None, None, _shown(message), key)
+
+
+def _shown(text: str) -> str:
+    """Return a text that can be written, usable or not: an error may quote a whole book."""
+    if len(text) > _MAX_SHOWN:
+        text = f"{text[:_MAX_SHOWN]}..."
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,6 +124,8 @@ class Run:
         """Yield the rows of this shard with their numbers; a repeated id is settled here."""
         i, n = self._shard
         for index, raw in enumerate(rows):
+            if not isinstance(raw, (Mapping, Unreadable)):
+                raw = Unreadable(f"a row must be a mapping, got {type(raw).__name__}")
             row_id = _id_of(raw)
             digest = hashlib.sha256(
                 (f"row {index}" if row_id is None else row_id).encode()
