@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.commands import (
     aims,
+    bulk,
     compare,
     end_to_end,
     kernels,
@@ -37,6 +38,7 @@ _COMMANDS = {
     "throughput": throughput,
     "end_to_end": end_to_end,
     "serve": serve,
+    "bulk": bulk,
     "precision": precision,
     "tune": tune,
     "compare": compare,

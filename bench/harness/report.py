@@ -140,6 +140,29 @@ def _serve(cases: Sequence[Case]) -> list[str]:
     return table(header, rows)
 
 
+def _bulk(cases: Sequence[Case]) -> list[str]:
+    rows = [
+        [
+            case.name,
+            str(case.values["rows"]),
+            _spread(case.seconds.as_dict(), "{:.2f}"),
+            f"{case.values['rows_per_s']:.2f}",
+            *(
+                _spread(case.values[key], "{:.3f}") if key in case.values else ""
+                for key in ("ratio", "cpu_ratio")
+            ),
+            {True: "yes", False: "NO", None: ""}[case.values.get("equal")],
+            str(case.values.get("written_twice", "")),
+        ]
+        for case in cases
+    ]
+    header = (
+        "what", "rows", "s (min to max)", "rows/s", "over generate", "CPU s over generate's",
+        "equal", "rows written twice",
+    )  # fmt: skip
+    return table(header, rows)
+
+
 def _serve_http(cases: Sequence[Case]) -> list[str]:
     """Return a table of the loads, one of the first audio, and one of answers alone."""
     loads, firsts, alone = [], [], []
@@ -246,6 +269,7 @@ _TABLES: dict[str, Callable[[Sequence[Case]], list[str]]] = {
     "stages": _stages,
     "kernels": _kernels,
     "serve": _serve,
+    "bulk": _bulk,
     "serve_http": _serve_http,
     "precision": _precision,
 }

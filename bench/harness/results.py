@@ -17,7 +17,7 @@ SCHEMA = 1
 _MOST_RUNS = 16
 KINDS = (
     "machine", "smoke", "kernels", "stages", "throughput", "end_to_end", "serve", "serve_http",
-    "precision", "summary",
+    "bulk", "precision", "summary",
 )  # fmt: skip
 
 

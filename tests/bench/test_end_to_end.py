@@ -108,6 +108,17 @@ def test_serve(flags: list[str], tmp_path: Path) -> None:
         assert case.seconds.min <= case.values["latency_p50_s"] <= case.values["latency_max_s"]
 
 
+@pytest.mark.slow
+def test_bulk(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    options = ["--model", str(folder), "--dtype", "float32", "--device", "cpu", "--runs", "1"]
+    options += ["--rows", "3", "--max-tokens", "100", "--kill-rows", "12", "--kills", "1"]
+    assert main(["bulk", *options, "--json", str(path)]) == 0
+    both, killed = Results.read(path).cases[:2], Results.read(path).cases[2]
+    assert [case.values["rows"] for case in both] == [3, 3]
+    assert killed.values["equal"]
+
+
 def test_ours_says_when_each_was_done(folder: Path) -> None:
     side = BarkFastEngine(EngineSettings(folder, dtype="float32", device="cpu", impl="torch"))
     requests = mixed_utterances(3, shortest=4, longest=12)

@@ -50,6 +50,6 @@ def test_the_report_has_a_table_for_each(folder: Path) -> None:
 def test_rows_are_as_wide_as_their_header() -> None:
     blocks = render(all_kinds()).split("\n\n")
     tables = [block.splitlines() for block in blocks if block.startswith("|")]
-    assert len(tables) == 7
+    assert len(tables) == 8
     for table in tables:
         assert len({line.count("|") for line in table}) == 1

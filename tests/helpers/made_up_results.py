@@ -73,6 +73,20 @@ def all_kinds() -> list[Results]:
         )
         for rate in (0.5, 1.0)
     ]
+    bulk = [
+        Case("Bark.generate", spread, {"rows": 9, "audio_s": 9.0, "rows_per_s": 4.5}),
+        Case(
+            "bulk",
+            spread,
+            {
+                "rows": 9,
+                "rows_per_s": 4.5,
+                "ratio": spread.as_dict(),
+                "cpu_ratio": spread.as_dict(),
+            },
+        ),
+        Case("killed", spread, {"rows": 9, "rows_per_s": 4, "equal": True, "written_twice": 2}),
+    ]
     through = {
         "seconds": spread.as_dict(), "requests_per_s": 2.0, "audio_s_per_s": 4.0, "cpu_s": 1.0,
         "first_audio_p50_s": 1.0, "first_audio_p95_s": 2.0, "latency_p50_s": 1.5,
@@ -112,5 +126,6 @@ def all_kinds() -> list[Results]:
         results("stages", [stage]),
         results("kernels", [kernel]),
         results("serve", served),
+        results("bulk", bulk),
         results("serve_http", over_http),
     ]
