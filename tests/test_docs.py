@@ -171,12 +171,10 @@ def check_command(words: list[str]) -> None:
     """
     program, *arguments = words
     if program == "bark-fast":
-        if (
-            arguments[0] in ("new-checkpoint", "serve")
-            or "--kernels" in arguments
-            or "--help" in arguments
-        ):
-            # Compilers, files of half a gigabyte, and servers: tests/server runs them, and curl.
+        # Compilers, GPUs, clusters, files of half a gigabyte, and servers: tests/server runs them,
+        # and curl.
+        looked_up = {"new-checkpoint", "serve", "--kernels", "--help", "--ray", "cuda:0", "cuda:1"}
+        if looked_up & set(arguments):
             check_options(program, arguments)
         else:
             run_bark_fast(arguments)
@@ -204,6 +202,8 @@ def run_bark_fast(arguments: list[str]) -> None:
     if arguments[0] == "say":
         output = arguments[arguments.index("-o") + 1] if "-o" in arguments else "speech.wav"
         assert Path(output).stat().st_size > 1000
+    elif arguments[0] == "bulk":
+        assert list(Path(arguments[2]).glob("manifest-*"))
     else:
         assert printed.getvalue()
 

@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bark_fast.audio import FORMATS
 from bark_fast.errors import InputError
@@ -57,6 +58,26 @@ def add_bulk_options(bulk: argparse.ArgumentParser) -> None:
     bulk.add_argument("--max-batch-size", type=int, metavar="N", help="see EngineOptions")
     bulk.add_argument("--kv-cache-gib", type=float, metavar="GIB", help="see EngineOptions")
     add_model_options(bulk)
+    ray = bulk.add_argument_group("Ray", "many machines, each of which sees IN's voices and OUT")
+    ray.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="of a cluster; without one that of RAY_ADDRESS, or a new one on this machine",
+    )
+    ray.add_argument(
+        "--ray-actors", type=int, metavar="N", help="(default: as many as there is room for)"
+    )
+    ray.add_argument(
+        "--ray-cpus", type=float, default=1.0, metavar="N", help="of each actor (default: 1)"
+    )
+    ray.add_argument(
+        "--ray-gpus",
+        type=float,
+        metavar="N",
+        help="of each actor; 0.5 is half of one (default: 1 if the cluster has any)",
+    )
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -67,26 +88,23 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _bulk(arguments: argparse.Namespace) -> int:
-    from bark_fast.bark import Bark
     from bark_fast.bulk.rows import read_rows
-    from bark_fast.bulk.runner import run
     from bark_fast.engine.options import EngineOptions
 
     rows = read_rows(arguments.input)
-    bark = Bark.from_pretrained(
-        arguments.model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        engine=EngineOptions(
+    model_options = {
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "engine": EngineOptions(
             max_batch_size=arguments.max_batch_size, kv_cache_gib=arguments.kv_cache_gib
         ),
         **source_options(arguments),
-    )
+    }
+    run = _runner(arguments, model_options)
     with _reporting(_count(arguments.input, arguments.shard[1])) as report:
         summary = run(
             rows,
             arguments.out,
-            bark=bark,
             format=arguments.format,
             manifest=arguments.manifest,
             seed=arguments.seed,
@@ -101,6 +119,27 @@ def _bulk(arguments: argparse.Namespace) -> int:
     if summary.ended_early:
         print("bark-fast: too many rows failed; run again to go on", file=sys.stderr)
     return EXIT_ROWS_FAILED if summary.failed else 0
+
+
+def _runner(
+    arguments: argparse.Namespace, model_options: Mapping[str, Any]
+) -> Callable[..., Summary]:
+    """Return what says rows: this process, or a cluster."""
+    if arguments.ray is None:
+        from bark_fast.bark import Bark
+        from bark_fast.bulk.runner import run
+
+        return partial(run, bark=Bark.from_pretrained(arguments.model, **model_options))
+    from bark_fast.bulk.ray import Actors
+    from bark_fast.bulk.ray import run as run_on_ray
+
+    return partial(
+        run_on_ray,
+        model=arguments.model,
+        model_options=model_options,
+        address=arguments.ray or None,
+        actors=Actors(arguments.ray_actors, arguments.ray_cpus, arguments.ray_gpus),
+    )
 
 
 def _count(source: str, n_shards: int) -> int | None:

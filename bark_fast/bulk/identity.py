@@ -27,7 +27,7 @@ def model_hash(bark: Bark) -> str:
     stored = bark.checkpoint.tensors()
     for name, tensor in stored.read(stored.names):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

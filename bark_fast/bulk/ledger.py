@@ -62,7 +62,8 @@ class Journal:
     Args:
         out: the folder.
         label: of the shard that it belongs to, see `label_of`.
-        worker: tells this one from others of the same shard; "" is the shard's own.
+        worker: tells this one from others of the same shard, with a dot at its end; "" is the
+            shard's own.
 
     Raises:
         OSError: the folder cannot be written.
@@ -75,8 +76,9 @@ class Journal:
         self._worker = worker
         self._noting = threading.Lock()
         self._known: dict[str, Entry] = {}
+        self._journal: IO[bytes] | None = None  # there is none before there is something to note
+        self._hidden.mkdir(parents=True, exist_ok=True)
         self.read()
-        self._journal = _open_journal(self._hidden / f"journal{label}.{worker}jsonl")
 
     def known(self, key: str) -> Entry | None:
         """Return what became of a row, as far as that is written down, by its key."""
@@ -111,7 +113,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._journal.close()
+        if self._journal is not None:
+            self._journal.close()
 
     def read(self) -> None:
         """Read what has been written down, by whomever: other shards and workers too."""
@@ -139,6 +142,10 @@ class Journal:
         with self._noting:
             for entry in entries:
                 self._learn(entry)
+            if self._journal is None:
+                self._journal = _open_journal(
+                    self._hidden / f"journal{self._label}.{self._worker}jsonl"
+                )
             write_all(self._journal, lines)
         os.fsync(self._journal.fileno())
 
@@ -335,7 +342,8 @@ def _check_pyarrow() -> None:
         )
 
 
-def _schema() -> Any:
+def manifest_schema() -> Any:
+    """Return the types of the manifest's columns, of pyarrow."""
     import pyarrow
 
     kinds = {"int": pyarrow.int64(), "float": pyarrow.float64(), "str": pyarrow.string()}
@@ -358,5 +366,7 @@ def _write_parquet(file: IO[bytes], entries: Sequence[Entry]) -> None:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    table = pyarrow.Table.from_pylist([asdict(entry) for entry in entries], schema=_schema())
+    table = pyarrow.Table.from_pylist(
+        [asdict(entry) for entry in entries], schema=manifest_schema()
+    )
     parquet.write_table(table, file)

@@ -86,11 +86,22 @@ def run(
         OSError: the folder takes no more; what is there is whole, and another run goes on from it.
     """
     options = RowOptions(format, seed, pause_s, ignored, retry_errors)
+    check_max_errors(max_errors)
     with Ledger(Path(out), shard=shard, kind=manifest) as ledger:
         progress = Run(ledger, shard=shard, max_errors=max_errors, report=report)
         speaker = RowSpeaker(bark, ledger, options)
         speaker.say(progress.screened(rows), progress.settle, goes_on=progress.goes_on)
         return progress.finish()
+
+
+def check_max_errors(max_errors: int | None) -> None:
+    """Check the argument of `run` of this name.
+
+    Raises:
+        InputError: it is wrong.
+    """
+    if max_errors is not None:
+        check_integer("max_errors", max_errors, "None or an integer >= 0", 0, 2**63)
 
 
 class Run:
@@ -108,8 +119,6 @@ class Run:
         max_errors: int | None,
         report: Callable[[Summary], None] | None,
     ) -> None:
-        if max_errors is not None:
-            check_integer("max_errors", max_errors, "an integer >= 0", 0, 2**63)
         self._ledger = ledger
         self._shard = shard
         self._max_errors = max_errors

@@ -113,9 +113,12 @@ class RowSpeaker:
         voice = None if row.voice is None else self._bark.load_voice(row.voice)
         return row, voice, row_key(row, voice, model=self._model, how=self._how)
 
-    def known(self, key: str) -> Entry | None:
-        """Return what became of a row in an earlier run, if that still holds."""
+    def known(self, row: Row, key: str) -> Entry | None:
+        """Return what became of a row earlier, or in another worker, if that still holds."""
         entry = self._journal.known(key)
+        if entry is None and self._journal.has(self._path(row, key)):
+            self._journal.read()  # another worker has done it since
+            entry = self._journal.known(key)
         if entry is None or (entry.path is None and self._options.retry_errors):
             return None
         return entry if entry.path is None or self._journal.has(entry.path) else None
@@ -158,7 +161,7 @@ class RowSpeaker:
         entry = Entry(
             row=job.index,
             id=job.row.id,
-            path=f"{job.row.id}-{job.key[:12]}.{format}",
+            path=self._path(job.row, job.key),
             seconds=len(samples) / rate,
             seed=job.row.params.seed,
             voice=job.row.voice,
@@ -168,6 +171,9 @@ class RowSpeaker:
         )
         self._journal.commit(entry, file.getvalue())
         return entry
+
+    def _path(self, row: Row, key: str) -> str:
+        return f"{row.id}-{key[:12]}.{self._options.format}"
 
     def note(self, entry: Entry) -> None:
         """Write down that a row cannot be said."""
@@ -221,7 +227,7 @@ class _Saying:
         """Find out what there is to do for a row, and begin it."""
         try:
             row, voice, key = self._speaker.check(raw)
-            if (known := self._speaker.known(key)) is not None:
+            if (known := self._speaker.known(row, key)) is not None:
                 self._done(replace(known, row=index), False)
                 return
             job = _Job(index, row, key, self._speaker.plan(row, voice))

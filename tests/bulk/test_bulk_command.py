@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -20,7 +23,7 @@ from bark_fast.bulk import Summary, command
 from bark_fast.cli import main
 from helpers.checkpoints import Checkpoint
 
-from .conftest import manifest, quick, tree, write_jsonl
+from .conftest import manifest, quick, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,6 +113,7 @@ def test_elsewhere_than_a_terminal_there_is_a_line_a_minute(
 
 def test_a_terminal_gets_a_bar(small: Checkpoint, rows: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = start(small, rows, tmp_path / "out", stderr=theirs)
     os.close(theirs)
     shown = b""
@@ -137,28 +141,20 @@ def start(small: Checkpoint, *more: Any, stderr: int = subprocess.PIPE) -> subpr
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_a_run_and_another_goes_on(
-    small: Checkpoint, tmp_path: Path, number: signal.Signals
-) -> None:
-    rows = write_jsonl(tmp_path / "rows.jsonl", [quick(i) for i in range(400)])
+def test_ctrl_c_ends_a_run_and_another_goes_on(small: Checkpoint, tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", [quick(i) for i in range(200)])
     out = tmp_path / "out"
     process = start(small, rows, out)
     while not list(out.glob("*.wav")) and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     message = process.stderr.read().decode()
-    status = process.wait()
-    if number == signal.SIGINT:
-        assert (status, "interrupted" in message) == (130, True), message
-    else:
-        assert status == -signal.SIGTERM, message
-    assert 0 < len(list(out.glob("*.wav"))) < 400
+    assert (process.wait(), "interrupted" in message) == (130, True), message
+    assert 0 < len(list(out.glob("*.wav"))) < 200
     assert not list(out.glob("manifest*"))
     assert main(arguments(small, rows, out)) == 0
-    assert main(arguments(small, rows, tmp_path / "undisturbed")) == 0
-    assert tree(out) == tree(tmp_path / "undisturbed")
+    assert len(manifest(out)) == 200
 
 
 def test_another_run_on_the_folder_is_refused(

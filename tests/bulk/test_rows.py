@@ -8,7 +8,6 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,18 @@ _BAD_IDS = st.sampled_from(
      "漢" * 67, True, 1.5, math.nan, [], ["a"], {}, {"id": 1}]
 )  # fmt: skip
 _TEXTS = st.sampled_from(
-    ["Hello.", "One. Two.", "漢字", "🙂🙂🙂", "a\0b", " x ", "...", "x " * 60, "\u202e abc", "MAN: Hi."]
+    [
+        "Hello.",
+        "One. Two.",
+        "漢字",
+        "🙂🙂🙂",
+        "a\0b",
+        " x ",
+        "...",
+        "x " * 60,
+        "\u202e abc",
+        "MAN: Hi.",
+    ]
 )
 _BAD_TEXTS = st.sampled_from([None, "", " ", "\n\t", "\ud800", 5, 1.5, True, [], ["Hi"], {"a": 1}])
 _GOOD_VALUES = st.sampled_from(
@@ -161,14 +171,14 @@ CSV = (
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> Iterator[list[Path]]:
+def sources(tmp_path: Path) -> list[Path]:
     table = {name: [row.get(name) for row in ROWS] for name in ("id", "text", "seed", *QUICK)}
     folder = tmp_path / "folder"
     folder.mkdir()
     write_jsonl(folder / "1.jsonl", ROWS[:1])
     write_parquet(folder / "2.PARQUET", **{name: values[1:] for name, values in table.items()})
     (folder / "README").write_text("nothing")
-    yield [
+    return [
         write_jsonl(tmp_path / "rows.jsonl", ROWS),
         write_csv(tmp_path / "rows.csv", CSV),
         write_parquet(tmp_path / "rows.parquet", **table),
