@@ -38,6 +38,9 @@ class Requests:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         scope[REQUEST_ID] = request_id
+        method = scope["method"]
+        if method == "HEAD":  # a GET whose body the server leaves out
+            scope = {**scope, "method": "GET"}
         began, code = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -54,11 +57,11 @@ class Requests:
             # Without an answer the client has left, or the server is ending.
             code = code or CLIENT_LEFT
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, _method(scope), str(code)).inc()
+            self._metrics.requests.labels(route, _known(method), str(code)).inc()
             log.info(
                 "%s: %s %s %d %.3f s",
                 request_id,
-                scope["method"],
+                method,
                 route,
                 code,
                 time.perf_counter() - began,
@@ -129,7 +132,7 @@ class Gate:
         return None
 
 
-def _method(scope: Scope) -> str:
+def _known(method: str) -> str:
     """Return the method if it is one of HTTP's; a client can send any, and each is a series."""
     known = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
-    return scope["method"] if scope["method"] in known else "other"
+    return method if method in known else "other"
