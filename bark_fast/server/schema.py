@@ -11,7 +11,7 @@ from bark_fast.types import GenerationParams
 from bark_fast.validation import SEED_LIMIT
 
 # Clients that only know OpenAI's own models send these.
-OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-4o-mini-tts-2025-12-15")
 
 ResponseFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 

@@ -184,7 +184,8 @@ def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list()
     assert (model.id, model.object, model.owned_by) == ("demo", "model", "bark-fast")
     assert client.models.retrieve("demo") == model
-    assert client.models.retrieve("tts-1") == model
+    for name in ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-4o-mini-tts-2025-12-15"):
+        assert client.models.retrieve(name) == model
     assert speak(client, "Hi.", model="demo") == speak(client, "Hi.", model="gpt-4o-mini-tts")
 
 
