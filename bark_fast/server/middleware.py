@@ -24,6 +24,11 @@ log = logging.getLogger("bark_fast.server")
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
+def new_request_id() -> str:
+    """Return an id for a request that has brought none."""
+    return f"req_{secrets.token_hex(12)}"
+
+
 class Requests:
     """Gives each request an id, or keeps its own, logs it and counts it."""
 
@@ -36,7 +41,7 @@ class Requests:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        request_id = given if _ID.fullmatch(given) else new_request_id()
         scope[REQUEST_ID] = request_id
         method = scope["method"]
         if method == "HEAD":  # a GET whose body the server leaves out

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from bark_fast.errors import BarkFastError, InputError
 from bark_fast.server.app import create_app
 from bark_fast.server.errors import ApiError, json_response
+from bark_fast.server.middleware import new_request_id
 from bark_fast.server.response import ABORT
 from bark_fast.server.service import Service
 
@@ -97,7 +98,10 @@ class _Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         response = json_response(ApiError(400, msg))
-        headers = [*response.raw_headers, (b"connection", b"close")]
+        request_id = new_request_id()
+        log.info("%s: %s", request_id, msg)
+        ids = [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
+        headers = [*response.raw_headers, *ids]
         lines = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in headers)]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
         self.transport.close()
