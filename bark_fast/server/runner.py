@@ -31,6 +31,7 @@ _BACKLOG = 2048
 # In the system and in the transport, a connection: what lies there looks as if it had been read.
 # The more there may be, the later a slow reader holds up his speech and a stalled one is found out.
 _BUFFER_BYTES = 16 * 1024
+_MAX_HEAD_BYTES = 64 * 1024  # of a request's line, headers and what else is not its body
 _MAX_PIPELINED = 16  # requests that wait for one before them in their connection
 
 
@@ -44,6 +45,7 @@ class _Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._unanswered: list[RequestResponseCycle] = []
+        self._n_head_bytes = 0  # of the request that is being read, but for the first to arrive
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -60,7 +62,11 @@ class _Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         while data and not self.transport.is_closing():
             try:
+                self._n_head_bytes += len(data)
                 self.parser.feed_data(data)
+                self._n_head_bytes = max(0, self._n_head_bytes)
+                if self._n_head_bytes > _MAX_HEAD_BYTES:  # httptools copies all of it at each read
+                    self.send_400_response(f"the head must have at most {_MAX_HEAD_BYTES} bytes")
                 return
             except httptools.HttpParserUpgrade as change:
                 data = self._head_without_upgrade() + data[change.args[0] :]
@@ -77,6 +83,7 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._n_head_bytes = 0
         self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> None:
@@ -91,6 +98,10 @@ class _Connection(HttpToolsProtocol):
             self.transport.abort()
         # uvicorn reads no more while a request waits, and would not see that the client leaves.
         self.flow.resume_reading()
+
+    def on_body(self, body: bytes) -> None:
+        self._n_head_bytes -= len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():

@@ -96,6 +96,36 @@ def test_what_is_no_http(server: ServerThread, request_: bytes) -> None:
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("where", ["line", "name", "header", "headers", "trailer"])
+def test_a_head_without_an_end(server: ServerThread, where: str) -> None:
+    """It is refused before it costs memory or time; httptools has no bound of its own."""
+    begin, piece = {
+        "line": (b"GET /", b"a" * 4096),
+        "name": (b"GET / HTTP/1.1\r\n", b"a" * 4096),
+        "header": (b"GET / HTTP/1.1\r\nx: ", b"a" * 4096),
+        "headers": (b"GET / HTTP/1.1\r\n", b"x: a\r\n" * 700),
+        "trailer": (speech(chunked=True)[:-2], b"x: a\r\n" * 700),
+    }[where]
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(begin)
+        refused = False
+        for _ in range(2500):
+            try:
+                client.sendall(piece)
+            except ConnectionError:
+                refused = True
+                break
+        assert refused
+    wait_until(lambda: server.n_connections <= 1, "its connection is open")  # but for httpx's
+
+
+def test_long_heads_that_end(server: ServerThread) -> None:
+    for n in (10_000, 60_000):
+        request = speech(b"x: " + b"a" * n + b"\r\n")
+        pieces = [request[i : i + 9000] for i in range(0, len(request), 9000)]
+        assert talk(server, *pieces, *pieces).count(OK) == 3
+
+
 def test_requests_ahead_of_answers_are_answered_in_order() -> None:
     backend = FakeBackend(gated=True, audio_s=0.05)
     with server_thread(backend) as server, socket.create_connection(
