@@ -25,7 +25,7 @@ from bark_fast.server.errors import (
     too_long,
     unavailable,
 )
-from bark_fast.server.middleware import Gate, Requests
+from bark_fast.server.middleware import SPEECH, Gate, Requests
 from bark_fast.server.response import SpeechResponse
 from bark_fast.server.schema import (
     FIELDS,
@@ -101,7 +101,7 @@ def _add_speech(app: FastAPI, service: Service) -> None:
     audio = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _content_types()}
 
     @app.post(
-        "/v1/audio/speech",
+        SPEECH,
         response_class=Response,
         responses={200: {"content": audio, "description": "the speech"}},
     )
@@ -115,9 +115,7 @@ def _add_speech(app: FastAPI, service: Service) -> None:
                 order = replace(order, streamed=False)
             return _begin(service, order, body.model, arrived)  # type: ignore[attr-defined]
         except (InputError, ApiError) as error:
-            refusal = explain(error, FIELDS)
-            service.metrics.rejections.labels(str(refusal.status)).inc()
-            raise refusal from error
+            raise explain(error, FIELDS) from error
 
 
 def _content_types() -> list[str]:

@@ -21,6 +21,7 @@ from bark_fast.server.response import CLIENT_LEFT, REQUEST_ID
 
 log = logging.getLogger("bark_fast.server")
 
+SPEECH = "/v1/audio/speech"
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -46,12 +47,16 @@ class Requests:
         method = scope["method"]
         if method == "HEAD":  # a GET whose body the server leaves out
             scope = {**scope, "method": "GET"}
+        # By the path, for the gate refuses before there is a route.
+        is_speech = method == "POST" and scope["path"].endswith(SPEECH)
         began, code = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
+                if is_speech and (400 <= code < CLIENT_LEFT or code == 503):
+                    self._metrics.rejections.labels(str(code)).inc()
                 headers = [*message["headers"], (b"x-request-id", request_id.encode())]
                 message = {**message, "headers": headers}
             await send(message)

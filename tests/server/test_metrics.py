@@ -31,7 +31,11 @@ def test_counts() -> None:
         for _ in range(3):
             assert client.post("/v1/audio/speech", json=SPEECH).status_code == 200
         assert client.post("/v1/audio/speech", json={**SPEECH, "input": "a" * 21}).is_error
+        assert client.post("/v1/audio/speech", json={**SPEECH, "speed": "1.0"}).is_error
         assert client.post("/v1/audio/speech", json={**SPEECH, "model": "x"}).is_error
+        assert client.post("/v1/audio/speech", content=b"a" * 70_000).is_error
+        assert client.post("/v1/nothing", json=SPEECH).is_error
+        assert client.get("/v1/audio/speech").is_error
         client.get("/health")
         client.get("/v1/models/tts-1")
         wait_until(server.is_idle, "it is not over")
@@ -42,12 +46,14 @@ def test_counts() -> None:
         return series["bark_fast_http_requests_total", labels]
 
     assert requests("/v1/audio/speech", "POST", 200) == 3
-    assert requests("/v1/audio/speech", "POST", 400) == 1
+    assert requests("/v1/audio/speech", "POST", 400) == 2
     assert requests("/v1/audio/speech", "POST", 404) == 1
     assert requests("/health", "GET", 200) == 1
     assert requests("/v1/models/{model_id:path}", "GET", 200) == 1
-    assert series["bark_fast_rejections_total", (("code", "400"),)] == 1
-    assert series["bark_fast_rejections_total", (("code", "404"),)] == 1
+    rejections = {
+        labels: n for (name, labels), n in series.items() if name == "bark_fast_rejections_total"
+    }
+    assert rejections == {(("code", "400"),): 2, (("code", "404"),): 1, (("code", "413"),): 1}
     for name in ("queue_wait_seconds", "time_to_first_audio_seconds", "real_time_factor"):
         assert series[f"bark_fast_{name}_count", ()] == 3
         assert series[f"bark_fast_{name}_bucket", (("le", "+Inf"),)] == 3
