@@ -76,6 +76,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # whose scripts come from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # whose addresses know of no proxy before this server
         responses={"default": {"model": ErrorBody, "description": "a failure"}},
     )
     add_handlers(app)

@@ -119,7 +119,12 @@ class SpeechResponse(Response):
     async def _start(self, send: Send, n_bytes: int | None = None) -> None:
         order = self._order
         kind = "text/event-stream" if order.events else CONTENT_TYPES[order.response_format]
-        headers = {"content-type": kind, "cache-control": "no-store"}
+        # Otherwise nginx keeps an answer until it is whole.
+        headers = {
+            "content-type": kind,
+            "cache-control": "no-store",
+            "x-accel-buffering": "no",
+        }
         if self._synthesis.seed is not None:
             headers["x-seed"] = str(self._synthesis.seed)
         if n_bytes is not None:

@@ -181,3 +181,12 @@ def test_head_is_get_without_its_body(server: ServerThread, path: str) -> None:
     assert (
         f'bark_fast_http_requests_total{{code="200",method="HEAD",route="{path}"}} 1.0' in metrics
     )
+
+
+def test_what_a_proxy_needs(server: ServerThread) -> None:
+    answer = httpx.post(f"{server.url}/v1/audio/speech", json=json.loads(BODY))
+    assert answer.headers["x-accel-buffering"] == "no"
+    # A redirection would name an address that the proxy's clients cannot reach.
+    missing = httpx.get(f"{server.url}/health/")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["message"] == "GET /health/ is nothing that this server has"
