@@ -39,13 +39,12 @@ class Bark:
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        engine = loaded.engine
-        self.config: Config = engine.config
+        self.driver = Driver(loaded.engine)  # the first, which tells pickle why this cannot be
+        self.config: Config = loaded.engine.config
         self.checkpoint = loaded.checkpoint
         self.device = loaded.device
         self.dtype = loaded.dtype
         self.impl = loaded.impl
-        self.driver = Driver(engine)
         self.requests = loaded.requests
 
     @classmethod

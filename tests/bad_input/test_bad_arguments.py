@@ -165,14 +165,17 @@ def test_model(model: Any, message: str) -> None:
 # Files written
 
 
+ENDINGS = "path must end in .wav, .flac, .mp3, .ogg, .opus, .aac, .pcm or .raw, got"
+
+
 @pytest.mark.parametrize(
     ("path", "subtype", "message"),
     [
-        ("speech.mp4", None, "path must end in .wav, .flac, .mp3, .ogg, .opus, .pcm or .raw, got"),
-        ("speech", None, "path must end in .wav, .flac, .mp3, .ogg, .opus, .pcm or .raw, got"),
+        ("speech.mp4", None, ENDINGS),
+        ("speech", None, ENDINGS),
         ("speech.mp3", "PCM_16", "subtype must be one of MPEG_LAYER_III for .mp3, got 'PCM_16'"),
         ("speech.OGG", "FLOAT", "subtype must be one of OPUS, VORBIS for .OGG, got 'FLOAT'"),
-        (".wav", None, "path must end in .wav, .flac, .mp3, .ogg, .opus, .pcm or .raw, got"),
+        (".wav", None, ENDINGS),
         ("speech.wav", "PCM_8", "subtype must be one of PCM_16, PCM_24, FLOAT for .wav, got"),
         ("speech.flac", "FLOAT", "subtype must be one of PCM_16, PCM_24 for .flac, got 'FLOAT'"),
         ("speech.wav", 16, "subtype must be one of PCM_16, PCM_24, FLOAT for .wav, got 16"),
@@ -180,7 +183,7 @@ def test_model(model: Any, message: str) -> None:
         ("folder.wav", None, "path must name a file, got the folder"),
         (None, None, "path must be a file name, got None"),
         (3, None, "path must be a file name, got 3"),
-        (b"speech.aac", None, "path must end in .wav, .flac, .mp3, .ogg, .opus, .pcm or .raw, got"),
+        (b"speech.m4a", None, ENDINGS),
         ("speech.wav/", None, "path must name a file, got the folder 'speech.wav/'"),
         ("a\0b.wav", None, "path must be a file name without a null character"),
         ("\ud800.wav", None, r"path must be a file name, got '\ud800.wav': "),

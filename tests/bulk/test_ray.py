@@ -38,11 +38,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     """Return a cluster of two nodes on this machine, with room for an actor each."""
     if find_spec("ray") is None:
-        if request.config.getoption("--require-programs", default=False):
-            pytest.fail("needs ray: pip install 'bark-fast[ray]'", pytrace=False)
         pytest.skip("needs ray: pip install 'bark-fast[ray]'")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     from ray.cluster_utils import Cluster
