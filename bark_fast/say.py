@@ -15,7 +15,7 @@ from bark_fast.errors import InputError
 from bark_fast.files import check_path, check_writable
 from bark_fast.tempo import MAX_SPEED, MIN_SPEED, change_tempo, check_speed
 from bark_fast.types import GenerationParams, Speech, Voice
-from bark_fast.validation import check_number
+from bark_fast.validation import check_pause
 
 if TYPE_CHECKING:
     from bark_fast.bark import Bark
@@ -131,7 +131,7 @@ def _say(arguments: argparse.Namespace) -> int:
     if arguments.save_voice is not None:
         voice_path = check_path(arguments.save_voice, Voice.ENDINGS, name="--save-voice")
         check_writable(voice_path, name="--save-voice")
-    check_number("--pause", arguments.pause, "from 0 to 60 seconds", 0, 60)
+    check_pause("--pause", arguments.pause)
     check_speed(arguments.speed, name="--speed")
     text = _read_stdin() if arguments.text == "-" else arguments.text
     if not text.strip():

@@ -14,7 +14,7 @@ from bark_fast.progress import ProgressBar
 from bark_fast.request import Request, RequestBuilder, checked_params
 from bark_fast.text import normalise, warn_of_silence
 from bark_fast.types import GenerationParams, Speech, Voice
-from bark_fast.validation import SEED_LIMIT, check_number
+from bark_fast.validation import SEED_LIMIT, check_pause
 from bark_fast.voices import VoiceLike, long_enough
 
 _FADE_S = 0.005  # long enough that no edge clicks, too short to be heard itself
@@ -51,7 +51,7 @@ class StreamPlan:
         pause_s: float = 0.0,
         ahead: Sequence[int] = AHEAD_ON_GPU,
     ) -> None:
-        check_number("pause_s", pause_s, "from 0 to 60 seconds", 0, 60)
+        check_pause("pause_s", pause_s)
         clean, checked = normalise(text), checked_params(params)
         loaded = requests.voices.get(voice)
         first = Request.resolve(clean, [], loaded, checked, requests.config)

@@ -57,6 +57,11 @@ def check_seed(name: str, value: object) -> None:
     check_integer(name, value, "an integer from 0 to 2**64 - 1", 0, SEED_LIMIT - 1)
 
 
+def check_pause(name: str, value: object) -> None:
+    """Check that `value` is a pause between sentences: from 0 to 60 seconds."""
+    check_number(name, value, "from 0 to 60 seconds", 0, 60)
+
+
 def check_temperature(name: str, value: object) -> None:
     """Check that `value` is a temperature: finite, and 0 for the most likely token."""
     check_number(name, value, "a finite number >= 0", 0, math.inf)

@@ -15,8 +15,8 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,30 +249,26 @@ def _said(
         yield from map(pickle.loads, batch["item"].to_pylist())
 
 
-class _connected:  # noqa: N801 (used as a function)
-    """Connects to a cluster, or begins one, and leaves as it was."""
-
-    def __init__(self, address: str | None) -> None:
-        self._address = address
-        self._leave: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> None:
-        try:
-            import ray
-            import ray.data
-        except ImportError as error:
-            raise InputError(
-                "ray must be installed to use a cluster (pip install 'bark-fast[ray]')"
-            ) from error
-        if ray.is_initialized():
-            return
-        self._leave = partial(ray.shutdown)
-        try:
-            ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError) as error:
-            raise InputError(
-                f"address must be that of a Ray cluster, got {self._address!r}: {error}"
-            ) from error
-
-    def __exit__(self, *_: object) -> None:
-        self._leave()
+@contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or begin one, and leave as it was."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError(
+            "ray must be installed to use a cluster (pip install 'bark-fast[ray]')"
+        ) from error
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError) as error:
+        raise InputError(
+            f"address must be that of a Ray cluster, got {address!r}: {error}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

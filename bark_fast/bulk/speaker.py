@@ -23,7 +23,7 @@ from bark_fast.errors import BarkFastError, InputError, collected_warnings, is_a
 from bark_fast.request import Request
 from bark_fast.streaming import StreamPlan
 from bark_fast.types import Speech, Voice
-from bark_fast.validation import check_number, check_seed
+from bark_fast.validation import check_pause, check_seed
 
 if TYPE_CHECKING:
     from bark_fast.bark import Bark
@@ -52,7 +52,7 @@ class RowOptions:
             raise InputError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
         check_encoding(self.format, None)
         check_seed("seed", self.seed)
-        check_number("pause_s", self.pause_s, "from 0 to 60 seconds", 0, 60)
+        check_pause("pause_s", self.pause_s)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from bark_fast.errors import InputError
-from bark_fast.validation import check_integer, check_number
+from bark_fast.validation import check_integer, check_number, check_pause
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ServerOptions:
                 name, getattr(self, name), "a number of seconds above 0", 0, math.inf, low_open=True
             )
         check_number("drain_s", self.drain_s, "a number of seconds >= 0", 0, math.inf)
-        check_number("pause_s", self.pause_s, "from 0 to 60 seconds", 0, 60)
+        check_pause("pause_s", self.pause_s)
         if not self.model:
             raise InputError("model must be a name, got ''")
         if self.api_key == "":

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from bark_fast.tempo import MAX_SPEED, MIN_SPEED
 from bark_fast.types import GenerationParams
 from bark_fast.validation import SEED_LIMIT
 
@@ -40,7 +41,7 @@ class _OpenAiRequest(BaseModel):
     )
     instructions: str | None = Field(None, description="accepted and not followed")
     response_format: ResponseFormat | None = Field(None, description='default: "mp3"')
-    speed: Annotated[float, Field(ge=0.25, le=4, allow_inf_nan=False)] | None = Field(
+    speed: Annotated[float, Field(ge=MIN_SPEED, le=MAX_SPEED, allow_inf_nan=False)] | None = Field(
         None, description="of speech, at the same pitch (default: 1)"
     )
     stream_format: Literal["audio", "sse"] | None = Field(

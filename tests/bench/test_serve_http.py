@@ -14,7 +14,8 @@ from bench.harness.engines import LengthError
 from bench.harness.machine import Limits
 from bench.harness.results import Results
 from bench.harness.sides import Clients, Heard, Order, Served
-from helpers.serving import FakeBackend, server_thread, wait_until
+from helpers.fake_backend import FakeBackend
+from helpers.serving import server_thread, wait_until
 
 ORDER = Order("One. Two. Three.", "alloy", "pcm", {"seed": 1})
 SENTENCE_BYTES = 9_600  # of PCM, of the made-up backend

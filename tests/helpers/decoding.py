@@ -7,6 +7,8 @@ import io
 import av
 import numpy as np
 
+from bark_fast.server.encode import PCM_RATE_HZ
+
 AAC_FRAME = 1024
 
 
@@ -25,6 +27,13 @@ def decode(content: bytes) -> tuple[np.ndarray, int]:
             rates.add(frame.sample_rate)
     (rate,) = rates
     return np.concatenate(pieces), rate
+
+
+def decode_response(content: bytes, response_format: str) -> tuple[np.ndarray, int]:
+    """Return what `decode` does of an answer in one of OpenAI's formats."""
+    if response_format == "pcm":
+        return np.frombuffer(content, "<i2") / 2**15, PCM_RATE_HZ
+    return decode(content)
 
 
 def _as_float(samples: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from helpers.serving import FakeBackend, ServerThread, server_thread, wait_until
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ServerThread, server_thread, wait_until
 
 # As Java's HttpClient and `curl --http2` ask.
 H2C = (

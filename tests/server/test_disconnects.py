@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from helpers.serving import FakeBackend, ServerThread, server_thread, wait_until
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ServerThread, server_thread, wait_until
 
 KINDS = [
     {"stream": True},

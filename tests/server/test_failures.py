@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from bark_fast.errors import ClosedError, InputError, ModelError
-from helpers.serving import FakeBackend, ServerThread, server_thread
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ServerThread, server_thread
 
 TEXT = "One. Two. Three. Four."
 N_BYTES = 2 * 4800  # of a sentence of 0.2 s, as pcm

@@ -12,7 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from bark_fast.server import create_app
-from helpers.serving import FakeBackend, ServerThread, server_thread
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ServerThread, server_thread
 
 KEY = "clé à"  # in UTF-8 it ends with a byte that is a space in Latin-1
 GOOD = {"model": "tts-1", "input": "One.", "response_format": "pcm"}

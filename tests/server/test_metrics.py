@@ -6,7 +6,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from helpers.serving import FakeBackend, ServerThread, server_thread, wait_until
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ServerThread, server_thread, wait_until
 
 SPEECH = {"model": "tts-1", "input": "One. Two.", "response_format": "pcm"}
 

@@ -14,15 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from helpers.decoded import decoded
+from helpers.decoding import decode_response
+from helpers.fake_backend import FakeBackend
 from helpers.programs import needs_program
-from helpers.serving import (
-    FakeBackend,
-    ServerProcess,
-    server_process,
-    server_thread,
-    wait_until,
-)
+from helpers.serving import ServerProcess, server_process, server_thread, wait_until
 
 KEY = "a-secret"
 HOW = "apt-get install nodejs npm"
@@ -78,7 +73,7 @@ def test_every_format(node: Node, server: ServerProcess) -> None:
     assert {name: each["type"] for name, each in made.items()} == CONTENT_TYPES
     seconds = {}
     for name, each in made.items():
-        samples, rate_hz = decoded(base64.b64decode(each["content"]), name)
+        samples, rate_hz = decode_response(base64.b64decode(each["content"]), name)
         seconds[name] = len(samples) / rate_hz
     assert 0.5 < seconds["pcm"] < 4
     assert seconds == {name: pytest.approx(seconds["pcm"], abs=0.15) for name in seconds}

@@ -16,15 +16,9 @@ import numpy as np
 import openai
 import pytest
 
-from helpers.decoded import decoded
-from helpers.serving import (
-    ROOT,
-    FakeBackend,
-    ServerProcess,
-    server_process,
-    server_thread,
-    wait_until,
-)
+from helpers.decoding import decode_response
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ROOT, ServerProcess, server_process, server_thread, wait_until
 
 KEY = "a-secret"
 TEXT = "Hello, my dog is cute."
@@ -62,8 +56,10 @@ def pcm(client: openai.OpenAI) -> bytes:
 
 @pytest.mark.parametrize("response_format", FORMATS)
 def test_every_format(client: openai.OpenAI, pcm: bytes, response_format: str) -> None:
-    reference = decoded(pcm, "pcm")[0]
-    samples, rate_hz = decoded(speak(client, response_format=response_format), response_format)
+    reference = decode_response(pcm, "pcm")[0]
+    samples, rate_hz = decode_response(
+        speak(client, response_format=response_format), response_format
+    )
     assert np.isfinite(samples).all()
     # Codecs delay, and fill up their last frame.
     assert len(samples) / rate_hz == pytest.approx(len(reference) / RATE_HZ, abs=0.15)
@@ -75,7 +71,7 @@ def test_every_format(client: openai.OpenAI, pcm: bytes, response_format: str) -
 def test_mp3_is_the_default(client: openai.OpenAI) -> None:
     answer = client.audio.speech.create(model="tts-1", voice="alloy", input="Hi.")
     assert answer.response.headers["content-type"] == "audio/mpeg"
-    assert len(decoded(answer.content, "mp3")[0])
+    assert len(decode_response(answer.content, "mp3")[0])
 
 
 def test_streamed_whole_and_from_the_command_line(client: openai.OpenAI) -> None:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from helpers.serving import FakeBackend, ServerThread, server_thread
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ServerThread, server_thread
 
 
 @pytest.fixture(scope="module")

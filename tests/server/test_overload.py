@@ -12,14 +12,8 @@ from typing import Any
 import httpx
 
 from bark_fast.server import ServerOptions
-from helpers.serving import (
-    RATE_HZ,
-    FakeBackend,
-    ServerThread,
-    fake_process,
-    server_thread,
-    wait_until,
-)
+from helpers.fake_backend import RATE_HZ, FakeBackend
+from helpers.serving import ServerThread, fake_process, server_thread, wait_until
 
 SHORT = {"model": "tts-1", "input": "One. Two.", "response_format": "pcm"}
 

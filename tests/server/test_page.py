@@ -14,13 +14,8 @@ from playwright.sync_api import Browser, expect
 
 from helpers.browser import OpenPage, chromium, opening
 from helpers.decoding import decode
-from helpers.serving import (
-    FakeBackend,
-    ServerProcess,
-    server_process,
-    server_thread,
-    wait_until,
-)
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ServerProcess, server_process, server_thread, wait_until
 
 RATE = 24_000
 KEY = "open-sesame"  # of the second server, which says one text at a time

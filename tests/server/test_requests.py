@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from bark_fast.voices import open_voices
-from helpers.serving import FakeBackend, ServerThread, server_thread
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ServerThread, server_thread
 
 GOOD = {"model": "tts-1", "input": "One. Two.", "voice": "alloy", "response_format": "pcm"}
 JSON = {"content-type": "application/json"}

@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from bark_fast.server import ServerOptions
 from bark_fast.server.encode import CONTENT_TYPES
 from bark_fast.server.schema import FIELDS
-from helpers.serving import ROOT, FakeBackend, ServerThread, server_thread
+from helpers.fake_backend import FakeBackend
+from helpers.serving import ROOT, ServerThread, server_thread
 
 PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
