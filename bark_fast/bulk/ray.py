@@ -30,6 +30,7 @@ from bark_fast.validation import check_integer, check_number
 if TYPE_CHECKING:
     import pyarrow
 
+_CONNECT_S = 10.0
 BLOCKS_AT_ONCE = 2  # an actor's: the engine goes on with one while the other's last rows end
 
 
@@ -262,9 +263,10 @@ def _connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _check_answers(address or os.environ.get("RAY_ADDRESS"))
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"address must be that of a Ray cluster, got {address!r}: {error}"
         ) from error
@@ -272,3 +274,20 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Check that there is something at the address of a cluster; Ray itself tries for minutes.
+
+    Raises:
+        InputError: there is not.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():  # "auto", "local": Ray knows
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"address must be that of a Ray cluster, got {address!r}: {error}"
+        ) from error

@@ -28,8 +28,8 @@ class Backend(Protocol):
     ) -> AsyncIterator[Speech]:
         """Say a text, a Speech a sentence, as `Bark.stream` does."""
 
-    def stats(self) -> EngineStats:
-        """Return what has been done so far and what waits; cheap."""
+    def stats(self) -> EngineStats | None:
+        """Return what has been done so far and what waits; cheap. None where that is not known."""
 
     async def close(self, *, cancel: bool = False) -> None:
         """Take no more work; finish what is there, or give it up."""

@@ -1,11 +1,13 @@
 """Time `bark-fast bulk` beside `Bark.generate` on the same list, and kill it again and again.
 
-    python -m bench bulk --model demo --rows 48 --runs 5 --kill-rows 500 --kills 10
+    python -m bench bulk --model demo --rows 48 --runs 5 --kill-rows 500 --kills 10 --ray-rows 50
 
 Both say the same texts with the same voices and seeds, in turns: what bulk takes more is what
 files, journal and manifest cost. Then a run of `--kill-rows` rows is killed with SIGKILL at
 `--kills` random moments and begun again. The folder must be that of a run that was left alone, byte
-for byte; rows that were written twice are counted in its journal.
+for byte; rows that were written twice are counted in its journal. Last, the command says
+`--ray-rows` rows and five times as many, with and without `--ray` (one actor with all CPUs): what
+Ray costs once and what it costs a row.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from bark_fast.bulk import run as run_bulk
 from bench.harness.arguments import add_common, begin, device_of, dtype_of
 from bench.harness.results import Case, Spread
 
+_RAY_TIMES = 5  # as many rows, in the longer runs
 _TEXTS = Path(__file__).parents[2] / "recipes" / "demo_voice" / "everyday.txt"
 
 
@@ -39,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=48, help="that both say; 0 leaves this out")
     parser.add_argument("--kill-rows", type=int, default=0, help="of the run that is killed")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--ray-rows", type=int, default=0, help="that the command says on Ray too")
     parser.add_argument("--max-tokens", type=int, help="semantic tokens a row, at most")
 
 
@@ -59,6 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
             results.write(arguments.json)
         if arguments.kill_rows:
             results.cases.append(killed(arguments, rows_of(arguments.kill_rows, bark, arguments)))
+            results.write(arguments.json)
+        if arguments.ray_rows:
+            rows = rows_of(_RAY_TIMES * arguments.ray_rows, bark, arguments)
+            results.cases.extend(ray_beside(arguments, rows, Path(folder)))
             results.write(arguments.json)
     return 0 if all(case.values.get("equal", True) for case in results.cases) else 1
 
@@ -149,8 +157,7 @@ def killed(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Cas
     """Compare a run that is killed again and again with one that is left alone."""
     moments = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "rows.jsonl")
-        source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        source = _write(rows, Path(folder, "rows.jsonl"))
         alone, out = Path(folder, "alone"), Path(folder, "out")
         start = time.perf_counter()
         assert _command(arguments, source, alone).wait() == 0
@@ -179,8 +186,49 @@ def killed(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Cas
     return Case(f"killed {arguments.kills} times", Spread.of([seconds]), values)
 
 
-def _command(arguments: argparse.Namespace, source: Path, out: Path) -> subprocess.Popen[bytes]:
+def ray_beside(
+    arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], folder: Path
+) -> list[Case]:
+    """Time the command with and without Ray, by turns, for a part of the rows and for all."""
+    few = len(rows) // _RAY_TIMES
+    sizes = {n: _write(rows[:n], folder / f"rows-{n}.jsonl") for n in (few, len(rows))}
+    on_ray = ["--ray", "--ray-actors", "1", "--ray-cpus", str(os.cpu_count())]
+    times: dict[tuple[str, int], list[float]] = {}
+    for turn in range(arguments.runs):
+        for n, source in sizes.items():
+            trees = []
+            for name, options in (("command", []), ("command on Ray", on_ray)):
+                out = folder / f"{name} {n} {turn}"
+                start = time.perf_counter()
+                assert _command(arguments, source, out, *options).wait() == 0
+                times.setdefault((name, n), []).append(time.perf_counter() - start)
+                trees.append(_tree(out))
+            assert trees[0] == trees[1], f"{n} rows are others on Ray"
+    cases = []
+    for (name, n), seconds in times.items():
+        cases.append(Case(f"{name}, {n} rows", Spread.of(seconds), {"rows": n}))
+        print(f"{cases[-1].name}: {cases[-1].seconds.median:.2f} s", flush=True)
+    for name in ("command", "command on Ray"):
+        least = [min(times[name, n]) for n in sizes]
+        a_row = (least[1] - least[0]) / (len(rows) - few)
+        once = least[0] - few * a_row
+        print(f"{name}: {once:.2f} s and {a_row * 1e3:.1f} ms a row", flush=True)
+        cases.append(
+            Case(f"{name}, a row", Spread.of([a_row]), {"once_s": once, "rows_per_s": 1 / a_row})
+        )
+    return cases
+
+
+def _write(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _command(
+    arguments: argparse.Namespace, source: Path, out: Path, *more: str
+) -> subprocess.Popen[bytes]:
     options = ["--model", arguments.model, "--device", arguments.device, "--dtype", arguments.dtype]
+    options += more
     return subprocess.Popen(
         [sys.executable, "-m", "bark_fast", "bulk", str(source), str(out), *options],
         stderr=subprocess.DEVNULL,

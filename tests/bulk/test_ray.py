@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -209,3 +210,15 @@ def test_a_cluster_without_room_or_address(small: Checkpoint, tmp_path: Path) ->
     for wrong in ({"number": 0}, {"cpus": 0}, {"gpus": -1}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             Actors(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: pip install 'bark-fast[ray]'")
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:99999"]
+)
+def test_nobody_at_the_address(address: str, small: Checkpoint, tmp_path: Path) -> None:
+    with socket.socket() as free:  # it does not listen
+        free.bind(("127.0.0.1", 0))
+        address = address.format(port=free.getsockname()[1])
+        with pytest.raises(InputError, match="address must be that of a Ray cluster"):
+            run_on_ray(ROWS, tmp_path / "out", model=str(small.folder), address=address)
