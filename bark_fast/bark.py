@@ -75,8 +75,8 @@ class Bark:
                 torch dtype. "int8", on CPUs with AVX-512: weights in 8 bits, the rest in bfloat16
                 (without avx512_bf16 in float32).
             impl: who computes: "auto" ("triton" on CUDA, on a CPU "native" where it runs, else
-                "cpu"), "triton", "native" (C for AVX-512, compiled at first use), "cpu" (torch and
-                oneDNN) or "torch" (the plain reference, which runs anywhere).
+                "cpu"), "triton", "native" (C for AVX2 or AVX-512, compiled at first use), "cpu"
+                (torch and oneDNN) or "torch" (the plain reference, which runs anywhere).
             engine: how utterances share the machine; see `EngineOptions`.
             offload: keep the weights on the host but for those of the running stage, for GPUs with
                 little memory. Utterances then go through the stages together.

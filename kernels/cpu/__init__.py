@@ -1,1 +1,1 @@
-"""The kernels of CPUs: oneDNN through torch, and C for AVX-512."""
+"""The kernels of CPUs: oneDNN through torch, and C for AVX2 and AVX-512."""

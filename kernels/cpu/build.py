@@ -1,7 +1,8 @@
 """Compiles `csrc/native.c` at first use and loads it.
 
-It needs gcc (as Triton does), an x86 CPU with AVX-512 and a torch that runs on libgomp, whose
-threads it shares: two pools of threads would fight for the cores. `load` says what is missing.
+It needs gcc (as Triton does), an x86 CPU with AVX-512 (for float32 AVX2 and FMA are enough) and a
+torch that runs on libgomp, whose threads it shares: two pools of threads would fight for the cores.
+`load` says what is missing.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from bark_fast.kernels.cpu import operations
 from bark_fast.kernels.cpu.openmp import UnavailableError, runtime
 
 SOURCES = Path(__file__).parent / "csrc"
-_FILES = ("native.c", "native.h", "native_products.h")
+_FILES = ("native.c", "native.h", "native_products.h", "halves.h")
 # Contraction is off so that only what is written as a fused multiply-add is one.
 _FLAGS = ("-std=gnu11", "-fopenmp", "-fPIC", "-ffp-contract=off")
 OPTIMISED = ("-O3", "-march=native")
+WITHOUT_AVX512 = (*OPTIMISED, "-mno-avx512f", "-DWITHOUT_AVX512")
 
 _COMPILER_LIMIT_S = 300
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -47,9 +49,10 @@ def load() -> ctypes.CDLL:
 def loaded() -> ctypes.CDLL | UnavailableError:
     """Return the library, or why there is none; found out once."""
     try:
-        if platform.machine() not in ("x86_64", "AMD64") or "avx512bw" not in cpu_flags():
-            raise UnavailableError("it needs an x86 CPU with AVX-512")
-        return open_library(compiled_library)
+        if platform.machine() not in ("x86_64", "AMD64") or not {"avx2", "fma"} <= cpu_flags():
+            raise UnavailableError("it needs an x86 CPU with AVX2 and FMA, or AVX-512")
+        flags = OPTIMISED if "avx512bw" in cpu_flags() else WITHOUT_AVX512
+        return open_library(lambda: compiled_library(flags))
     except UnavailableError as error:
         return error
     except Exception as error:  # whatever it is: there is another way to speak

@@ -1,4 +1,4 @@
-"""The CPU path without AVX-512 or a compiler: plain torch, except for products.
+"""The CPU path without AVX2 or a compiler: plain torch, except for products.
 
 Products go to oneDNN with weights that were packed once, into blocks that its kernels read
 sequentially. The BLAS behind `F.linear` runs one float32 row on one thread, which cannot use the

@@ -1,4 +1,4 @@
-"""The native CPU kernels on any CPU: compiled against an emulation of AVX-512."""
+"""The native CPU kernels as other CPUs have them: against an emulation of AVX-512, and for AVX2."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def emulated_library() -> Path:
     fast = ("-mavx2", "-mfma") if {"avx2", "fma"} <= build.cpu_flags() else ()
     version = f"-DEMULATION_{hashlib.sha256(text).hexdigest()[:12]}"
     return build.compiled_library(("-O2", "-w", *fast, version, "-I", str(_EMULATION)))
+
+
+def halves_library() -> Path:
+    """Compile native.c as on a CPU with AVX2 and no AVX-512."""
+    return build.compiled_library(build.WITHOUT_AVX512)

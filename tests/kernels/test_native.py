@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from ctypes import CDLL
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from bark_fast import kernels
 from bark_fast.kernels.cpu import build, native, operations
 from helpers.kernel_cases import EXTRAS, Sequences, exact_bidirectional, exact_linear, extras_of
 from helpers.kernels import assert_accurate, guarded_outputs, integers, randn
-from helpers.native_library import emulated_library
+from helpers.native_library import emulated_library, halves_library
 
 DTYPES = [torch.float32, torch.bfloat16]
 FOUND_OUT = build.loaded
-IS_REAL = native.why_not(torch.float32) is None
+HAS_AVX512 = "avx512bw" in build.cpu_flags()
+HAS_AVX2 = build.cpu_flags() >= {"avx2", "fma"}
+IS_REAL = HAS_AVX512 and native.why_not(torch.float32) is None
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,19 +38,37 @@ def library() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """One that this machine has native kernels for."""
+@pytest.fixture(scope="session")
+def halves() -> CDLL:
+    """The library of CPUs with AVX2 and no AVX-512."""
+    if not HAS_AVX2:
+        pytest.skip("needs a CPU with AVX2 and FMA")
+    return build.open_library(halves_library())
+
+
+def available(dtype: torch.dtype, *, int8: bool = False) -> torch.dtype:
     if torch.cuda.is_available():
         pytest.skip("they serve machines without a GPU")
-    if missing := native.why_not(request.param):
+    if missing := native.why_not(dtype, int8=int8):
         pytest.skip(f"no native kernels here: {missing}")
-    return request.param
+    return dtype
+
+
+@pytest.fixture(params=[*DTYPES, "AVX2"], ids=str)
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """One that this machine has native kernels for; "AVX2" is float32 by its own."""
+    if request.param != "AVX2":
+        return available(request.param)
+    library = request.getfixturevalue("halves")
+    monkeypatch.setattr(build, "loaded", lambda: library)
+    return available(torch.float32)
 
 
 def test_ci_runs_these() -> None:
     """Nothing below is skipped on a machine that has everything that the kernels need."""
     flags = build.cpu_flags()
+    if flags >= {"avx2", "fma"} and "amx_bf16" not in flags and not torch.cuda.is_available():
+        assert isinstance(FOUND_OUT(), CDLL)
     if "avx512bw" in flags and "amx_bf16" not in flags and not torch.cuda.is_available():
         assert IS_REAL
         assert (native.why_not(torch.bfloat16) is None) == ("avx512_bf16" in flags)
@@ -217,6 +238,55 @@ def test_gelu_over_its_range(dtype) -> None:
     assert_accurate(got, torch.nn.functional.gelu(x), exact)
 
 
+def of_every_operation() -> list[Tensor]:
+    """What the library that is there makes of the same numbers, among them no numbers."""
+    results = []
+    for n, m, k in ((1, 33, 48), (5, 64, 768), (37, 97, 600)):
+        weight = randn(m, k, seed=1) / math.sqrt(k)
+        packed = kernels.pack_weight(weight, impl="native")
+        for spec in EXTRAS:
+            extras = extras_of(spec, n, m, k, torch.float32)
+            results.append(kernels.fused_linear(randn(n, k), packed, impl="native", **extras))
+    x = torch.cat([torch.linspace(-90, 90, 9000), torch.tensor([math.inf, -math.inf, math.nan])])
+    identity = kernels.pack_weight(torch.ones(1, 1), impl="native")
+    results.append(kernels.fused_linear(x.view(-1, 1), identity, gelu=True, impl="native"))
+    for scale in (1, 30, 1e4):  # weights down to denormal numbers, and to zero
+        q, k, v = (scale * randn(2, 65, 3, 3, 32)).unbind(2)
+        results.append(kernels.bidirectional_attention(q, k, v, impl="native"))
+    s = Sequences([1, 16, 17, 0, 300, 33], 16, size=64, dtype=torch.float32)
+    for scale in (1, 30):
+        q = scale * randn(6, 2, 64, seed=9)
+        results.append(s.run(q, [1] * 6, "native", decode=True))
+        results.append(s.run(q, [1] * 6, "native"))
+    rows, positions = 200, torch.arange(200) * 7
+    metadata = kernels.SamplingMetadata(
+        temperature=torch.full((rows,), 0.7),
+        top_k=torch.tensor([0, 50] * (rows // 2)),
+        top_p=torch.tensor([1.0, 1.0, 0.9, 0.5] * (rows // 4)),
+        seeds=torch.arange(rows) * 2**33,
+        min_eos_p=torch.zeros(rows),
+        min_new_tokens=torch.zeros(rows, dtype=torch.int64),
+        suno_rules=torch.tensor([0, 0, 1, 1] * (rows // 4)),
+    )
+    space = kernels.TokenSpace(stage=1)
+    results.append(
+        kernels.sample(randn(rows, 1000), metadata, space, positions=positions, impl="native")
+    )
+    results.append(
+        kernels.random_words(metadata.seeds, positions, stage=1, n_ids=1001, impl="native")
+    )
+    return results
+
+
+def test_avx2_has_the_bits_of_avx512(halves, monkeypatch) -> None:
+    available(torch.float32)
+    whole = of_every_operation()
+    monkeypatch.setattr(build, "loaded", lambda: halves)
+    for ours, theirs in zip(of_every_operation(), whole, strict=True):
+        # Which NaN it is does not matter.
+        assert ours.equal(theirs) or ours.nan_to_num(0.25).equal(theirs.nan_to_num(0.25))
+
+
 def test_an_odd_width_is_refused_in_pairs() -> None:
     with pytest.raises(ValueError, match="even K, got 3"):
         kernels.pack_weight(torch.zeros(4, 3, dtype=torch.bfloat16), impl="native")
@@ -254,11 +324,9 @@ def test_a_large_score_does_not_overflow(dtype) -> None:
     assert_accurate(got, kernels.bidirectional_attention(q, q, q), exact_bidirectional(q, q, q))
 
 
-@pytest.fixture
-def int8_dtype(dtype: torch.dtype) -> torch.dtype:
-    if missing := native.why_not(dtype, int8=True):
-        pytest.skip(f"no 8-bit weights here: {missing}")
-    return dtype
+@pytest.fixture(params=DTYPES, ids=str)
+def int8_dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return available(request.param, int8=True)
 
 
 def in_8_bits(rows: Tensor) -> Tensor:
@@ -314,19 +382,19 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:
     try:
         with monkeypatch.context() as patch:
             patch.setattr(build, "cpu_flags", lambda: frozenset({"avx2"}))
-            assert "AVX-512" in reason()
+            assert "AVX2 and FMA, or AVX-512" in reason()
         with monkeypatch.context() as patch:
-            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx512bw"}))
+            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx2", "fma", "avx512bw"}))
             patch.setattr(build.shutil, "which", lambda name: None)
             assert "compiler" in reason()
         with monkeypatch.context() as patch:
-            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx512bw"}))
+            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx2", "fma", "avx512bw"}))
             patch.setattr(build.shutil, "which", lambda name: "/bin/false")
             patch.setenv("XDG_CACHE_HOME", str(tmp_path))
             assert "/bin/false failed" in reason()
             assert not list(tmp_path.glob("**/*.so")), "nothing half-made is left"
         with monkeypatch.context() as patch:
-            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx512bw"}))
+            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx2", "fma", "avx512bw"}))
             patch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
             assert "/proc/nowhere" in reason()
     finally:
@@ -335,13 +403,13 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:
 
 def test_it_is_compiled_once(monkeypatch, tmp_path) -> None:
     """Another process finds the library, and two that compile at once do not disturb each other."""
-    if not IS_REAL:
-        pytest.skip("other processes need a CPU with AVX-512")
+    if not HAS_AVX2:
+        pytest.skip("other processes need a CPU with AVX2")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     # Compiled without optimisation, which takes most of the time.
     code = """
 from bark_fast.kernels.cpu import build
-library = build.open_library(build.compiled_library(("-O0", "-march=native")))
+library = build.open_library(build.compiled_library(("-O0", *build.WITHOUT_AVX512[1:])))
 print(library.packed_bytes(0, 32, 1) > 0)
 """
     command = [sys.executable, "-c", code]

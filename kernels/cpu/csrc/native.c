@@ -1,4 +1,4 @@
-/* Bark's operations on CPUs with AVX-512: the products of a transformer block and its attention.
+/* Bark's operations on CPUs with AVX-512, or with AVX2 by `halves.h`: the products of a transformer block and its attention.
  *
  * `native.py` compiles this file and says what each function takes; `native.h` holds the operations,
  * written once for two types: float32, and bfloat16 with float32 sums (vdpbf16ps).
@@ -20,7 +20,11 @@
  *
  * Functions return 0, or -1 where there is no memory left.
  */
+#ifdef WITHOUT_AVX512
+#include "halves.h"
+#else
 #include <immintrin.h>
+#endif
 #include <math.h>
 #include <omp.h>
 #include <pthread.h>
@@ -30,7 +34,11 @@
 
 enum {
     PANEL = 32,
+#ifdef WITHOUT_AVX512
+    MAX_ROWS = 3, /* four sums each, of 16 registers of half the width; three of the others hold x */
+#else
     MAX_ROWS = 12, /* two sums each, of 32 registers; three of the others hold the weights and x */
+#endif
     BLOCK_K = 256,
     AHEAD = 2048, /* bytes: the processor itself does not fetch beyond the end of a page */
 };
@@ -186,12 +194,13 @@ INLINE __m512 sum_each(const __m512 v[16]) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
 }
 
-/* log x of a positive x: the mantissa m in [3/4, 3/2) by 2 artanh((m - 1) / (m + 1)). */
+/* log x of a positive, normal x: the mantissa m in [3/4, 3/2) by 2 artanh((m - 1) / (m + 1)). */
 INLINE __m512 log_of(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.0f), m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_zero);
-    const __mmask16 below = _mm512_cmp_ps_mask(m, one, _CMP_LT_OQ);
-    __m512 n = _mm512_getexp_ps(x);
-    n = _mm512_mask_add_ps(n, below, n, one);
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512i bits = _mm512_castps_si512(x), least = _mm512_set1_epi32(0x3F400000); /* of 3/4 */
+    const __m512i power = _mm512_srai_epi32(_mm512_sub_epi32(bits, least), 23);
+    const __m512 n = _mm512_cvtepi32_ps(power);
+    const __m512 m = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(power, 23)));
     const __m512 s = _mm512_div_ps(_mm512_sub_ps(m, one), _mm512_add_ps(m, one)), z = _mm512_mul_ps(s, s);
     __m512 p = _mm512_set1_ps(2.0f / 11);
     const float terms[] = {2.0f / 9, 2.0f / 7, 2.0f / 5, 2.0f / 3};

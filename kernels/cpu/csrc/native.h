@@ -63,6 +63,7 @@ INLINE void T(norm_row)(char *y, const char *x, const Linear *a) {
 /* One row of k numbers as bytes, 128 more than the nearest multiple of the returned scale, up to 127;
  * bytes past the end stand for 0. */
 INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
+#ifdef __AVX512VNNI__
     __m512 largest = _mm512_setzero_ps();
     __mmask16 nan = 0;
     for (i64 i = 0; i < k; i += 16) {
@@ -78,6 +79,9 @@ INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
         _mm_mask_storeu_epi8(bytes + i, first_lanes(ceil_div(k, 4) * 4 - i), _mm512_cvtepi32_epi8(n));
     }
     return nan || isinf(most) ? NAN : most / 127.0f; /* bytes have neither */
+#else
+    return 0; /* never asked for */
+#endif
 }
 
 /* Bias, then GELU, then residual, on one row of a panel's sums; those of bytes first become numbers. */

@@ -46,7 +46,7 @@ INLINE void T(tile_of)(const int rows, const char *x, i64 stride, const char *pa
 /* The same for a number of rows that is known when it runs. */
 INLINE void T(tile)(i64 rows, const char *x, i64 stride, const char *panel, i64 k, float *sums, i64 apart) {
     switch (rows) {
-#define ROWS(r) case r: T(tile_of)(r, x, stride, panel, k, sums, apart); break;
+#define ROWS(r) case r: if (r <= MAX_ROWS) T(tile_of)(r, x, stride, panel, k, sums, apart); break;
         ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
 #undef ROWS
     }

@@ -7,7 +7,6 @@
  * Every result has the bits that Intel's manual (Software Developer's Manual, volume 2) defines, with
  * the default rounding to nearest even, for all numbers, infinities and NaN, with these exceptions:
  * - Which NaN comes out where a NaN went in is not modelled; that it is a NaN is.
- * - `_mm512_getexp_ps` and `_mm512_getmant_ps` have no special cases but those named at them.
  * - `_mm512_dpbf16_ps` adds the odd element's product first, then the even one's, each as a fused
  *   multiply-add, takes denormal numbers for zero and gives zero for denormal results, as the manual
  *   says. A result is denormal here if it is after rounding to denormal numbers; the manual leaves
@@ -56,8 +55,6 @@ enum {
     _CMP_GE_OQ = 0x1D,
     _CMP_GT_OQ = 0x1E,
 };
-enum { _MM_MANT_NORM_p75_1p5 = 3 };
-enum { _MM_MANT_SIGN_zero = 1 };
 
 #define _mm_prefetch(address, hint) __builtin_prefetch(address, 0, hint)
 
@@ -177,6 +174,10 @@ EMULATED __m512 _mm512_mask_sub_ps(__m512 src, __mmask16 mask, __m512 a, __m512 
     return _mm512_mask_mov_ps(src, mask, a - b);
 }
 
+EMULATED __m512 _mm512_mask_div_ps(__m512 src, __mmask16 mask, __m512 a, __m512 b) {
+    return _mm512_mask_mov_ps(src, mask, a / b);
+}
+
 EMULATED __m512 _mm512_maskz_sub_ps(__mmask16 mask, __m512 a, __m512 b) {
     return _mm512_maskz_mov_ps(mask, a - b);
 }
@@ -255,24 +256,6 @@ EMULATED __m512 _mm512_scalef_ps(__m512 a, __m512 b) {
     return a;
 }
 
-/* floor(log2 |x|): minus infinity for zero, infinity for infinities. */
-EMULATED __m512 _mm512_getexp_ps(__m512 a) {
-    EACH_LANE a[i] = logbf(a[i]);
-    return a;
-}
-
-/* |x| times the power of two that brings it to [0.75, 1.5); 1 for zero and infinities. */
-EMULATED __m512 _mm512_getmant_ps(__m512 a, const int interval, const int sign) {
-    if (interval != _MM_MANT_NORM_p75_1p5 || sign != _MM_MANT_SIGN_zero) __builtin_trap();
-    EACH_LANE {
-        int exponent;
-        const float half = frexpf(fabsf(a[i]), &exponent); /* [0.5, 1) */
-        if (isnan(a[i])) continue;
-        a[i] = half == 0 || isinf(half) ? 1 : half < 0.75f ? 2 * half : half;
-    }
-    return a;
-}
-
 /* Integers --------------------------------------------------------------------------------------*/
 
 EMULATED __m512i _mm512_add_epi32(__m512i a, __m512i b) { return (__m512i)((Words)a + (Words)b); }
@@ -289,6 +272,7 @@ EMULATED __m512i _mm512_mul_epu32(__m512i a, __m512i b) {
 /* The counts of bits are literals below the width. */
 EMULATED __m512i _mm512_slli_epi32(__m512i a, unsigned bits) { return (__m512i)((Words)a << bits); }
 EMULATED __m512i _mm512_srli_epi32(__m512i a, unsigned bits) { return (__m512i)((Words)a >> bits); }
+EMULATED __m512i _mm512_srai_epi32(__m512i a, unsigned bits) { return (__m512i)((Integers)a >> bits); }
 EMULATED __m512i _mm512_srli_epi64(__m512i a, unsigned bits) { return (__m512i)((LongWords)a >> bits); }
 
 /* Four products of an unsigned byte of a and a signed one of b for each sum; the sum wraps around. */
