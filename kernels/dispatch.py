@@ -2,8 +2,8 @@
 
 * "torch": plain torch on any device, and the oracle of the others (`reference.py`).
 * "cpu": the same with products by oneDNN and keys and values in float32 (`cpu/onednn.py`).
-* "native": C, compiled at first use, for CPUs with AVX-512 or, in float32, AVX2; plain torch for the
-  operations that it lacks and for weights that were not packed (`cpu/native.py`).
+* "native": C, compiled at first use, for CPUs with AVX-512 or, in float32, AVX2; plain torch for
+  the operations that it lacks and for weights that were not packed (`cpu/native.py`).
 * "int8": the same with the weights of products in 8 bits.
 * "triton": Triton kernels on CUDA devices, or on any device in Triton's interpreter (`triton/`).
 

@@ -20,7 +20,8 @@ The layer norm is folded in: with W' = W * gamma,
 so that x goes into the product as it is, and mean and variance are sums that the tensor cores add
 beside it: of x by a row of ones, of squares as the diagonal of x @ x^T. (The difference of squares
 loses (mean / deviation)^2 of float32's precision; half precision loses mean / deviation of its own.
-In float32, and where a program does not have whole rows, another launch computes the statistics.)
+Where a program does not have whole rows another launch computes the statistics. So it does in
+float32, whose x has its mean subtracted before the product, for there each bit counts.)
 
 Programmatic dependent launch (PDL): what does not depend on the kernel before is requested, and W'
 made, before `gdc_wait`. `launch` says what the wait promises.
@@ -194,8 +195,9 @@ def decode_kernel(
             )
         gamma = tl.load(norm_weight_ptr + k, mask=k < K, other=0.0)
         w *= gamma  # rounded once: half precision has a product of its own
-        ones = tl.full((SLICES, 8, CHUNKS * 32), 1.0, w.dtype)
-        w_sums = product(as_operand(w, SLICES, CHUNKS, BLOCK_N), ones)
+        if w.dtype != tl.float32:
+            ones = tl.full((SLICES, 8, CHUNKS * 32), 1.0, w.dtype)
+            w_sums = product(as_operand(w, SLICES, CHUNKS, BLOCK_N), ones)
     w = as_operand(w, SLICES, CHUNKS, BLOCK_N)
 
     if PDL:
@@ -219,12 +221,17 @@ def decode_kernel(
             at = row_stats_ptr + (tile * 8 + m) * 2
             mean = tl.load(at, mask=m < M - tile * 8, other=0.0)
             rstd = tl.load(at + 1, mask=m < M - tile * 8, other=0.0)
+            if x.dtype == tl.float32:
+                x -= tl.reshape(mean, (1, 1, 1, 8, 1))
         y = product(w, as_operand(x, SLICES, CHUNKS, 8))
         if HAS_NORM:
             if OWN_STATS:
                 mean, rstd = statistics(x, eps, K, SLICES, CHUNKS)
                 mean, rstd = mean[None, :], rstd[None, :]
-            y = (y - w_sums * mean) * rstd
+            if x.dtype == tl.float32:
+                y *= rstd
+            else:
+                y = (y - w_sums * mean) * rstd
             if HAS_NORM_BIAS:
                 y += of_norm
         if SPLITS == 1:

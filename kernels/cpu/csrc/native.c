@@ -1,4 +1,5 @@
-/* Bark's operations on CPUs with AVX-512, or with AVX2 by `halves.h`: the products of a transformer block and its attention.
+/* Bark's operations on CPUs with AVX-512, or with AVX2 by `halves.h`: the products of a transformer
+ * block and its attention.
  *
  * `native.py` compiles this file and says what each function takes; `native.h` holds the operations,
  * written once for two types: float32, and bfloat16 with float32 sums (vdpbf16ps).
