@@ -7,7 +7,7 @@ from typing import cast
 import torch
 
 from bark_fast.errors import InputError, warn
-from bark_fast.kernels import Impl, can_run_triton, choose_impl, why_not_native
+from bark_fast.kernels import Impl, can_run_triton, choose_impl, why_not_native, why_slow
 from bark_fast.process import check_fork
 from bark_fast.validation import check_integer
 
@@ -132,6 +132,12 @@ def resolve_impl(
             raise InputError(f"dtype must be one that runs here, got 'int8': {reason}")
         return "int8"
     if impl == "auto":
+        if (reason := why_slow(device, dtype)) is not None:
+            warn(
+                f"speech takes several times as long as this CPU needs: {reason} "
+                "(bark-fast info says more)",
+                stacklevel=4,
+            )
         return choose_impl(device, dtype)
     if impl not in ("torch", "cpu", "native", "triton"):
         raise InputError(f'impl must be "auto", "torch", "cpu", "native" or "triton", got {impl!r}')

@@ -26,6 +26,7 @@ from bark_fast.kernels.dispatch import (
     random_words,
     sample,
     why_not_native,
+    why_slow,
 )
 from bark_fast.kernels.ops import LAYER_NORM_EPS, Backend, Impl, Norm, Weight
 from bark_fast.kernels.reference import process_logits
@@ -70,4 +71,5 @@ __all__ = [
     "survives_fork",
     "why_no_openmp",
     "why_not_native",
+    "why_slow",
 ]

@@ -74,6 +74,11 @@ def why_not_native(device: torch.device, dtype: torch.dtype, *, int8: bool = Fal
     return native.why_not(dtype, int8=int8)
 
 
+def why_slow(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return what a machine lacks whose CPU could run "native", as a compiler; None if nothing."""
+    return native.why_slow(dtype) if device.type == "cpu" else None
+
+
 def can_run_triton(device: torch.device) -> bool:
     """Return whether Triton's kernels run on `device`: on CUDA, or anywhere in its interpreter."""
     try:

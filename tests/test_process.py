@@ -22,6 +22,7 @@ import torch
 from bark_fast import (
     AsyncBark,
     Bark,
+    BarkFastWarning,
     BarkModel,
     BarkProcessor,
     GenerationParams,
@@ -134,9 +135,6 @@ def _anything(patch: pytest.MonkeyPatch, _: Path) -> None:
 @pytest.mark.parametrize(
     ("take_away", "reason"),
     [
-        (_no_home, "home directory"),
-        (_relative_home, "somewhere"),
-        (_file_for_a_folder, "bark-fast"),
         (_compiler_is_a_text, "gcc"),
         (_compiler_speaks_latin_1, "gcc failed"),
         (_compiler_hangs, "timed out"),
@@ -163,8 +161,31 @@ def test_speech_without_native_kernels(
     assert f"cpu on cpu in float32 (not native: {native.why_not(torch.float32)}" in (
         capsys.readouterr().out
     )
-    bark = Bark.from_pretrained(demo.FOLDER, device="cpu")
+    if build.suits_cpu():
+        with pytest.warns(BarkFastWarning, match=f"several times as long.*{reason}"):
+            bark = Bark.from_pretrained(demo.FOLDER, device="cpu")
     assert next(iter(bark.stream("Hi.", params=PARAMS))).duration_s > 0
+
+
+@pytest.mark.parametrize("take_away", [_no_home, _relative_home, _file_for_a_folder])
+def test_native_kernels_without_a_cache(
+    take_away: Callable[[pytest.MonkeyPatch, Path], None],
+    anew: Callable[[], str | None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They are compiled for this process alone, which is said while it takes its time."""
+    monkeypatch.setattr(build, "OPTIMISED", ("-O0", "-march=native"))
+    monkeypatch.setattr(build.compiled_library, "__defaults__", (build.OPTIMISED,))
+    build._own_folder.cache_clear()
+    take_away(monkeypatch, tmp_path)
+    assert anew() is None
+    folder = build._own_folder()
+    assert Path(build.load()._name).parent == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert capsys.readouterr().err == "bark-fast: compiling the kernels for this CPU, once\n"
+    assert not (tmp_path / "bark-fast").is_dir()
 
 
 def test_a_damaged_library_is_made_again(

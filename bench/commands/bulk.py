@@ -206,7 +206,9 @@ def ray_beside(
             assert trees[0] == trees[1], f"{n} rows are others on Ray"
     cases = []
     for (name, n), seconds in times.items():
-        cases.append(Case(f"{name}, {n} rows", Spread.of(seconds), {"rows": n}))
+        spread = Spread.of(seconds)
+        values = {"rows": n, "rows_per_s": n / spread.median}
+        cases.append(Case(f"{name}, {n} rows", spread, values))
         print(f"{cases[-1].name}: {cases[-1].seconds.median:.2f} s", flush=True)
     for name in ("command", "command on Ray"):
         least = [min(times[name, n]) for n in sizes]
@@ -214,7 +216,11 @@ def ray_beside(
         once = least[0] - few * a_row
         print(f"{name}: {once:.2f} s and {a_row * 1e3:.1f} ms a row", flush=True)
         cases.append(
-            Case(f"{name}, a row", Spread.of([a_row]), {"once_s": once, "rows_per_s": 1 / a_row})
+            Case(
+                f"{name}, each further row",
+                Spread.of([a_row]),
+                {"rows": 1, "rows_per_s": 1 / a_row, "once_s": once},
+            )
         )
     return cases
 

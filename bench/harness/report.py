@@ -147,6 +147,7 @@ def _bulk(cases: Sequence[Case]) -> list[str]:
             str(case.values["rows"]),
             _spread(case.seconds.as_dict(), "{:.2f}"),
             f"{case.values['rows_per_s']:.2f}",
+            f"{case.values['once_s']:.1f}" if "once_s" in case.values else "",
             *(
                 _spread(case.values[key], "{:.3f}") if key in case.values else ""
                 for key in ("ratio", "cpu_ratio")
@@ -157,8 +158,8 @@ def _bulk(cases: Sequence[Case]) -> list[str]:
         for case in cases
     ]
     header = (
-        "what", "rows", "s (min to max)", "rows/s", "over generate", "CPU s over generate's",
-        "equal", "rows written twice",
+        "what", "rows", "s (min to max)", "rows/s", "s once", "over generate",
+        "CPU s over generate's", "equal", "rows written twice",
     )  # fmt: skip
     return table(header, rows)
 

@@ -7,6 +7,8 @@ torch that runs on libgomp, whose threads it shares: two pools of threads would 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -15,6 +17,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +30,6 @@ _FILES = ("native.c", "native.h", "native_products.h", "halves.h")
 # Contraction is off so that only what is written as a fused multiply-add is one.
 _FLAGS = ("-std=gnu11", "-fopenmp", "-fPIC", "-ffp-contract=off")
 OPTIMISED = ("-O3", "-march=native")
-WITHOUT_AVX512 = (*OPTIMISED, "-mno-avx512f", "-DWITHOUT_AVX512")
 
 _COMPILER_LIMIT_S = 300
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -49,14 +51,18 @@ def load() -> ctypes.CDLL:
 def loaded() -> ctypes.CDLL | UnavailableError:
     """Return the library, or why there is none; found out once."""
     try:
-        if platform.machine() not in ("x86_64", "AMD64") or not {"avx2", "fma"} <= cpu_flags():
+        if not suits_cpu():
             raise UnavailableError("it needs an x86 CPU with AVX2 and FMA, or AVX-512")
-        flags = OPTIMISED if "avx512bw" in cpu_flags() else WITHOUT_AVX512
-        return open_library(lambda: compiled_library(flags))
+        return open_library(compiled_library)
     except UnavailableError as error:
         return error
     except Exception as error:  # whatever it is: there is another way to speak
         return UnavailableError(f"the library could not be made or loaded: {error!r}")
+
+
+def suits_cpu() -> bool:
+    """Return True if this CPU has the instructions that the library needs at least."""
+    return platform.machine() in ("x86_64", "AMD64") and cpu_flags() >= {"avx2", "fma"}
 
 
 def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
@@ -102,16 +108,21 @@ def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
 def compiled_library(flags: Sequence[str] = OPTIMISED) -> Path:
     """Return the compiled library in the user's cache folder, compiling it if it is not there.
 
+    Where that folder cannot be written, it is compiled for this process alone.
+
     Args:
         flags: further flags of the compiler.
 
     Raises:
-        UnavailableError: there is no compiler, it fails, or the folder cannot be written.
+        UnavailableError: there is no compiler, or it fails.
     """
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise UnavailableError("no C compiler was found (gcc)")
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except UnavailableError:
+        folder = _own_folder()
     try:
         about = [
             *((SOURCES / name).read_text(encoding="utf-8") for name in _FILES),
@@ -123,7 +134,7 @@ def compiled_library(flags: Sequence[str] = OPTIMISED) -> Path:
         key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
         library = folder / f"native-{key}.so"
         if not _is_whole(library):
-            folder.mkdir(parents=True, exist_ok=True)
+            library = _writable(folder) / library.name
             _compile(compiler, [*_FLAGS, *flags], library)
     except (OSError, subprocess.SubprocessError) as error:
         raise UnavailableError(f"it could not be compiled in {folder}: {error}") from error
@@ -147,8 +158,28 @@ def cache_folder() -> Path:
     return cache / "bark-fast"
 
 
+def _writable(folder: Path) -> Path:
+    """Return the folder, made if it was not there, or one of this process if it takes no files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return _own_folder()
+
+
+@functools.cache
+def _own_folder() -> Path:
+    """Return a folder of this process and user alone, which ends with the process."""
+    folder = tempfile.mkdtemp(prefix="bark-fast-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def _compile(compiler: str, flags: Sequence[str], library: Path) -> None:
     """Compile the sources; `library` appears when it is whole."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody may be there to read it
+        print("bark-fast: compiling the kernels for this CPU, once", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as partial:
         object_file, shared = Path(partial) / "native.o", Path(partial) / "native.so"
         source = str(SOURCES / _FILES[0])
@@ -169,7 +200,7 @@ def _is_whole(library: Path) -> bool:
     end the process."""
     try:
         content = library.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return False
     digest = hashlib.sha256(content[:-_DIGEST_BYTES]).digest()
     return len(content) > _DIGEST_BYTES and content[-_DIGEST_BYTES:] == digest

@@ -68,6 +68,15 @@ def why_not(dtype: torch.dtype, *, int8: bool = False) -> str | None:
     return None
 
 
+def why_slow(dtype: torch.dtype) -> str | None:
+    """Return what keeps this machine from running `dtype` here though its CPU could."""
+    needed = {torch.float32: True, torch.bfloat16: "avx512_bf16" in build.cpu_flags()}
+    lacking = build.loaded()
+    if not build.suits_cpu() or not needed.get(dtype) or not isinstance(lacking, UnavailableError):
+        return None
+    return str(lacking)
+
+
 def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
     """Return weight [N, K] on the CPU in panels.
 

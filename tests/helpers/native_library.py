@@ -15,9 +15,11 @@ def emulated_library() -> Path:
     text = (_EMULATION / "immintrin.h").read_bytes()
     fast = ("-mavx2", "-mfma") if {"avx2", "fma"} <= build.cpu_flags() else ()
     version = f"-DEMULATION_{hashlib.sha256(text).hexdigest()[:12]}"
-    return build.compiled_library(("-O2", "-w", *fast, version, "-I", str(_EMULATION)))
+    return build.compiled_library(
+        ("-O2", "-w", "-DEMULATED_AVX512", *fast, version, "-I", str(_EMULATION))
+    )
 
 
 def halves_library() -> Path:
     """Compile native.c as on a CPU with AVX2 and no AVX-512."""
-    return build.compiled_library(build.WITHOUT_AVX512)
+    return build.compiled_library((*build.OPTIMISED, "-mno-avx512f"))

@@ -393,10 +393,6 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:
             patch.setenv("XDG_CACHE_HOME", str(tmp_path))
             assert "/bin/false failed" in reason()
             assert not list(tmp_path.glob("**/*.so")), "nothing half-made is left"
-        with monkeypatch.context() as patch:
-            patch.setattr(build, "cpu_flags", lambda: frozenset({"avx2", "fma", "avx512bw"}))
-            patch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-            assert "/proc/nowhere" in reason()
     finally:
         FOUND_OUT.cache_clear()
 
@@ -409,7 +405,7 @@ def test_it_is_compiled_once(monkeypatch, tmp_path) -> None:
     # Compiled without optimisation, which takes most of the time.
     code = """
 from bark_fast.kernels.cpu import build
-library = build.open_library(build.compiled_library(("-O0", *build.WITHOUT_AVX512[1:])))
+library = build.open_library(build.compiled_library(("-O0", "-march=native")))
 print(library.packed_bytes(0, 32, 1) > 0)
 """
     command = [sys.executable, "-c", code]

@@ -21,10 +21,11 @@
  *
  * Functions return 0, or -1 where there is no memory left.
  */
-#ifdef WITHOUT_AVX512
-#include "halves.h"
-#else
+#if defined __AVX512BW__ || defined EMULATED_AVX512 /* which tests do */
 #include <immintrin.h>
+#else
+#define BY_HALVES
+#include "halves.h"
 #endif
 #include <math.h>
 #include <omp.h>
@@ -35,7 +36,7 @@
 
 enum {
     PANEL = 32,
-#ifdef WITHOUT_AVX512
+#ifdef BY_HALVES
     MAX_ROWS = 3, /* four sums each, of 16 registers of half the width; three of the others hold x */
 #else
     MAX_ROWS = 12, /* two sums each, of 32 registers; three of the others hold the weights and x */
