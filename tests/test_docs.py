@@ -186,6 +186,11 @@ def check_command(words: list[str]) -> None:
     elif words[:2] == ["pip", "install"]:
         extras = re.findall(r"\[(\w+)\]", " ".join(arguments))
         assert set(extras) <= set(metadata("bark-fast").get_all("Provides-Extra") or []), words
+    elif words[:3] == ["serve", "run", "bark_fast.server.ray:build_app"]:
+        # Ray need not be installed: the names of arguments are read.
+        options = (ROOT / "bark_fast/server").glob("*.py")
+        known_fields = "".join(path.read_text() for path in options)
+        assert all(f"\n    {word.split('=')[0]}: " in known_fields for word in words[3:]), words
     elif program == ".ci/run":
         assert os.access(ROOT / program, os.X_OK)
     else:
