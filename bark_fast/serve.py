@@ -80,24 +80,19 @@ def _serve(arguments: argparse.Namespace) -> int:
     if missing:
         raise InputError(f"serve must have {', '.join(missing)}: pip install 'bark-fast[serve]'")
     from bark_fast.server import ServerVoices, Service
-    from bark_fast.server.encode import check_format
     from bark_fast.server.runner import listen, run
-    from bark_fast.voices import open_voices
 
     options = _options(arguments)
     check_integer("--port", arguments.port, "an integer from 0 to 65535", 0, 65535)
     # What is wrong with the checkpoint's small files, or its voices, shows before anything starts.
-    library = open_voices(arguments.model, **source_options(arguments))
-    rate = library.config.sample_rate_hz
-    check_format("mp3", rate)
-    voices = ServerVoices(library, arguments.voices)
+    voices = ServerVoices.open(arguments.model, arguments.voices, **source_options(arguments))
     listener = listen(arguments.host, arguments.port)
 
     async def load() -> AsyncBark:
         return await asyncio.to_thread(_load, arguments)
 
     run(
-        Service(load, voices, sample_rate_hz=rate, options=options),
+        Service(load, voices, options=options),
         listener,
         log_level=arguments.log_level,
     )
@@ -106,6 +101,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace) -> ServerOptions:
     from bark_fast.server import ServerOptions
+    from bark_fast.server.options import shown_name
 
     given: dict[str, Any] = {
         name.removeprefix("option_"): value
@@ -113,7 +109,7 @@ def _options(arguments: argparse.Namespace) -> ServerOptions:
         if name.startswith("option_") and value is not None
     }
     return ServerOptions(
-        model=arguments.name or _shown(arguments.model),
+        model=arguments.name or shown_name(arguments.model),
         # A key that is there and empty is a mistake, and no wish for a server without one.
         api_key=os.environ.get(KEY_VARIABLE) if arguments.api_key is None else arguments.api_key,
         cors_origins=tuple(arguments.cors),
@@ -121,25 +117,16 @@ def _options(arguments: argparse.Namespace) -> ServerOptions:
     )
 
 
-def _shown(model: str) -> str:
-    """Return a folder's own name, and a hub id as it is."""
-    return Path(model).resolve().name if os.path.isdir(model) else model
-
-
 def _load(arguments: argparse.Namespace) -> AsyncBark:
-    """Load the checkpoint and make it ready for its first request."""
-    from bark_fast.aio import AsyncBark
     from bark_fast.engine.options import EngineOptions
+    from bark_fast.server.backend import load_backend
 
-    bark = AsyncBark.from_pretrained(
+    return load_backend(
         arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
         engine=EngineOptions(
             max_batch_size=arguments.max_batch_size, kv_cache_gib=arguments.kv_cache_gib
         ),
-        max_pending=2**30,  # the server counts whole requests, and turns them away itself
         **source_options(arguments),
     )
-    bark.bark.warm_up()
-    return bark

@@ -267,9 +267,7 @@ def _connected(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"address must be that of a Ray cluster, got {address!r}: {error}"
-        ) from error
+        raise _no_cluster(address, error) from error
     try:
         yield
     finally:
@@ -288,6 +286,10 @@ def _check_answers(address: str | None) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise InputError(
-            f"address must be that of a Ray cluster, got {address!r}: {error}"
-        ) from error
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> InputError:
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        return InputError(f"address must be given where Ray cannot be begun here: {error}")
+    return InputError(f"address must be that of a Ray cluster, got {address!r}: {error}")

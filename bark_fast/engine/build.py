@@ -25,7 +25,7 @@ from bark_fast.engine.graphs import (
 )
 from bark_fast.engine.kv_cache import PagePool
 from bark_fast.engine.offload import OffloadedWeights
-from bark_fast.engine.options import EngineConfig, EngineOptions
+from bark_fast.engine.options import MAX_BATCH, EngineConfig, EngineOptions
 from bark_fast.engine.prefills import prefill_shapes
 from bark_fast.engine.runner import Runner, do_nothing
 from bark_fast.engine.scheduler import Phase, Policy
@@ -45,7 +45,6 @@ _GIB = 2**30
 _GPU_SHARE, _CPU_SHARE = 0.7, 0.25  # of the free memory, for keys and values
 _CUDA_PAGE_SIZE = 64
 _STEPS_A_GRAPH = 4  # the gap between two graphs counts once for so many
-_MAX_CUDA_BATCH = 256  # a decode step is expected to be bound by its products beyond
 
 
 # No inference tensors: what reads them may be outside of `Runner.on_device`.
@@ -95,7 +94,7 @@ def load_engine(
         )
 
     on_cuda = device.type == "cuda"
-    max_running = options.max_batch_size or (_MAX_CUDA_BATCH if on_cuda else 16)
+    max_running = options.max_batch_size or MAX_BATCH["cuda" if on_cuda else "cpu"]
     caches = allocate_pages(
         {"semantic": config.semantic, "coarse": config.coarse},
         _longest(config),
@@ -268,7 +267,7 @@ def _batch_that_fits(caches: Mapping[Stage, KVPages], longest: Mapping[Stage, in
         cache.keys.shape[1] // -(-longest[stage] // cache.page_size)
         for stage, cache in caches.items()
     )
-    return next((size for size in reversed(capture_sizes(_MAX_CUDA_BATCH)) if size <= n), 1)
+    return next((size for size in reversed(capture_sizes(MAX_BATCH["cuda"])) if size <= n), 1)
 
 
 def _longest(config: Config) -> dict[Stage, int]:

@@ -12,6 +12,9 @@ from bark_fast.errors import InputError
 from bark_fast.types import Stage
 from bark_fast.validation import check_integer, check_number
 
+# Beyond it a decode step is expected to be bound by its products; a CPU's is much earlier.
+MAX_BATCH = {"cuda": 256, "cpu": 16}
+
 
 @dataclass(frozen=True)
 class EngineOptions:

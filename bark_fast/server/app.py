@@ -131,7 +131,7 @@ def _begin(service: Service, order: Order, model: str, arrived: float) -> Speech
     """
     options = service.options
     _check_model(service, model)
-    check_format(order.response_format, service.sample_rate_hz)
+    check_format(order.response_format, service.voices.sample_rate_hz)
     voice = service.voices.get(order.voice)
     check_unicode(order.text, "input")
     if not order.text.strip():
@@ -156,7 +156,7 @@ def _begin(service: Service, order: Order, model: str, arrived: float) -> Speech
         order,
         voice,
         ticket,
-        sample_rate_hz=service.sample_rate_hz,
+        sample_rate_hz=service.voices.sample_rate_hz,
         options=options,
         metrics=service.metrics,
         arrived=arrived,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from bark_fast.errors import InputError
 from bark_fast.validation import check_integer, check_number, check_pause
@@ -58,3 +59,9 @@ class ServerOptions:
             raise InputError("model must be a name, got ''")
         if self.api_key == "":
             raise InputError("api_key must not be empty; None asks for none")
+
+
+def shown_name(model: str) -> str:
+    """Return what clients see a model as: a folder's own name, and a hub id as it is."""
+    folder = Path(model).resolve()
+    return folder.name if folder.is_dir() else model

@@ -18,26 +18,22 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import ray.exceptions
-import ray.serve.exceptions
 from fastapi import FastAPI
 from pydantic import TypeAdapter, ValidationError
-from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bark_fast.aio import AsyncBark
-from bark_fast.engine.options import EngineOptions
+from bark_fast.engine.options import MAX_BATCH, EngineOptions
 from bark_fast.engine.stats import EngineStats
 from bark_fast.errors import BarkFastError, InputError, QueueFullError, collected_warnings, warn
 from bark_fast.server.app import create_app
-from bark_fast.server.encode import check_format
+from bark_fast.server.backend import load_backend
 from bark_fast.server.errors import shorten, unavailable
-from bark_fast.server.options import ServerOptions
+from bark_fast.server.options import ServerOptions, shown_name
 from bark_fast.server.service import Service
 from bark_fast.server.voices import ServerVoices
 from bark_fast.types import GenerationParams, Speech
 from bark_fast.validation import check_integer, check_number
-from bark_fast.voices import VoiceLike, open_voices
+from bark_fast.voices import VoiceLike
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -47,15 +43,6 @@ log = logging.getLogger("bark_fast.server")
 
 _TRIES = 3  # of a text whose replica ends; one that ends replicas shall not end all
 _FAILURES = 8  # in a row, after which a replica is taken to be broken
-_BATCH = {"cpu": 16, "cuda": 256}  # at most, see EngineOptions
-# What says that a replica, or what it had sent, is no more.
-_LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-    ray.serve.exceptions.ReplicaUnavailableError,
-)
 _T = TypeVar("_T")
 
 
@@ -119,13 +106,17 @@ class ClusterOptions:
     def resolved(self) -> ClusterOptions:
         """Return the same with nothing of the replicas' number and size left open."""
         on_cpu = self.device == "cpu"
-        batch = self.max_batch_size or _BATCH["cpu" if on_cpu else "cuda"]
+        batch = self.max_batch_size or MAX_BATCH["cpu" if on_cpu else "cuda"]
         gpus = (0.0 if on_cpu else 1.0) if self.gpus is None else self.gpus
         return replace(self, gpus=gpus, max_ongoing_requests=self.max_ongoing_requests or 2 * batch)
 
     def source(self) -> dict[str, Any]:
         """Return the keyword arguments that say which files of a hub's model are meant."""
         return {"revision": self.revision, "local_files_only": self.local_files_only}
+
+    def open_voices(self) -> ServerVoices:
+        """Open the voices that clients may name."""
+        return ServerVoices.open(self.model, self.voices, **self.source())
 
 
 def build_app(args: Mapping[str, Any]) -> Application:
@@ -141,6 +132,8 @@ def build_app(args: Mapping[str, Any]) -> Application:
         InputError: a name or a value is wrong.
         CheckpointError: the checkpoint's small files are.
     """
+    from ray import serve
+
     given = dict(args)
     name = given.pop("name", None)
     known = {field.name for kind in (ClusterOptions, ServerOptions) for field in fields(kind)}
@@ -151,10 +144,9 @@ def build_app(args: Mapping[str, Any]) -> Application:
     assert cluster.max_ongoing_requests is not None
     room = cluster.max_replicas * cluster.max_ongoing_requests + cluster.max_waiting
     limits = {"max_requests": room, "max_queued_audio_s": 1800.0 * cluster.max_replicas}
-    folder = Path(cluster.model).resolve()
-    shown = folder.name if folder.is_dir() else cluster.model
-    options = _read(ServerOptions, {**limits, **given, "model": name or shown})
-    _voices(cluster)  # what is wrong with the checkpoint's small files shows before anything starts
+    shown = name or shown_name(cluster.model)
+    options = _read(ServerOptions, {**limits, **given, "model": shown})
+    cluster.open_voices()  # what is wrong with the checkpoint's small files shows now
     speaker = serve.deployment(
         Speaker,
         max_ongoing_requests=cluster.max_ongoing_requests,
@@ -207,19 +199,13 @@ def _number(cluster: ClusterOptions) -> dict[str, Any]:
     }
 
 
-def _voices(cluster: ClusterOptions) -> tuple[ServerVoices, int]:
-    """Return the voices, and the samples a second of the model's audio."""
-    library = open_voices(cluster.model, **cluster.source())
-    rate = library.config.sample_rate_hz
-    check_format("mp3", rate)
-    return ServerVoices(library, cluster.voices), rate
-
-
 def _asgi_app(cluster: ClusterOptions, options: ServerOptions) -> Any:
     """Return what makes the ingress' app, where the ingress is."""
 
     def build() -> FastAPI:
-        voices, rate = _voices(cluster)
+        from ray import serve
+
+        voices = cluster.open_voices()
         application = serve.get_replica_context().app_name
 
         async def load() -> ReplicaBackend:
@@ -227,7 +213,7 @@ def _asgi_app(cluster: ClusterOptions, options: ServerOptions) -> Any:
             await speaker.stats.remote()  # is answered when there is a replica
             return ReplicaBackend(speaker)
 
-        app = create_app(Service(load, voices, sample_rate_hz=rate, options=options))
+        app = create_app(Service(load, voices, options=options))
         app.add_middleware(_WithoutRequestId)
         return app
 
@@ -255,15 +241,13 @@ class Speaker:
 
     def __init__(self, cluster: ClusterOptions) -> None:
         self._failures = 0
-        self._bark = AsyncBark.from_pretrained(
+        self._bark = load_backend(
             cluster.model,
             device=cluster.device,
             dtype=cluster.dtype,
             engine=cluster.engine(),
-            max_pending=2**30,  # Serve counts requests, and lets in no more than are allowed
             **cluster.source(),
         )
-        self._bark.bark.warm_up()
 
     async def stream(
         self, text: str, arguments: Mapping[str, Any]
@@ -322,6 +306,18 @@ class ReplicaBackend:
             QueueFullError: no replica has room, and too many wait already.
             ApiError: several replicas ended while they said it.
         """
+        from ray import exceptions
+        from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
+
+        # What says that a replica, or what it had sent, is no more.
+        lost = (
+            exceptions.RayActorError,
+            exceptions.WorkerCrashedError,
+            exceptions.NodeDiedError,
+            exceptions.OutOfMemoryError,
+            exceptions.ObjectLostError,
+            ReplicaUnavailableError,
+        )
         params = params or GenerationParams()
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(64))
@@ -340,11 +336,11 @@ class ReplicaBackend:
                     n_heard = n
                     yield speech
                 return
-            except _LOST as error:
+            except lost as error:
                 log.warning("a replica ended after sentence %d of a request: %s", n, error)
-            except ray.serve.exceptions.BackPressureError as error:
+            except BackPressureError as error:
                 raise QueueFullError("all replicas are busy") from error
-            except ray.exceptions.RayTaskError as error:
+            except exceptions.RayTaskError as error:
                 if isinstance(error.cause, BarkFastError):
                     raise error.cause from None
                 raise

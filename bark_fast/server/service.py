@@ -25,8 +25,7 @@ class Service:
 
     Args:
         load: returns the backend; called once, when the server starts.
-        voices: that clients may name.
-        sample_rate_hz: of the checkpoint's audio.
+        voices: that clients may name, and the rate of the audio.
         options: as the name says.
 
     Attributes:
@@ -40,12 +39,10 @@ class Service:
         load: Callable[[], Awaitable[Backend]],
         voices: ServerVoices,
         *,
-        sample_rate_hz: int,
         options: ServerOptions,
     ) -> None:
         self.voices = voices
         self.options = options
-        self.sample_rate_hz = sample_rate_hz
         self.admission = Admission(
             max_requests=options.max_requests, max_audio_s=options.max_queued_audio_s
         )

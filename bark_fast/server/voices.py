@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bark_fast.errors import InputError
+from bark_fast.server.encode import check_format
 from bark_fast.text import check_unicode
 from bark_fast.types import Voice
-from bark_fast.voices import VoiceLibrary, VoiceLike
+from bark_fast.voices import VoiceLibrary, VoiceLike, open_voices
 
 OPENAI_VOICES = (
     "alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage",
@@ -33,6 +35,26 @@ class ServerVoices:
         self._folder = folder
         self._more: Mapping[str, Voice] = {}
         self.reload()
+
+    @classmethod
+    def open(cls, model: str, folder: Path | None, **source: Any) -> ServerVoices:
+        """Open those of a checkpoint, before its weights; so what is wrong with it shows early.
+
+        Args:
+            model, source: as in `open_voices`.
+
+        Raises:
+            InputError: as the constructor; or the model's audio has a rate that MP3 has not.
+            CheckpointError: the checkpoint's small files are wrong.
+        """
+        library = open_voices(model, **source)
+        check_format("mp3", library.config.sample_rate_hz)
+        return cls(library, folder)
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Samples a second of the checkpoint's audio."""
+        return self._library.config.sample_rate_hz
 
     def reload(self) -> None:
         """Read the folder again; if that fails the voices stay as they were.

@@ -145,7 +145,7 @@ class PreparedServer:
             return PreparedSpeech(speech)
 
         options = ServerOptions(max_requests=2**30, max_queued_audio_s=1e9)
-        service = Service(load, ServerVoices(voices), sample_rate_hz=rate, options=options)
+        service = Service(load, ServerVoices(voices), options=options)
         listener = listen("127.0.0.1", 0)
         self._port = listener.getsockname()[1]
         server = uvicorn.Server(uvicorn_config(create_app(service)))

@@ -70,11 +70,11 @@ def why_not(dtype: torch.dtype, *, int8: bool = False) -> str | None:
 
 def why_slow(dtype: torch.dtype) -> str | None:
     """Return what keeps this machine from running `dtype` here though its CPU could."""
-    needed = {torch.float32: True, torch.bfloat16: "avx512_bf16" in build.cpu_flags()}
-    lacking = build.loaded()
-    if not build.suits_cpu() or not needed.get(dtype) or not isinstance(lacking, UnavailableError):
+    has_bfloat16 = dtype == torch.bfloat16 and "avx512_bf16" in build.cpu_flags()
+    if not build.suits_cpu() or not (dtype == torch.float32 or has_bfloat16):
         return None
-    return str(lacking)
+    lacking = build.loaded()
+    return str(lacking) if isinstance(lacking, UnavailableError) else None
 
 
 def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:

@@ -22,8 +22,7 @@ import uvicorn
 
 from bark_fast.server import ServerOptions, ServerVoices, Service, create_app
 from bark_fast.server.runner import listen, run, uvicorn_config
-from bark_fast.voices import open_voices
-from helpers.fake_backend import RATE_HZ, FakeBackend
+from helpers.fake_backend import FakeBackend
 
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 60.0  # for what takes a moment, on a machine that is busy with something else
@@ -190,8 +189,7 @@ class ServerThread:
         checked = ServerOptions(**options)
         self.service = Service(
             load or give,
-            voices or ServerVoices(open_voices("demo")),
-            sample_rate_hz=RATE_HZ,
+            voices or ServerVoices.open("demo", None),
             options=checked,
         )
         self._listener = listen("127.0.0.1", 0)
@@ -258,9 +256,7 @@ def _main(load: str, options: dict[str, float]) -> None:
         return backend
 
     checked = ServerOptions(**options)  # type: ignore[arg-type]
-    service = Service(
-        give, ServerVoices(open_voices("demo")), sample_rate_hz=RATE_HZ, options=checked
-    )
+    service = Service(give, ServerVoices.open("demo", None), options=checked)
     run(service, listen("127.0.0.1", 0))
 
 

@@ -20,7 +20,6 @@ typedef struct { __m256i low, high; } Words;
     ({ __auto_type a_ = (a); __auto_type b_ = (b); __auto_type c_ = (c); \
        (Floats){f(a_.low, b_.low, c_.low), f(a_.high, b_.high, c_.high)}; })
 #define SHIFT(f, a, bits) ({ __auto_type a_ = (a); (Words){f(a_.low, bits), f(a_.high, bits)}; })
-#define SAME(f, a) ({ __auto_type a_ = f(a); (Floats){a_, a_}; })
 
 #define _mm512_add_ps(a, b) TWO(_mm256_add_ps, a, b)
 #define _mm512_sub_ps(a, b) TWO(_mm256_sub_ps, a, b)
@@ -153,20 +152,16 @@ HALVES __m256 halves_scale(__m256 a, __m256 n) {
 
 /* Sums and maxima of lanes, in the order of the compiler's own header. */
 #define _mm512_reduce_add_ps halves_sum
-HALVES float _mm512_reduce_add_ps(Floats a) {
-    const __m256 half = _mm256_add_ps(a.high, a.low);
-    const __m128 quarter = _mm_add_ps(_mm256_extractf128_ps(half, 1), _mm256_castps256_ps128(half));
-    const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
-    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
-}
-
 #define _mm512_reduce_max_ps halves_largest
-HALVES float _mm512_reduce_max_ps(Floats a) {
-    const __m256 half = _mm256_max_ps(a.high, a.low);
-    const __m128 quarter = _mm_max_ps(_mm256_extractf128_ps(half, 1), _mm256_castps256_ps128(half));
-    const __m128 pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
-    return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
-}
+#define REDUCTION(name, of_256, of_128) \
+    HALVES float name(Floats a) { \
+        const __m256 half = of_256(a.high, a.low); \
+        const __m128 quarter = of_128(_mm256_extractf128_ps(half, 1), _mm256_castps256_ps128(half)); \
+        const __m128 pair = of_128(quarter, _mm_movehl_ps(quarter, quarter)); \
+        return _mm_cvtss_f32(of_128(pair, _mm_movehdup_ps(pair))); \
+    }
+REDUCTION(_mm512_reduce_add_ps, _mm256_add_ps, _mm_add_ps)
+REDUCTION(_mm512_reduce_max_ps, _mm256_max_ps, _mm_max_ps)
 
 /* Two 128 bits of a and then two of b, which two bits of `order` each pick. */
 #define _mm512_shuffle_f32x4(a, b, order) \

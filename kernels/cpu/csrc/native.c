@@ -37,7 +37,7 @@
 enum {
     PANEL = 32,
 #ifdef BY_HALVES
-    MAX_ROWS = 3, /* four sums each, of 16 registers of half the width; three of the others hold x */
+    MAX_ROWS = 3, /* four sums each, of 16 registers of half the width; the others hold the weights and x */
 #else
     MAX_ROWS = 12, /* two sums each, of 32 registers; three of the others hold the weights and x */
 #endif
