@@ -31,9 +31,6 @@ def settled(*, inference: bool) -> Iterator[None]:
         inference: whether tensors that are made are inference tensors, which only inference mode
             may write to. No gradient is recorded in either case.
     """
-    # In a new thread torch sets its number of OpenMP threads when it first asks for it, which the
-    # native kernels do not.
-    torch.get_num_threads()
     autocasts = [device for device in _AUTOCASTS if torch.is_autocast_enabled(device)]
     flushes = _DENORMAL * 1.0 == 0.0
     try:

@@ -151,7 +151,7 @@ def _info(arguments: argparse.Namespace) -> int:
         print(f"{package:<13} {_version(package) or 'missing: pip install ' + package}")
     instructions = torch.backends.cpu.get_cpu_capability()
     print(f"cpu           {torch.get_num_threads()} threads, {instructions}")
-    print(f"openmp        {why_no_openmp() or 'shared with torch'}")
+    print(f"openmp        {why_no_openmp() or 'found'}")
     devices = [
         f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
     ]

@@ -117,15 +117,7 @@ def _no_sources(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def _loader_fails(patch: pytest.MonkeyPatch, _: Path) -> None:
-    patch.setattr(openmp.ctypes, "CDLL", _raise(OSError("the loader is broken")))
-
-
-def _nobody_knows_openmp(patch: pytest.MonkeyPatch, _: Path) -> None:
-    patch.setattr(openmp, "_torch_follows", lambda library: False)
-
-
-def _other_openmp(patch: pytest.MonkeyPatch, _: Path) -> None:
-    patch.setattr(openmp.Runtime, "address", 4096)
+    patch.setattr(build.ctypes, "CDLL", _raise(OSError("the loader is broken")))
 
 
 def _anything(patch: pytest.MonkeyPatch, _: Path) -> None:
@@ -140,8 +132,6 @@ def _anything(patch: pytest.MonkeyPatch, _: Path) -> None:
         (_compiler_hangs, "timed out"),
         (_no_sources, "native.c"),
         (_loader_fails, "the loader is broken"),
-        (_nobody_knows_openmp, "OpenMP runtime"),
-        (_other_openmp, "another OpenMP"),
         (_anything, "whatever"),
     ],
 )

@@ -1,8 +1,7 @@
 """Compiles `csrc/native.c` at first use and loads it.
 
-It needs gcc (as Triton does), an x86 CPU with AVX-512 (for float32 AVX2 and FMA are enough) and a
-torch that runs on libgomp, whose threads it shares: two pools of threads would fight for the cores.
-`load` says what is missing.
+It needs gcc (as Triton does), Linux and an x86 CPU with AVX-512 (for float32 AVX2 and FMA are
+enough). `load` says what is missing.
 """
 
 from __future__ import annotations
@@ -23,16 +22,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bark_fast.kernels.cpu import operations
-from bark_fast.kernels.cpu.openmp import UnavailableError, runtime
 
 SOURCES = Path(__file__).parent / "csrc"
-_FILES = ("native.c", "native.h", "native_products.h", "halves.h")
+_FILES = ("native.c", "team.h", "native.h", "native_products.h", "halves.h")
 # Contraction is off so that only what is written as a fused multiply-add is one.
-_FLAGS = ("-std=gnu11", "-fopenmp", "-fPIC", "-ffp-contract=off")
+_FLAGS = ("-std=gnu11", "-pthread", "-fPIC", "-ffp-contract=off")
 OPTIMISED = ("-O3", "-march=native")
 
 _COMPILER_LIMIT_S = 300
 _DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class UnavailableError(Exception):
+    """The reason why this machine cannot use an optional part."""
 
 
 def load() -> ctypes.CDLL:
@@ -52,7 +54,7 @@ def loaded() -> ctypes.CDLL | UnavailableError:
     """Return the library, or why there is none; found out once."""
     try:
         if not suits_cpu():
-            raise UnavailableError("it needs an x86 CPU with AVX2 and FMA, or AVX-512")
+            raise UnavailableError("it needs Linux on an x86 CPU with AVX2 and FMA, or AVX-512")
         return open_library(compiled_library)
     except UnavailableError as error:
         return error
@@ -62,7 +64,7 @@ def loaded() -> ctypes.CDLL | UnavailableError:
 
 def suits_cpu() -> bool:
     """Return True if this CPU has the instructions that the library needs at least."""
-    return platform.machine() in ("x86_64", "AMD64") and cpu_flags() >= {"avx2", "fma"}
+    return platform.machine() == "x86_64" and cpu_flags() >= {"avx2", "fma"}
 
 
 def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
@@ -72,12 +74,8 @@ def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
         path: the library's file, or what compiles it.
 
     Raises:
-        UnavailableError: it does not load, its structs are others, or its threads would not be
-            torch's.
+        UnavailableError: it does not load, or its structs are others.
     """
-    # Symbols that are undefined in the library are found in this one.
-    openmp = runtime()
-    ctypes.CDLL(os.fsdecode(openmp.path), mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
     try:
         library = ctypes.CDLL(str(path() if callable(path) else path))
     except OSError as error:
@@ -85,12 +83,10 @@ def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
     pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for name, returns, takes in (
         ("layouts", ctypes.c_char_p, ()),
-        ("openmp", pointer, ()),
         ("has_bfloat16", integer, ()),
         ("has_int8", integer, ()),
         ("packed_bytes", number, (integer, number, number)),
-        ("pack", None, (integer, pointer, pointer, number, number)),
-        ("run", integer, (pointer, number)),
+        ("run", integer, (pointer, number, number)),
         ("words_of_rows", None, (pointer, pointer, pointer, number, number, number)),
     ):
         function = getattr(library, name)
@@ -98,10 +94,6 @@ def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
     difference = operations.difference(library.layouts().decode())
     if difference is not None:
         raise UnavailableError(f"the library was compiled for other structs: {difference}")
-    if library.openmp() != openmp.address:
-        raise UnavailableError(
-            "another OpenMP runtime than torch's serves all libraries of this process"
-        )
     return library
 
 
@@ -183,10 +175,9 @@ def _compile(compiler: str, flags: Sequence[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as partial:
         object_file, shared = Path(partial) / "native.o", Path(partial) / "native.so"
         source = str(SOURCES / _FILES[0])
-        # Linked without -fopenmp: that would bring the compiler's own libgomp along.
         for command in (
             [compiler, *flags, "-c", source, "-o", str(object_file)],
-            [compiler, "-shared", str(object_file), "-lm", "-o", str(shared)],
+            [compiler, "-shared", "-pthread", str(object_file), "-lm", "-o", str(shared)],
         ):
             _run(command, folder=partial)
         # Behind the last byte that the loader looks at.

@@ -30,13 +30,14 @@ import torch
 from torch import Tensor
 
 from bark_fast.kernels.cpu import build
-from bark_fast.kernels.cpu.openmp import UnavailableError
+from bark_fast.kernels.cpu.build import UnavailableError
 from bark_fast.kernels.cpu.operations import (
     KIND,
     Attention,
     EmbeddingSum,
     Linear,
     Operation,
+    Pack,
     Sample,
     as_program,
     pointer,
@@ -97,11 +98,12 @@ def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
         scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         weight = (weight / scales[:, None]).round_().to(torch.int8)
         excess = 128 * weight.sum(dim=1, dtype=torch.int32)
-    library = build.load()
     # Rows start at whole vectors, so that a load never spans two cache lines.
-    raw = torch.empty(library.packed_bytes(kind, n, k) + 64, dtype=torch.uint8, device="cpu")
+    size = build.load().packed_bytes(kind, n, k)
+    raw = torch.zeros(size + 64, dtype=torch.uint8, device="cpu")
     panels = raw[-raw.data_ptr() % 64 :]
-    library.pack(kind, panels.data_ptr(), weight.data_ptr(), n, k)
+    _run(Pack(kind=KIND["PACK"], panels=panels.data_ptr(), weight=weight.data_ptr(),
+              type=kind, n=n, k=k), panels, weight)  # fmt: skip
     return PackedWeight(panels, weight.shape, scales, excess)
 
 
@@ -315,7 +317,7 @@ def record(step: Callable[[], None]) -> Callable[[], None]:
 
     def repeat(held: list[Any] = tensors) -> None:
         # Held here, the tensors stay where they are and nobody else is given their memory.
-        if run(program, n):
+        if run(program, n, torch.get_num_threads()):
             raise MemoryError(_NO_MEMORY)
 
     return repeat
@@ -326,7 +328,7 @@ _NO_MEMORY = "no memory left for the intermediate results of a product, attentio
 
 def _run(operation: Operation, *tensors: Any) -> None:
     """Run one operation; `tensors` are those that it reads and writes."""
-    if build.load().run(ctypes.byref(operation), 1):
+    if build.load().run(ctypes.byref(operation), 1, torch.get_num_threads()):
         raise MemoryError(_NO_MEMORY)
     recording = getattr(_thread, "recording", None)
     if recording is not None:

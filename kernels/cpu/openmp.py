@@ -1,4 +1,5 @@
-"""The OpenMP runtime that torch computes with: which it is, and its worker threads.
+"""The OpenMP runtime that torch computes with: which it is, and its worker threads. (The native
+kernels have threads of their own: csrc/team.h.)
 
 A process can hold several, because wheels bring their own. Torch's is the one whose number of
 threads torch follows.
@@ -14,11 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
+from bark_fast.kernels.cpu.build import UnavailableError
+
 _OMP_PAUSE_SOFT = 1  # OpenMP 5.0, section 3.2.44: omp_pause_resource_all
-
-
-class UnavailableError(Exception):
-    """The reason why this machine cannot use an optional part."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,6 @@ class Runtime:
 
     library: ctypes.CDLL
     path: bytes
-
-    @property
-    def address(self) -> int | None:
-        """The address of its `omp_get_max_threads`, which tells it from others."""
-        return _address(self.library.omp_get_max_threads)
 
 
 def runtime() -> Runtime:

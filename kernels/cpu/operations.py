@@ -75,7 +75,16 @@ class Sample(Operation):
     )  # fmt: skip
 
 
-_STRUCTS: tuple[type[Operation], ...] = (EmbeddingSum, Linear, Attention, Sample)
+class Pack(Operation):
+    """A weight [n, k] into panels."""
+
+    kinds = ("PACK",)
+    _fields_: ClassVar = _members(
+        panels=c_void_p, weight=c_void_p, type=c_int64, n=c_int64, k=c_int64
+    )
+
+
+_STRUCTS: tuple[type[Operation], ...] = (EmbeddingSum, Linear, Attention, Sample, Pack)
 _KINDS = {kind: struct for struct in _STRUCTS for kind in struct.kinds}
 KIND = {kind: number for number, kind in enumerate(_KINDS)}
 """The number of each kind, in native.c's order."""

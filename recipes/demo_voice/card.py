@@ -22,15 +22,19 @@ def judged(rows: Mapping[str, Mapping[str, float]]) -> str:
     )
 
 
-def write_card(
-    folder: Path, evaluation: Mapping[str, Any], models: Path, data: Path, *, seed: int
-) -> None:
-    """Write `folder`/README.md; `models` holds what `fit` reports of the training, `data` what was
-    trained on."""
-    reports = {
-        name: json.loads((models / f"{name}.json").read_text())
-        for name in ("semantic", "coarse", "fine", "codec")
-    }
+def training_of(models: Path) -> dict[str, dict[str, float]]:
+    """What `fit` reports of each network's training."""
+    keys = ("parameters", "steps", "minutes")
+    found = {}
+    for name in ("semantic", "coarse", "fine", "codec"):
+        report = json.loads((models / f"{name}.json").read_text())
+        found[name] = {key: report[key] for key in keys}
+    return found
+
+
+def write_card(folder: Path, evaluation: Mapping[str, Any], data: Path, *, seed: int) -> None:
+    """Write `folder`/README.md; `data` holds what was trained on."""
+    reports = evaluation["training"]
     rules = json.loads((folder / "generation_config.json").read_text())
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
     machine = evaluation["machine"]

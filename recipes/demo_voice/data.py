@@ -178,10 +178,10 @@ def make_words(folder: Path) -> None:
     torch.save({"said": said, "space": torch.tensor(teacher.space)}, folder / "words.pt")
 
 
-def make_data(folder: Path, *, seed: int, n_acoustic: int, processes: int) -> None:
-    """Write all that is not there yet."""
+def make_data(folder: Path, *, seed: int, n_texts: int, n_acoustic: int, processes: int) -> None:
+    """Write all that is not there yet: units of `n_texts` sentences, codes of `n_acoustic`."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = make_texts(seed)
+    texts = make_texts(seed)[:n_texts]
     with Pool(processes) as pool:
         if not (folder / "books.pt").exists():
             make_books(folder, texts, pool, seed)

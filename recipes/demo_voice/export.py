@@ -24,6 +24,7 @@ from recipes.demo_voice.teacher import SAMPLE_RATE_HZ, SPEAKERS
 # What is measured to be best (`evaluate.temperatures`): the teacher says a text in one way, and a
 # rare unit or code is a mistake rather than a variant.
 _TEMPERATURES = {"semantic": 0.3, "coarse": 0.4, "fine": 0.2}
+_SAME_DATA = 0.9  # of the tokens: a rounding may move a frame to the next code
 _PRESET_UNITS = (44, 70)  # how long a voice's sentence is: 2.2 to 3.5 s
 
 
@@ -187,10 +188,29 @@ def trained_states(named: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def start_from(checkpoint: Path, models: Path) -> None:
-    """Write a checkpoint's weights where training finds them; models that are there stay."""
+    """Write a checkpoint's weights, and what its evaluation.json says of their training, where
+    training finds them; models that are there stay."""
+    evaluation = checkpoint / "evaluation.json"
+    reports = json.loads(evaluation.read_text())["training"] if evaluation.exists() else {}
     for name, state in trained_states(load_file(checkpoint / "model.safetensors")).items():
         if not (models / f"{name}.pt").exists():
             torch.save(state, models / f"{name}.pt")
+            if name in reports:
+                (models / f"{name}.json").write_text(json.dumps(reports[name]) + "\n")
+
+
+def check_data(data: Path, checkpoint: Path) -> None:
+    """Raise ValueError if units and codes of `data` are not those that `checkpoint` was trained on,
+    by the sentences that are its voices: another machine's k-means may have other rounding."""
+    for name, arrays in _presets(data).items():
+        for key, now in arrays.items():
+            then = np.load(checkpoint / f"speaker_embeddings/{name}_{key}.npy")
+            same = float((now == then).mean()) if now.shape == then.shape else 0.0
+            if same < _SAME_DATA:
+                raise ValueError(
+                    f"{data} has other tokens than {checkpoint} was trained on: {same:.0%} of "
+                    f"{name}'s {key} are the same, {_SAME_DATA:.0%} must be"
+                )
 
 
 def export(data: Path, models: Path, folder: Path) -> None:
@@ -211,11 +231,11 @@ def export(data: Path, models: Path, folder: Path) -> None:
     _write_presets(data, folder)
 
 
-def _write_presets(data: Path, folder: Path) -> None:
+def _presets(data: Path) -> dict[str, dict[str, np.ndarray]]:
     """For each speaker, a sentence of the training data long enough to fill a history."""
     units, codes = Ragged.load(data / "spoken_units.npy"), Ragged.load(data / "codes.npy")
     speakers = np.load(data / "speakers.npy")
-    index: dict[str, Any] = {"repo_or_path": "demo"}
+    presets = {}
     for number, speaker in enumerate(SPEAKERS):
         own = (
             int(i)
@@ -225,13 +245,18 @@ def _write_presets(data: Path, folder: Path) -> None:
         chosen = next(own)
         fine = codes[chosen].astype(np.int64)
         n = fine.shape[1]
-        arrays = {
+        presets[f"v2/{speaker.name}"] = {
             "semantic_prompt": units[chosen].astype(np.int64),
             # Bark drops the last frame.
             "coarse_prompt": fine[: tokens.N_COARSE, [*range(1, n), n - 1]],
             "fine_prompt": fine,
         }
-        name = f"v2/{speaker.name}"
+    return presets
+
+
+def _write_presets(data: Path, folder: Path) -> None:
+    index: dict[str, Any] = {"repo_or_path": "demo"}
+    for name, arrays in _presets(data).items():
         index[name] = {}
         for key, array in arrays.items():
             file = f"speaker_embeddings/{name}_{key}.npy"

@@ -57,7 +57,8 @@ def fit(
     matrices: Callable[[str, Tensor], bool] = lambda name, p: "blocks" in name and p.ndim == 2,
 ) -> None:
     """Train, and leave the weights in `folder`/`name`.pt, the last ones all along. What was trained
-    before goes on if the plan is longer now, and weights that lie there are where it starts.
+    before goes on if the plan is longer now, and weights that lie there are where it starts: then
+    the plan is what comes on top of their report, `folder`/`name`.json.
 
     Args:
         batches: an endless stream of them, from a seed.
@@ -76,16 +77,21 @@ def fit(
         optimisers.append(Muon(chosen, lr=plan.matrix_rate or plan.rate))
     rates = [o.param_groups[0]["lr"] for o in optimisers]
     step, spent = 0, 0.0
+    report = folder / f"{name}.json"
+    before: dict[str, float] = {"steps": 0, "minutes": 0.0}
     if resume.exists():
         state = torch.load(resume, weights_only=True)
         model.load_state_dict(state["model"])
         for optimiser, own in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(own)
-        step, spent = state["step"], state["spent_s"]
+        step, spent, before = state["step"], state["spent_s"], state["before"]
         if plan.done(step, spent) >= 1:
             return
     elif target.exists():  # only weights: of a checkpoint, say
         model.load_state_dict(torch.load(target, weights_only=True))
+        if report.exists():
+            known = json.loads(report.read_text())
+            before = {key: known[key] for key in before}
 
     def save(path: Path, content: Any) -> None:
         torch.save(content, path.with_suffix(".partial"))
@@ -98,20 +104,21 @@ def fit(
             "optimisers": [o.state_dict() for o in optimisers],
             "step": step,
             "spent_s": spent,
+            "before": before,
         }
         save(resume, state)
 
     if plan.compiled and isinstance(body := getattr(model, "body", None), nn.Module):
         body.compile(dynamic=True)
-    before = saved = time.monotonic()
+    last = saved = time.monotonic()
     shown: dict[str, float] = {}
-    stream = batches(step)
+    stream = batches(int(before["steps"]) + step)  # others than it has seen
     with tqdm(total=plan.steps, initial=step, desc=name, mininterval=10) as bar:
         while True:
             now = time.monotonic()
             # A process that was stopped for a while has not trained.
-            spent += min(now - before, _LONGEST_STEP_S)
-            before = now
+            spent += min(now - last, _LONGEST_STEP_S)
+            last = now
             done = plan.done(step, spent)
             if done >= 1:
                 break
@@ -142,6 +149,11 @@ def fit(
     save_all()
     figures = {} if check is None else check()
     parameters = sum(p.numel() for p in model.parameters())
-    report = {"parameters": parameters, "steps": step, "minutes": spent / 60, "held out": figures}
-    (folder / f"{name}.json").write_text(json.dumps(report) + "\n")
-    print(f"{name}: {report}", flush=True)
+    result = {
+        "parameters": parameters,
+        "steps": int(before["steps"]) + step,
+        "minutes": before["minutes"] + spent / 60,
+        "held out": figures,
+    }
+    report.write_text(json.dumps(result) + "\n")
+    print(f"{name}: {result}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.kernels.cpu import build, native, operations
+from bark_fast.kernels.cpu.openmp import runtime
 from helpers.kernel_cases import EXTRAS, Sequences, exact_bidirectional, exact_linear, extras_of
 from helpers.kernels import assert_accurate, guarded_outputs, integers, randn
 from helpers.native_library import emulated_library, halves_library
@@ -439,32 +441,93 @@ def test_a_thread_that_ends_keeps_no_memory(dtype) -> None:
     assert resident_bytes() - before < 20 * 2**20  # each needs about a megabyte and a half
 
 
-def test_threads_are_those_of_torch(dtype) -> None:
-    """One pool: the library brings no OpenMP runtime of its own."""
-    maps = Path("/proc/self/maps").read_text().split()
-    runtimes = {Path(word).name for word in maps if "/" in word and "omp" in Path(word).name}
-    assert len({name for name in runtimes if name.startswith("libgomp")}) == 1, runtimes
+def own_threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
 
 
-def test_a_thread_can_give_its_workers_back(dtype) -> None:
+def test_a_team_ends_with_the_thread_that_it_works_for(dtype) -> None:
+    weight = kernels.pack_weight(randn(2000, 64, dtype=dtype), impl="native")
+    x = randn(50, 64, dtype=dtype)
+    found: list[set[str]] = []
+
+    def work() -> None:
+        torch.get_num_threads()  # the first call in a thread sets the number itself
+        # Not torch.set_num_threads: the next new thread would have as many.
+        for threads in (3, 1, 4):
+            runtime().library.omp_set_num_threads(threads)
+            kernels.fused_linear(x, weight, impl="native")
+            found.append(own_threads())
+
+    before = own_threads()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert [len(threads - before) for threads in found] == [3, 1, 4]  # it and its workers
+    assert not (found[0] | found[2]) - before & own_threads()
+
+
+def test_many_teams_at_once(dtype) -> None:
+    """More threads than cores, which the system puts aside at any moment: nothing is lost, done
+    twice or waited for in vain."""
+    weight = kernels.pack_weight(randn(640, 96, seed=1, dtype=dtype), impl="native")
+    x, norm = randn(40, 96, seed=2, dtype=dtype), (randn(96, dtype=dtype), None)
+    expected = kernels.fused_linear(x, weight, norm=norm, impl="native")
+    wrong: list[int] = []
+
+    def work(threads: int) -> None:
+        torch.get_num_threads()
+        runtime().library.omp_set_num_threads(threads)
+        outs = []
+
+        def step() -> None:
+            outs[:] = [kernels.fused_linear(x, weight, norm=norm, impl="native") for _ in range(5)]
+
+        repeat = kernels.record_native(step)
+        for _ in range(60):
+            for out in outs:
+                out.fill_(math.nan)
+            repeat()
+            wrong.extend(i for i, out in enumerate(outs) if not torch.equal(out, expected))
+
+    callers = [threading.Thread(target=work, args=(n,)) for n in (1, 2, 3, 5, 8, 2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=120)
+        assert not caller.is_alive(), "a thread waits for ever"
+    assert not wrong
+
+
+def test_a_fork_has_a_team_of_its_own(dtype) -> None:
+    weight = kernels.pack_weight(randn(640, 96, seed=1, dtype=dtype), impl="native")
+    x = randn(40, 96, seed=2, dtype=dtype)
+    expected = kernels.fused_linear(x, weight, impl="native")
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            signal.alarm(60)
+            equal = torch.equal(kernels.fused_linear(x, weight, impl="native"), expected)
+            status = 0 if equal else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_thread_can_give_torchs_workers_back() -> None:
     """... and go on: they come again when they are needed."""
-    weight = kernels.pack_weight(randn(640, 64, dtype=dtype), impl="native")
-    x = randn(5, 64, dtype=dtype)
-
-    def threads() -> set[str]:
-        return set(os.listdir("/proc/self/task"))
-
+    x = torch.ones(600, 600, device="cpu")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         kernels.release_threads()
-        others = threads()  # of which some may end meanwhile
-        y = kernels.fused_linear(x, weight, impl="native")
-        workers = threads() - others
+        others = own_threads()  # of which some may end meanwhile
+        x.exp()
+        workers = own_threads() - others
         assert len(workers) == 2
         kernels.release_threads()
-        assert not workers & threads()
-        assert torch.equal(kernels.fused_linear(x, weight, impl="native"), y)
-        assert len(threads() - others) == 2
+        assert not workers & own_threads()
+        x.exp()
+        assert len(own_threads() - others) == 2
     finally:
         torch.set_num_threads(before)

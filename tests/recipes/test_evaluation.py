@@ -11,7 +11,7 @@ import pytest
 
 from bark_fast import GenerationParams
 from helpers.made_voice import TEXTS, Made, MadeUp
-from recipes.demo_voice.card import judged, write_card
+from recipes.demo_voice.card import judged, training_of, write_card
 from recipes.demo_voice.evaluate import agreement, evaluate, median_pitch_hz, temperatures
 from recipes.demo_voice.hearing import error_rate, read_pieces, word_errors, words_of
 from recipes.demo_voice.teacher import SPEAKERS
@@ -92,7 +92,8 @@ def test_everything_is_measured_and_written_down(made: Made, judges: None) -> No
     assert all(factor > 0 for factor in figures["real_time_factor"].values())
     json.dumps(figures)
 
-    write_card(made.checkpoint, figures, made.models, made.data, seed=7)
+    figures["training"] = training_of(made.models)
+    write_card(made.checkpoint, figures, made.data, seed=7)
     card = (made.checkpoint / "README.md").read_text()
     assert f"| the teacher | {200 / words:.1f} % | 3.21 |" in card
     assert "with seed 7" in card

@@ -16,10 +16,10 @@
  * same product: scores of 12 queries, softmax, product with the values (Vaswani et al. 2017, eq. 1).
  * Attention of one query reads keys and values where they lie.
  *
- * An operation is a struct of 64-bit words that Python fills in, and `run` takes any number of them: a
+ * An operation is a struct of 64-bit words that Python fills in, and `run` (team.h) takes any number of them: a
  * whole decode step is recorded once and then one call, as a CUDA graph is on a GPU.
  *
- * Functions return 0, or -1 where there is no memory left.
+ * `run` returns 0, or -1 where there is no memory left. Threads are `team.h`'s.
  */
 #if defined __AVX512BW__ || defined EMULATED_AVX512 /* which tests do */
 #include <immintrin.h>
@@ -28,8 +28,6 @@
 #include "halves.h"
 #endif
 #include <math.h>
-#include <omp.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,38 +50,6 @@ typedef int64_t i64;
 INLINE i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 INLINE i64 min_of(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 max_of(i64 a, i64 b) { return a > b ? a : b; }
-
-/* Memory that a calling thread keeps for the next call, 64 bytes aligned; freed when it ends. */
-typedef struct {
-    char *memory;
-    size_t held;
-} Scratch;
-
-static pthread_key_t scratch_key;
-static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
-
-static void free_scratch(void *own) {
-    free(((Scratch *)own)->memory);
-    free(own);
-}
-
-static void make_scratch_key(void) { pthread_key_create(&scratch_key, free_scratch); }
-
-static char *scratch(size_t bytes) {
-    pthread_once(&scratch_once, make_scratch_key);
-    Scratch *own = pthread_getspecific(scratch_key);
-    if (!own) {
-        own = calloc(1, sizeof *own);
-        if (!own || pthread_setspecific(scratch_key, own)) return free(own), NULL;
-    }
-    if (bytes > own->held) {
-        free(own->memory);
-        own->held = ceil_div(bytes + bytes / 2, 64) * 64;
-        own->memory = aligned_alloc(64, own->held);
-        if (!own->memory) own->held = 0;
-    }
-    return own->memory;
-}
 
 /* Operations: what `run` takes. All members have 64 bits, and operations lie WORDS words apart. Python
  * has the same structs (operations.py) and compares them with `layouts` when it loads the library. */
@@ -130,9 +96,15 @@ enum { WORDS = 40 };
     M(i64 *, slot_mapping) M(i64 *, num_generated) M(const i64 *, limits) M(const i64 *, tables) M(i64 *, history) \
     M(i64, max_pages) M(i64, page_size) M(i64, history_width) M(i64, first_id)
 
+#define PACK_MEMBERS(M) \
+    M(i64, kind) M(i64, half) \
+    M(char *, panels) M(const char *, weight) /* [n, k] */ \
+    M(i64, type) /* 0 float32, 1 bfloat16, 2 signed bytes */ M(i64, n) M(i64, k)
+
 #define KINDS(K) \
     K(EMBEDDING_SUM, EMBEDDING_MEMBERS) K(LINEAR, LINEAR_MEMBERS) K(PAGED_ATTENTION, ATTENTION_MEMBERS) \
-    K(DECODE_ATTENTION, ATTENTION_MEMBERS) K(BIDIRECTIONAL_ATTENTION, ATTENTION_MEMBERS) K(SAMPLE, SAMPLE_MEMBERS)
+    K(DECODE_ATTENTION, ATTENTION_MEMBERS) K(BIDIRECTIONAL_ATTENTION, ATTENTION_MEMBERS) K(SAMPLE, SAMPLE_MEMBERS) \
+    K(PACK, PACK_MEMBERS)
 
 #define DECLARED(type, name) type name;
 #define DESCRIBED(type, name) ";" #type " " #name
@@ -144,16 +116,10 @@ typedef struct { EMBEDDING_MEMBERS(DECLARED) } Embedding;
 typedef struct { LINEAR_MEMBERS(DECLARED) } Linear;
 typedef struct { ATTENTION_MEMBERS(DECLARED) } Attention;
 typedef struct { SAMPLE_MEMBERS(DECLARED) } Sample;
+typedef struct { PACK_MEMBERS(DECLARED) } Pack;
 
 /* The kinds in their order, a line each with the members of its struct in theirs. */
 const char *layouts(void) { return KINDS(ON_A_LINE); }
-
-/* Queries of sequences one after another, a row of heads * d every token_stride numbers. */
-typedef struct {
-    const char *q;
-    i64 token_stride;
-    const i64 *starts, *lengths; /* [B + 1] rows, [B] keys */
-} Queries;
 
 /* Keys and values of sequences; tables is NULL where sequence b has one page, b. */
 typedef struct {
@@ -162,11 +128,21 @@ typedef struct {
     i64 max_pages, page_size, page_stride, head_stride, token_stride; /* strides in numbers */
 } Source;
 
+/* Keys beside each other lie like the queries: one "page" a sequence, heads side by side. */
+static Source source_of(const Attention *a) {
+    if (a->kind == BIDIRECTIONAL_ATTENTION)
+        return (Source){a->keys, a->values, NULL, 0, a->page_size, a->page_size * a->q_stride, a->d, a->q_stride};
+    const i64 head = a->page_size * a->d;
+    return (Source){a->keys, a->values, a->tables, a->max_pages, a->page_size, a->heads * head, head, a->d};
+}
+
 /* The first number of key or value j of head h of sequence b. */
 INLINE i64 place(const Source *s, i64 b, i64 h, i64 j) {
     const i64 page = s->tables ? s->tables[b * s->max_pages + j / s->page_size] : b;
     return page * s->page_stride + h * s->head_stride + j % s->page_size * s->token_stride;
 }
+
+#include "team.h"
 
 INLINE __mmask16 first_lanes(i64 n) { return n >= 16 ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1; }
 
@@ -418,47 +394,50 @@ static i64 bytes_of_panel(int type, i64 k) {
 
 i64 packed_bytes(int type, i64 n, i64 k) { return ceil_div(n, PANEL) * bytes_of_panel(type, k); }
 
-void pack(int type, char *panels, const char *weight, i64 n, i64 k) {
-    const int half = type == 1;
-    const i64 row_bytes = k * (type == 2 ? 1 : half ? 2 : 4);
-    memset(panels, 0, packed_bytes(type, n, k));
-#pragma omp parallel for
-    for (i64 i = 0; i < n; i++) {
-        char *panel = panels + i / PANEL * bytes_of_panel(type, k);
-        if (type == 2) i8_pack_row(panel, i % PANEL, weight + i * row_bytes, k);
-        else CALL(pack_row, panel, i % PANEL, weight + i * row_bytes, k);
+static i64 pack_pieces(const Pack *a, const Work *work) { return in_pieces(work, a->n, 64 * a->k); }
+
+static void pack_piece(const Pack *a, const Work *work, i64 piece) {
+    const int half = a->type == 1;
+    const i64 row_bytes = a->k * (a->type == 2 ? 1 : half ? 2 : 4);
+    for (i64 i = first_item(work, a->n, piece); i < first_item(work, a->n, piece + 1); i++) {
+        char *panel = a->panels + i / PANEL * bytes_of_panel(a->type, a->k);
+        if (a->type == 2) i8_pack_row(panel, i % PANEL, a->weight + i * row_bytes, a->k);
+        else CALL(pack_row, panel, i % PANEL, a->weight + i * row_bytes, a->k);
     }
 }
 
-static int attention(const Attention *a) {
-    const int half = a->half;
-    const Queries queries = {a->q, a->q_stride, a->starts, a->lengths};
-    Source source = {a->keys, a->values, a->tables, a->max_pages, a->page_size, a->heads * a->page_size * a->d, a->page_size * a->d, a->d};
-    if (a->kind == DECODE_ATTENTION) return CALL(decode_attention, a->out, &queries, &source, a->batch, a->heads, a->d);
-    if (a->kind == PAGED_ATTENTION) return CALL(attention, a->out, &queries, &source, a->batch, a->heads, a->d, 1);
-    /* Keys lie like the queries: one "page" a sequence, heads side by side. */
-    source = (Source){a->keys, a->values, NULL, 0, a->page_size, a->page_size * a->q_stride, a->d, a->q_stride};
-    return CALL(attention, a->out, &queries, &source, a->batch, a->heads, a->d, 0);
+static i64 phases_of(const i64 *operation) {
+    switch (operation[0]) {
+        case LINEAR: return 3;
+        case PAGED_ATTENTION: case BIDIRECTIONAL_ATTENTION: return 2;
+        default: return 1;
+    }
 }
 
-/* The OpenMP runtime whose threads these are, by the address of one of its functions. */
-const void *openmp(void) { return (const void *)omp_get_max_threads; }
-
-/* Run n operations of WORDS 64-bit words each, one after another. */
-int run(const i64 *operations, i64 n) {
-    for (i64 i = 0; i < n; i++) {
-        const i64 *operation = operations + i * WORDS;
-        const int half = operation[1];
-        int failed = -1;
-        switch (operation[0]) {
-            case EMBEDDING_SUM: failed = CALL(embedding_sum, (const Embedding *)operation); break;
-            case LINEAR: failed = CALL(linear, (const Linear *)operation); break;
-            case SAMPLE: failed = CALL(sample, (const Sample *)operation); break;
-            default: failed = attention((const Attention *)operation);
-        }
-        if (failed) return failed;
+static i64 pieces_of_phase(Work *work) {
+    const i64 *operation = work->operation;
+    const int half = operation[1];
+    switch (operation[0]) {
+        case EMBEDDING_SUM: return CALL(embedding_pieces, (const Embedding *)operation, work);
+        case LINEAR: return CALL(linear_pieces, (const Linear *)operation, work);
+        case DECODE_ATTENTION: return CALL(decode_attention_pieces, (const Attention *)operation, work);
+        case SAMPLE: return CALL(sample_pieces, (const Sample *)operation, work);
+        case PACK: return pack_pieces((const Pack *)operation, work);
+        default: return CALL(attention_pieces, (const Attention *)operation, work);
     }
-    return 0;
+}
+
+static void do_piece(const Work *work, i64 piece, i64 thread) {
+    const i64 *operation = work->operation;
+    const int half = operation[1];
+    switch (operation[0]) {
+        case EMBEDDING_SUM: CALL(embedding_piece, (const Embedding *)operation, work, piece); break;
+        case LINEAR: CALL(linear_piece, (const Linear *)operation, work, piece); break;
+        case DECODE_ATTENTION: CALL(decode_attention_piece, (const Attention *)operation, work, piece, thread); break;
+        case SAMPLE: CALL(sample_piece, (const Sample *)operation, work, piece, thread); break;
+        case PACK: pack_piece((const Pack *)operation, work, piece); break;
+        default: CALL(attention_piece, (const Attention *)operation, work, piece, thread);
+    }
 }
 
 /* For tests of the generator. */

@@ -115,53 +115,72 @@ INLINE void T(write_row)(const Linear *a, i64 row) {
     }
 }
 
-static int T(linear)(const Linear *a) {
-    const i64 rows = a->rows, blocks = ceil_div(rows, MAX_ROWS), x_bytes = a->k * SIZE;
-    const i64 in_bytes = a->scales ? ceil_div(a->k, 4) * 4 : x_bytes;
-    const i64 panel_bytes = a->scales ? i8_panel_bytes(a->k) : T(panel_bytes)(a->k);
-    char *normed = NULL, *quantised = NULL;
-    float *row_scales = NULL;
-    if (a->norm_weight || a->scales) {
-        normed = scratch(rows * (x_bytes + in_bytes + sizeof *row_scales));
-        if (!normed) return -1;
-        row_scales = (float *)(normed + rows * x_bytes);
-        quantised = (char *)(row_scales + rows);
+/* The inputs of a product, and the memory for those that are first normed or made bytes. */
+typedef struct {
+    i64 rows, x_bytes, in_bytes, panel_bytes;
+    char *normed, *quantised;
+    float *row_scales;
+} T(Inputs);
+
+INLINE T(Inputs) T(inputs)(const Linear *a, const Work *work) {
+    T(Inputs) i = {.rows = a->rows, .x_bytes = a->k * SIZE};
+    i.in_bytes = a->scales ? ceil_div(a->k, 4) * 4 : i.x_bytes;
+    i.panel_bytes = a->scales ? i8_panel_bytes(a->k) : T(panel_bytes)(a->k);
+    i.normed = work->shared;
+    i.row_scales = (float *)(i.normed + i.rows * i.x_bytes);
+    i.quantised = (char *)(i.row_scales + i.rows);
+    return i;
+}
+
+static i64 T(linear_pieces)(const Linear *a, Work *work) {
+    const T(Inputs) i = T(inputs)(a, work);
+    if (work->phase == 0) {
+        if (!a->norm_weight && !a->scales) return 0;
+        if (reserve(work, i.rows * (i.x_bytes + i.in_bytes + sizeof(float)), 0)) return -1;
+        return in_pieces(work, i.rows, 4 * i.x_bytes);
     }
-    const char *x = a->norm_weight ? normed : a->x, *in = a->scales ? quantised : x;
-#pragma omp parallel
-    {
-        if (normed) {
-#pragma omp for schedule(static)
-            for (i64 r = 0; r < rows; r++) {
-                if (a->norm_weight) T(norm_row)(normed + r * x_bytes, a->x + r * x_bytes, a);
-                if (a->scales) row_scales[r] = T(quantise_row)((uint8_t *)quantised + r * in_bytes, x + r * x_bytes, a->k);
-            }
-        }
-#pragma omp for schedule(static)
-        for (i64 p = 0; p < ceil_div(a->n, PANEL); p++) {
-            const char *panel = a->panels + p * panel_bytes;
-            for (i64 block = 0; block < blocks; block++) {
-                float sums[MAX_ROWS][PANEL];
-                /* Blocks of nearly equal size: 8 + 8 rows take less time than 12 + 4. */
-                const i64 start = block * rows / blocks, stop = (block + 1) * rows / blocks;
-                const char *first = in + start * in_bytes;
-                if (a->scales) i8_tile(stop - start, first, in_bytes, panel, a->k, sums[0], PANEL);
-                else T(tile)(stop - start, first, in_bytes, panel, a->k, sums[0], PANEL);
-                for (i64 r = start; r < stop; r++)
-                    T(finish_row)(a, sums[r - start], a->scales ? row_scales[r] : 1, r, p * PANEL);
-            }
-        }
-        if (a->k_pages) {
-#pragma omp for schedule(static)
-            for (i64 r = 0; r < rows; r++) T(write_row)(a, r);
+    if (work->phase == 1) return in_pieces(work, ceil_div(a->n, PANEL), i.panel_bytes * (16 + i.rows) / 16);
+    return a->k_pages ? in_pieces(work, i.rows, a->n * SIZE) : 0;
+}
+
+INLINE void T(multiply_panel)(const Linear *a, const T(Inputs) *i, i64 p) {
+    const char *panel = a->panels + p * i->panel_bytes;
+    const char *in = a->scales ? i->quantised : a->norm_weight ? i->normed : a->x;
+    const i64 blocks = ceil_div(i->rows, MAX_ROWS);
+    for (i64 block = 0; block < blocks; block++) {
+        float sums[MAX_ROWS][PANEL];
+        /* Blocks of nearly equal size: 8 + 8 rows take less time than 12 + 4. */
+        const i64 start = block * i->rows / blocks, stop = (block + 1) * i->rows / blocks;
+        const char *first = in + start * i->in_bytes;
+        if (a->scales) i8_tile(stop - start, first, i->in_bytes, panel, a->k, sums[0], PANEL);
+        else T(tile)(stop - start, first, i->in_bytes, panel, a->k, sums[0], PANEL);
+        for (i64 r = start; r < stop; r++)
+            T(finish_row)(a, sums[r - start], a->scales ? i->row_scales[r] : 1, r, p * PANEL);
+    }
+}
+
+static void T(linear_piece)(const Linear *a, const Work *work, i64 piece) {
+    const T(Inputs) i = T(inputs)(a, work);
+    const i64 items = work->phase == 1 ? ceil_div(a->n, PANEL) : i.rows;
+    for (i64 j = first_item(work, items, piece); j < first_item(work, items, piece + 1); j++) {
+        const char *x = a->x + j * i.x_bytes;
+        char *normed = i.normed + j * i.x_bytes;
+        if (work->phase == 1) T(multiply_panel)(a, &i, j);
+        else if (work->phase == 2) T(write_row)(a, j);
+        else {
+            if (a->norm_weight) T(norm_row)(normed, x, a);
+            if (a->scales) i.row_scales[j] = T(quantise_row)((uint8_t *)i.quantised + j * i.in_bytes, a->norm_weight ? normed : x, a->k);
         }
     }
-    return 0;
 }
 
 /* Embeddings: of each row the sum over streams, negative ids left out, and a position's. */
-static int T(embedding_sum)(const Embedding *a) {
-    for (i64 r = 0; r < a->rows; r++)
+static i64 T(embedding_pieces)(const Embedding *a, const Work *work) {
+    return in_pieces(work, a->rows, (a->streams + 2) * a->width * SIZE);
+}
+
+static void T(embedding_piece)(const Embedding *a, const Work *work, i64 piece) {
+    for (i64 r = first_item(work, a->rows, piece); r < first_item(work, a->rows, piece + 1); r++)
         for (i64 i = 0; i < a->width; i += 16) {
             const __mmask16 lanes = first_lanes(a->width - i);
             __m512 sum = _mm512_setzero_ps();
@@ -173,7 +192,6 @@ static int T(embedding_sum)(const Embedding *a) {
             sum = _mm512_add_ps(sum, T(load)(a->position_table, a->positions[r] * a->width + i, lanes));
             T(store)(a->y, r * a->width + i, lanes, sum);
         }
-    return 0;
 }
 
 /* Attention -------------------------------------------------------------------------------------*/
@@ -265,48 +283,64 @@ INLINE void T(attend)(char *out, i64 out_stride, const char *q, i64 q_stride, i6
     }
 }
 
-static int T(attention)(char *out, const Queries *queries, const Source *source, i64 batch, i64 heads, i64 d, int causal) {
+/* The sizes of an attention of many queries: keys in whole panels, blocks of queries, bytes. */
+typedef struct {
+    i64 width, blocks, keys_bytes, head_bytes, scores_bytes;
+} T(Sizes);
+
+INLINE T(Sizes) T(sizes)(const Attention *a) {
     i64 longest = 0, most = 0;
-    for (i64 b = 0; b < batch; b++) {
-        longest = max_of(longest, queries->lengths[b]);
-        most = max_of(most, queries->starts[b + 1] - queries->starts[b]);
+    for (i64 b = 0; b < a->batch; b++) {
+        longest = max_of(longest, a->lengths[b]);
+        most = max_of(most, a->starts[b + 1] - a->starts[b]);
     }
-    const i64 width = ceil_div(longest, PANEL) * PANEL, blocks = ceil_div(most, MAX_ROWS);
-    const i64 keys_bytes = width / PANEL * T(panel_bytes)(d);
-    const i64 head_bytes = keys_bytes + ceil_div(d, PANEL) * T(panel_bytes)(width);
-    const i64 scores_bytes = MAX_ROWS * width * 4, own_bytes = scores_bytes + MAX_ROWS * width * SIZE;
-    char *packed = scratch(batch * heads * head_bytes + omp_get_max_threads() * own_bytes);
-    if (!packed) return -1;
-    char *all = packed + batch * heads * head_bytes;
-#pragma omp parallel
-    {
-        char *own = all + omp_get_thread_num() * own_bytes;
-#pragma omp for schedule(dynamic) collapse(2)
-        for (i64 b = 0; b < batch; b++)
-            for (i64 h = 0; h < heads; h++) {
-                char *keys = packed + (b * heads + h) * head_bytes;
-                T(pack_keys)(keys, source, b, h, queries->lengths[b], d, width);
-                T(pack_values)(keys + keys_bytes, source, b, h, queries->lengths[b], d, width);
-            }
-#pragma omp for schedule(dynamic) collapse(3)
-        for (i64 b = 0; b < batch; b++)
-            for (i64 h = 0; h < heads; h++)
-                for (i64 block = 0; block < blocks; block++) {
-                    const i64 first = queries->starts[b], count = queries->starts[b + 1] - first;
-                    const i64 from = block * MAX_ROWS, rows = min_of(MAX_ROWS, count - from);
-                    if (rows <= 0) continue;
-                    if (!queries->lengths[b]) { /* nothing to see */
-                        for (i64 r = 0; r < rows; r++) memset(out + ((first + from + r) * heads + h) * d * SIZE, 0, d * SIZE);
-                        continue;
-                    }
-                    const char *keys = packed + (b * heads + h) * head_bytes;
-                    const char *q = queries->q + ((first + from) * queries->token_stride + h * d) * SIZE;
-                    const i64 seen = queries->lengths[b] - (causal ? count - from - 1 : 0);
-                    T(attend)(out + ((first + from) * heads + h) * d * SIZE, heads * d, q, queries->token_stride, rows,
-                              keys, keys + keys_bytes, seen, causal, d, width, (float *)own, own + scores_bytes);
-                }
+    T(Sizes) s = {.width = ceil_div(longest, PANEL) * PANEL, .blocks = ceil_div(most, MAX_ROWS)};
+    s.keys_bytes = s.width / PANEL * T(panel_bytes)(a->d);
+    s.head_bytes = s.keys_bytes + ceil_div(a->d, PANEL) * T(panel_bytes)(s.width);
+    s.scores_bytes = MAX_ROWS * s.width * 4;
+    return s;
+}
+
+static i64 T(attention_pieces)(const Attention *a, Work *work) {
+    const T(Sizes) s = T(sizes)(a);
+    const i64 heads = a->batch * a->heads;
+    if (work->phase) return in_pieces(work, heads * s.blocks, 2 * s.head_bytes);
+    if (reserve(work, heads * s.head_bytes, s.scores_bytes + MAX_ROWS * s.width * SIZE)) return -1;
+    return in_pieces(work, heads, 2 * s.head_bytes);
+}
+
+/* A block of queries of a head. */
+INLINE void T(attend_block)(const Attention *a, const T(Sizes) *s, i64 head, i64 block, const char *keys, char *own) {
+    const i64 b = head / a->heads, h = head % a->heads, d = a->d;
+    const int causal = a->kind == PAGED_ATTENTION;
+    const i64 first = a->starts[b], count = a->starts[b + 1] - first;
+    const i64 from = block * MAX_ROWS, rows = min_of(MAX_ROWS, count - from);
+    if (rows <= 0) return;
+    char *out = a->out + ((first + from) * a->heads + h) * d * SIZE;
+    if (!a->lengths[b]) { /* nothing to see */
+        for (i64 r = 0; r < rows; r++) memset(out + r * a->heads * d * SIZE, 0, d * SIZE);
+        return;
     }
-    return 0;
+    const char *q = a->q + ((first + from) * a->q_stride + h * d) * SIZE;
+    const i64 seen = a->lengths[b] - (causal ? count - from - 1 : 0);
+    T(attend)(out, a->heads * d, q, a->q_stride, rows, keys, keys + s->keys_bytes, seen, causal, d, s->width,
+              (float *)own, own + s->scores_bytes);
+}
+
+static void T(attention_piece)(const Attention *a, const Work *work, i64 piece, i64 thread) {
+    const T(Sizes) s = T(sizes)(a);
+    const Source source = source_of(a);
+    const i64 items = a->batch * a->heads * (work->phase ? s.blocks : 1);
+    for (i64 i = first_item(work, items, piece); i < first_item(work, items, piece + 1); i++) {
+        const i64 head = work->phase ? i / s.blocks : i, b = head / a->heads, h = head % a->heads;
+        char *keys = work->shared + head * s.head_bytes;
+        if (work->phase) {
+            T(attend_block)(a, &s, head, i % s.blocks, keys, work->own + thread * work->own_bytes);
+            continue;
+        }
+        T(pack_keys)(keys, &source, b, h, a->lengths[b], a->d, s.width);
+        T(pack_values)(keys + s.keys_bytes, &source, b, h, a->lengths[b], a->d, s.width);
+    }
 }
 
 /* The scores of up to 16 keys that lie one after another. */
@@ -354,28 +388,31 @@ INLINE void T(attend_one)(char *out, const char *q, const Source *source, i64 b,
     }
 }
 
-static int T(decode_attention)(char *out, const Queries *queries, const Source *source, i64 batch, i64 heads, i64 d) {
-    const i64 *lengths = queries->lengths;
-    i64 longest = 0;
-    for (i64 b = 0; b < batch; b++) longest = max_of(longest, lengths[b]);
-    const i64 width = ceil_div(longest + 1, 16) * 16;
-    float *all = (float *)scratch(omp_get_max_threads() * width * 4);
-    if (!all) return -1;
-#pragma omp parallel for schedule(dynamic) collapse(2)
-    for (i64 b = 0; b < batch; b++)
-        for (i64 h = 0; h < heads; h++) {
-            float *scores = all + omp_get_thread_num() * width;
-            char *to = out + (b * heads + h) * d * SIZE;
-            const char *q = queries->q + (b * queries->token_stride + h * d) * SIZE;
-            if (d == 64) T(attend_one)(to, q, source, b, h, lengths[b], 64, scores); /* Bark's; unrolled */
-            else T(attend_one)(to, q, source, b, h, lengths[b], d, scores);
-        }
-    return 0;
+static i64 T(decode_attention_pieces)(const Attention *a, Work *work) {
+    i64 longest = 0, keys = 0;
+    for (i64 b = 0; b < a->batch; b++) {
+        longest = max_of(longest, a->lengths[b]);
+        keys += a->lengths[b];
+    }
+    if (reserve(work, 0, ceil_div(longest + 1, 16) * 16 * sizeof(float))) return -1;
+    return in_pieces(work, a->batch * a->heads, keys * 2 * a->d * SIZE / max_of(1, a->batch));
+}
+
+static void T(decode_attention_piece)(const Attention *a, const Work *work, i64 piece, i64 thread) {
+    const Source source = source_of(a);
+    const i64 items = a->batch * a->heads, d = a->d;
+    float *scores = (float *)(work->own + thread * work->own_bytes);
+    for (i64 i = first_item(work, items, piece); i < first_item(work, items, piece + 1); i++) {
+        const i64 b = i / a->heads, h = i % a->heads;
+        char *out = a->out + i * d * SIZE;
+        const char *q = a->q + (b * a->q_stride + h * d) * SIZE;
+        if (d == 64) T(attend_one)(out, q, &source, b, h, a->lengths[b], 64, scores); /* Bark's; unrolled */
+        else T(attend_one)(out, q, &source, b, h, a->lengths[b], d, scores);
+    }
 }
 
 /* Sampling --------------------------------------------------------------------------------------*/
 
-/* One row's column; `values` and `noise` hold 64 numbers more than there are columns. */
 /* Divide the values from `least` on; the others become -inf. */
 INLINE void T(divide)(float *values, i64 n, float by, float least) {
     for (i64 j = 0; j < n; j += 16) {
@@ -385,6 +422,7 @@ INLINE void T(divide)(float *values, i64 n, float by, float least) {
     }
 }
 
+/* One row's column; `values` and `noise` hold 64 numbers more than there are columns. */
 INLINE i64 T(sample_row)(const Sample *a, i64 row, float *values, float *noise) {
     const i64 columns = a->columns, position = a->positions[row], turn = position % a->n_ranges;
     const i64 from = turn * a->range_size, suno_rules = a->suno_rules[row];
@@ -421,22 +459,21 @@ INLINE i64 T(sample_row)(const Sample *a, i64 row, float *values, float *noise) 
     return argmax_of(values, columns);
 }
 
-static int T(sample)(const Sample *a) {
-    const i64 width = ceil_div(a->columns, 64) * 64 + 64;
-    const i64 own_bytes = 2 * width * 4;
-    char *all = scratch(omp_get_max_threads() * own_bytes);
-    if (!all) return -1;
-#pragma omp parallel for schedule(dynamic) if (a->rows > 1)
-    for (i64 r = 0; r < a->rows; r++) {
+static i64 T(sample_pieces)(const Sample *a, Work *work) {
+    if (reserve(work, 0, 2 * (ceil_div(a->columns, 64) * 64 + 64) * sizeof(float))) return -1;
+    return in_pieces(work, a->rows, 32 * a->columns);
+}
+
+static void T(sample_piece)(const Sample *a, const Work *work, i64 piece, i64 thread) {
+    float *values = (float *)(work->own + thread * work->own_bytes);
+    for (i64 r = first_item(work, a->rows, piece); r < first_item(work, a->rows, piece + 1); r++) {
         if (a->finished && a->finished[r]) {
             a->chosen[r] = 0;
             continue;
         }
-        float *values = (float *)(all + omp_get_thread_num() * own_bytes);
-        a->chosen[r] = T(sample_row)(a, r, values, values + width);
+        a->chosen[r] = T(sample_row)(a, r, values, values + ceil_div(a->columns, 64) * 64 + 64);
         if (a->finished) advance(a, r);
     }
-    return 0;
 }
 
 #undef SIZE
