@@ -6,8 +6,8 @@ same operations are here as functions with an argument `impl`.
 
 from __future__ import annotations
 
-from bark_fast.kernels.cpu.native import record as record_native
 from bark_fast.kernels.cpu.openmp import release_threads, survives_fork, why_no_openmp
+from bark_fast.kernels.cpu.program import record as record_native
 from bark_fast.kernels.dispatch import (
     backend,
     bidirectional_attention,
@@ -28,11 +28,12 @@ from bark_fast.kernels.dispatch import (
     why_not_native,
     why_slow,
 )
-from bark_fast.kernels.ops import LAYER_NORM_EPS, Backend, Impl, Norm, Weight
+from bark_fast.kernels.ops import LAYER_NORM_EPS, Backend, CodecOps, Impl, Norm, Weight
 from bark_fast.kernels.reference import process_logits
 from bark_fast.kernels.state import (
     NO_TOKEN,
     DecodeState,
+    Filter,
     PackedWeight,
     SamplingMetadata,
     TokenSpace,
@@ -42,7 +43,9 @@ __all__ = [
     "LAYER_NORM_EPS",
     "NO_TOKEN",
     "Backend",
+    "CodecOps",
     "DecodeState",
+    "Filter",
     "Impl",
     "Norm",
     "PackedWeight",

@@ -20,7 +20,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bark_fast.kernels.state import DecodeState, PackedWeight, SamplingMetadata, TokenSpace
+from bark_fast.kernels.state import (
+    DecodeState,
+    Filter,
+    PackedWeight,
+    SamplingMetadata,
+    TokenSpace,
+)
 
 Impl = Literal["torch", "cpu", "native", "int8", "triton"]
 """The name of a backend; `dispatch` describes each."""
@@ -34,12 +40,67 @@ Weight = Tensor | PackedWeight
 LAYER_NORM_EPS = 1e-5
 
 
+class CodecOps(ABC):
+    """The operations of EnCodec's decoder on one sequence, T rows of C channels, float32."""
+
+    def pack_weight(self, weight: Tensor) -> Weight:
+        """Return the weight [4 C, C] in the form that `lstm` reads."""
+        return weight
+
+    def pack_filter(self, weight: Tensor, bias: Tensor, *, width: int) -> Filter:
+        """Return the weight [O, n C] and the bias [O] of a convolution in the form that
+        `convolution` reads; `width` is C."""
+        return Filter(weight, bias, width)
+
+    @abstractmethod
+    def convolution(
+        self,
+        x: Tensor,
+        filter: Filter,
+        *,
+        residual: Tensor | None = None,
+        elu: bool = False,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Multiply windows of n rows: y[t] = weight @ (x[t], ..., x[t + n - 1]) + bias.
+
+        Args:
+            x: [T + n - 1, C], contiguous: what lies before the first row comes along.
+            filter: made by `pack_filter`.
+            residual: [T, O], added to the product.
+            elu: apply ELU with alpha 1 (Clevert et al. 2016) to the sum.
+            out: [T, O], contiguous, where the result is written.
+        """
+
+    @abstractmethod
+    def elu(self, x: Tensor, *, residual: Tensor | None = None, out: Tensor) -> Tensor:
+        """Write ELU(x + residual), all [T, C] and contiguous."""
+
+    @abstractmethod
+    def lstm(self, gates: Tensor, weight: Weight) -> Tensor:
+        """Run a layer of LSTM (Hochreiter and Schmidhuber 1997) from a state of zeros.
+
+        Args:
+            gates: [T, 4 C], what the input and both biases add to the input's, the forget, the
+                cell's and the output gate, as torch orders them.
+            weight: [4 C, C], of the state before.
+
+        Returns:
+            [T, C]
+        """
+
+
 class Backend(ABC):
     """One implementation of every operation.
 
     A backend holds no state besides its options: a model asks for one when it is built, and any
     number of models may share it.
+
+    Attributes:
+        codec: what computes the codec; None leaves it to transformers' own module.
     """
+
+    codec: CodecOps | None = None
 
     @abstractmethod
     def embedding_sum(

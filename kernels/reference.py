@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bark_fast.kernels.ops import LAYER_NORM_EPS, Backend, Norm, Weight, noise_positions
-from bark_fast.kernels.state import NO_TOKEN, DecodeState, SamplingMetadata, TokenSpace
+from bark_fast.kernels.ops import (
+    LAYER_NORM_EPS,
+    Backend,
+    CodecOps,
+    Norm,
+    Weight,
+    noise_positions,
+)
+from bark_fast.kernels.state import NO_TOKEN, DecodeState, Filter, SamplingMetadata, TokenSpace
 
 
 class TorchBackend(Backend):
@@ -348,3 +355,37 @@ def philox_uint32(
         )
         k0, k1 = (k0 + _PHILOX_W0) & _UINT32, (k1 + _PHILOX_W1) & _UINT32
     return c0, c1, c2, c3
+
+
+class TorchCodec(CodecOps):
+    """Computes the codec's operations literally."""
+
+    def convolution(
+        self,
+        x: Tensor,
+        filter: Filter,
+        *,
+        residual: Tensor | None = None,
+        elu: bool = False,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        assert isinstance(filter.weight, Tensor)
+        windows = x.unfold(0, filter.before + 1, 1).transpose(1, 2).flatten(1)
+        y = windows @ filter.weight.T + filter.bias
+        y = y if residual is None else y + residual
+        y = F.elu(y) if elu else y
+        return y if out is None else out.copy_(y)
+
+    def elu(self, x: Tensor, *, residual: Tensor | None = None, out: Tensor) -> Tensor:
+        return out.copy_(F.elu(x if residual is None else x + residual))
+
+    def lstm(self, gates: Tensor, weight: Weight) -> Tensor:
+        assert isinstance(weight, Tensor)
+        state = cell = gates.new_zeros(weight.shape[1])
+        rows = []
+        for row in gates:
+            i, f, c, o = (row + weight @ state).chunk(4)
+            cell = f.sigmoid() * cell + i.sigmoid() * c.tanh()
+            state = o.sigmoid() * cell.tanh()
+            rows.append(state)
+        return torch.stack(rows)

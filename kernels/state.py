@@ -112,3 +112,27 @@ class PackedWeight:
     shape: torch.Size
     scales: Tensor | None = None
     excess: Tensor | None = None
+@dataclass(frozen=True)
+class Filter:
+    """A convolution's weight for windows of n rows of C channels.
+
+    Attributes:
+        weight: [O, n C].
+        bias: [O].
+        width: C.
+        folded: the same for `places` windows at once, [places O, (n - 1 + places) C], zeros where
+            a window does not reach; None if there is none.
+    """
+
+    weight: Tensor | PackedWeight
+    bias: Tensor
+    width: int
+    folded: Filter | None = None
+    places: int = 1
+
+    @property
+    def before(self) -> int:
+        """n - 1: the rows that come before the first one."""
+        return int(self.weight.shape[1]) // self.width - 1
+
+

@@ -12,6 +12,7 @@ from torch import Tensor
 from bark_fast.checkpoint.config import CodecConfig
 from bark_fast.checkpoint.weights import build_codec_decoder
 from bark_fast.kernels import Backend
+from bark_fast.models.seanet import SEANetDecoder
 
 
 class CodecDecoder:
@@ -36,6 +37,10 @@ class CodecDecoder:
         decoder.load_state_dict({n: tensors[f"{prefix}.decoder.{n}"] for n in names}, assign=True)
         self._decoder = decoder.requires_grad_(False)
         self._flatten()
+        self._rows = None
+        if ops.codec is not None and SEANetDecoder.suits(decoder):
+            self._rows = SEANetDecoder(decoder, ops.codec)
+            self._still = torch.zeros(1, self.codebooks.shape[2], device=self.device)
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +72,14 @@ class CodecDecoder:
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return samples float32 [B, F * hop_length] of K codebooks' codes int64 [B, K, F]."""
+        if self._rows is not None and codes.shape[2] >= self.least_frames:
+            return torch.stack([self._rows.forward(self._vectors(each)) for each in codes])
         frames = self._ops.codebook_sum(codes, self.codebooks[: codes.shape[1]])
         samples: Tensor = self._decoder(frames)
         return samples[:, 0]
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        """Return the sums [F, C] of the codebooks' vectors for codes [K, F]."""
+        places = torch.zeros(codes.shape[1], dtype=torch.int64, device=self.device)
+        tables = self.codebooks[: len(codes)]
+        return self._ops.embedding_sum(codes, tables, positions=places, position_table=self._still)

@@ -21,9 +21,6 @@ row, 0.75 / 0.69 for 16, but 26 / 37 for 1 024, where oneDNN blocks better.
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,17 +28,16 @@ from torch import Tensor
 
 from bark_fast.kernels.cpu import build
 from bark_fast.kernels.cpu.build import UnavailableError
+from bark_fast.kernels.cpu.native_codec import NativeCodec
 from bark_fast.kernels.cpu.operations import (
     KIND,
     Attention,
     EmbeddingSum,
     Linear,
-    Operation,
-    Pack,
     Sample,
-    as_program,
     pointer,
 )
+from bark_fast.kernels.cpu.program import is_recording, pack, run
 from bark_fast.kernels.ops import LAYER_NORM_EPS, Norm, Weight, noise_positions
 from bark_fast.kernels.reference import TorchBackend
 from bark_fast.kernels.state import DecodeState, PackedWeight, SamplingMetadata, TokenSpace
@@ -78,39 +74,11 @@ def why_slow(dtype: torch.dtype) -> str | None:
     return str(lacking) if isinstance(lacking, UnavailableError) else None
 
 
-def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
-    """Return weight [N, K] on the CPU in panels.
-
-    Args:
-        int8: round each row to steps of its largest number over 127.
-
-    Raises:
-        ValueError: K is odd in bfloat16, which is multiplied by pairs.
-    """
-    n, k = weight.shape
-    if weight.dtype == torch.bfloat16 and k % 2 and not int8:
-        raise ValueError(f"a bfloat16 weight [N, K] must have an even K, got {k}")
-    weight = weight.contiguous()
-    kind = 2 if int8 else 1 if weight.dtype == torch.bfloat16 else 0
-    scales = excess = None
-    if int8:
-        weight = weight.float()
-        scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        weight = (weight / scales[:, None]).round_().to(torch.int8)
-        excess = 128 * weight.sum(dim=1, dtype=torch.int32)
-    # Rows start at whole vectors, so that a load never spans two cache lines.
-    size = build.load().packed_bytes(kind, n, k)
-    raw = torch.zeros(size + 64, dtype=torch.uint8, device="cpu")
-    panels = raw[-raw.data_ptr() % 64 :]
-    _run(Pack(kind=KIND["PACK"], panels=panels.data_ptr(), weight=weight.data_ptr(),
-              type=kind, n=n, k=k), panels, weight)  # fmt: skip
-    return PackedWeight(panels, weight.shape, scales, excess)
-
-
 class NativeBackend(TorchBackend):
     """The operations of `native.c`, and plain torch for those that it lacks."""
 
     int8 = False
+    codec = NativeCodec()
 
     def pack_weight(self, weight: Tensor) -> Weight:
         return pack(weight, int8=self.int8)
@@ -128,7 +96,7 @@ class NativeBackend(TorchBackend):
             position_table=position_table.data_ptr(), streams=streams, rows=rows, width=width,
             ids_stride=ids.stride(0), table_stride=tables.stride(0),
         )  # fmt: skip
-        _run(operation, y, ids, tables, positions, position_table)
+        run(operation, y, ids, tables, positions, position_table)
         return y
 
     def fused_linear(
@@ -149,7 +117,7 @@ class NativeBackend(TorchBackend):
             )
         operation, y, held = _linear(x, weight, bias, norm)
         operation.gelu, operation.residual = gelu, pointer(residual)
-        _run(operation, held, residual)
+        run(operation, held, residual)
         return y
 
     def qkv_to_pages(
@@ -175,7 +143,7 @@ class NativeBackend(TorchBackend):
         operation.k_pages, operation.v_pages = k_pages.data_ptr(), v_pages.data_ptr()
         operation.slot_mapping = slot_mapping.data_ptr()
         operation.heads, operation.page_size, operation.d = heads, page_size, d
-        _run(operation, held, k_pages, v_pages, slot_mapping)
+        run(operation, held, k_pages, v_pages, slot_mapping)
         return y.view(len(x), 3, heads, d)[:, 0]
 
     def paged_attention(
@@ -205,7 +173,7 @@ class NativeBackend(TorchBackend):
             batch=seq_lens.shape[0], max_pages=block_tables.stride(0), page_size=page_size,
             heads=heads, d=d,
         )  # fmt: skip
-        _run(operation, out, q, k_pages, v_pages, block_tables, starts, seq_lens)
+        run(operation, out, q, k_pages, v_pages, block_tables, starts, seq_lens)
         return out
 
     def bidirectional_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -224,7 +192,7 @@ class NativeBackend(TorchBackend):
             q_stride=q.stride(1), starts=starts.data_ptr(), lengths=lengths.data_ptr(),
             batch=batch, page_size=tokens, heads=heads, d=d,
         )  # fmt: skip
-        _run(operation, out, q, k, v, starts, lengths)
+        run(operation, out, q, k, v, starts, lengths)
         return out
 
     def sample(
@@ -260,7 +228,7 @@ class NativeBackend(TorchBackend):
             operation.max_pages = state.block_tables.stride(0)
             operation.page_size, operation.first_id = state.page_size, space.first_id
             operation.history_width = state.history.shape[1]
-        _run(operation, chosen, logits, metadata, places, state)
+        run(operation, chosen, logits, metadata, places, state)
         return chosen
 
     def random_words(self, seeds: Tensor, positions: Tensor, *, stage: int, n_ids: int) -> Tensor:
@@ -290,50 +258,9 @@ def _linear(
         kind=KIND["LINEAR"], half=y.dtype == torch.bfloat16, y=y.data_ptr(), x=x.data_ptr(),
         panels=weight.panels.data_ptr(), scales=pointer(weight.scales),
         excess=pointer(weight.excess), bias=pointer(bias), norm_weight=pointer(gamma),
-        norm_bias=pointer(beta), eps=LAYER_NORM_EPS, rows=x.shape[0], n=n, k=k,
+        norm_bias=pointer(beta), eps=LAYER_NORM_EPS, rows=x.shape[0], n=n, k=k, x_stride=k,
     )  # fmt: skip
     return operation, y, (y, x, weight, bias, norm)
-
-
-# Running and recording --------------------------------------------------------------------------
-
-_thread = threading.local()
-
-
-def record(step: Callable[[], None]) -> Callable[[], None]:
-    """Run `step` once and return what repeats its operations, on the same tensors, in one call.
-
-    All that `step` computes must be operations of this file: what torch computes is not repeated.
-    """
-    operations: list[Operation] = []
-    tensors: list[Any] = []
-    _thread.recording = (operations, tensors)
-    try:
-        step()
-    finally:
-        _thread.recording = None
-    program, n = as_program(operations), len(operations)
-    run = build.load().run
-
-    def repeat(held: list[Any] = tensors) -> None:
-        # Held here, the tensors stay where they are and nobody else is given their memory.
-        if run(program, n, torch.get_num_threads()):
-            raise MemoryError(_NO_MEMORY)
-
-    return repeat
-
-
-_NO_MEMORY = "no memory left for the intermediate results of a product, attention or sampling"
-
-
-def _run(operation: Operation, *tensors: Any) -> None:
-    """Run one operation; `tensors` are those that it reads and writes."""
-    if build.load().run(ctypes.byref(operation), 1, torch.get_num_threads()):
-        raise MemoryError(_NO_MEMORY)
-    recording = getattr(_thread, "recording", None)
-    if recording is not None:
-        recording[0].append(operation)
-        recording[1].append(tensors)
 
 
 def _check_pairs(q: Tensor) -> None:
@@ -344,5 +271,5 @@ def _check_pairs(q: Tensor) -> None:
 def _contiguous(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x
-    assert getattr(_thread, "recording", None) is None, "a copy would not be repeated"
+    assert not is_recording(), "a copy would not be repeated"
     return x.contiguous()

@@ -38,13 +38,13 @@ class EmbeddingSum(Operation):
 
 
 class Linear(Operation):
-    """See `Backend.fused_linear` and, with pages, `Backend.qkv_to_pages`."""
+    """See `Backend.fused_linear`, with pages `qkv_to_pages`, with rows that overlap `convolution`."""
 
     kinds = ("LINEAR",)
     _fields_: ClassVar = _members(
         y=c_void_p, x=c_void_p, panels=c_void_p, scales=c_void_p, excess=c_void_p, bias=c_void_p,
         norm_weight=c_void_p, norm_bias=c_void_p, residual=c_void_p, eps=c_double, gelu=c_int64,
-        rows=c_int64, n=c_int64, k=c_int64, k_pages=c_void_p, v_pages=c_void_p,
+        elu=c_int64, rows=c_int64, n=c_int64, k=c_int64, x_stride=c_int64, k_pages=c_void_p, v_pages=c_void_p,
         slot_mapping=c_void_p, heads=c_int64, page_size=c_int64, d=c_int64,
     )  # fmt: skip
 
@@ -84,7 +84,25 @@ class Pack(Operation):
     )
 
 
-_STRUCTS: tuple[type[Operation], ...] = (EmbeddingSum, Linear, Attention, Sample, Pack)
+class Elu(Operation):
+    """See `Backend.elu`."""
+
+    kinds = ("ELU",)
+    _fields_: ClassVar = _members(y=c_void_p, x=c_void_p, residual=c_void_p, n=c_int64)
+
+
+class Lstm(Operation):
+    """See `Backend.lstm`."""
+
+    kinds = ("LSTM",)
+    _fields_: ClassVar = _members(
+        y=c_void_p, x=c_void_p, panels=c_void_p, steps=c_int64, width=c_int64
+    )
+
+
+_STRUCTS: tuple[type[Operation], ...] = (
+    EmbeddingSum, Linear, Attention, Sample, Pack, Elu, Lstm
+)  # fmt: skip
 _KINDS = {kind: struct for struct in _STRUCTS for kind in struct.kinds}
 KIND = {kind: number for number, kind in enumerate(_KINDS)}
 """The number of each kind, in native.c's order."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from transformers import EncodecConfig
+from transformers.models.encodec.modeling_encodec import EncodecDecoder
 
+from bark_fast import kernels
+from bark_fast.kernels.reference import TorchCodec
 from bark_fast.models.encodec import CodecDecoder
+from bark_fast.models.seanet import SEANetDecoder
 from helpers.checkpoints import Checkpoint
 
 
@@ -38,3 +45,63 @@ def test_padding_behind_changes_nothing(small: Checkpoint) -> None:
             alone = decoder.forward(codes[..., :frames])
             padded = decoder.forward(codes)[:, : frames * hop]
         torch.testing.assert_close(padded, alone, rtol=0, atol=1e-5)
+
+
+def test_rows_give_the_samples_of_the_module(small: Checkpoint) -> None:
+    """The decoder of operations, literally computed, and transformers' module."""
+    decoder = decoder_of(small)
+    rows = SEANetDecoder(decoder._decoder, TorchCodec())
+    assert SEANetDecoder.suits(decoder._decoder)
+    for frames in (decoder.least_frames, 40):
+        codes = random_codes(small, 1, frames)
+        vectors = kernels.codebook_sum(codes, decoder.codebooks, impl="torch")
+        with torch.inference_mode():
+            expected = decoder._decoder(vectors)[0, 0]
+            samples = rows.forward(vectors[0].T.contiguous())
+        torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_residual_layers": 2, "dilation_growth_rate": 1},
+        {"num_residual_layers": 0},
+        {"use_conv_shortcut": False, "num_lstm_layers": 1},
+        {"upsampling_ratios": [3, 2]},
+    ],
+    ids=str,
+)
+def test_rows_of_other_decoders(change: dict[str, object]) -> None:
+    decoder = made_decoder(change)
+    assert SEANetDecoder.suits(decoder)
+    x = torch.randn(1, 16, 20, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = decoder(x)[0, 0]
+        samples = SEANetDecoder(decoder, TorchCodec()).forward(x[0].T.contiguous())
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_causal_conv": False},
+        {"norm_type": "time_group_norm"},
+        {"num_residual_layers": 2, "dilation_growth_rate": 2},
+        {"pad_mode": "constant"},
+    ],
+    ids=str,
+)
+def test_decoders_that_rows_do_not_suit(change: dict[str, object]) -> None:
+    """transformers' own module serves them."""
+    assert not SEANetDecoder.suits(made_decoder(change))
+
+
+def made_decoder(change: dict[str, object]) -> torch.nn.Module:
+    torch.manual_seed(0)
+    settings = {"hidden_size": 16, "num_filters": 4, "upsampling_ratios": [4, 2], **change}
+    with torch.inference_mode():
+        decoder = EncodecDecoder(EncodecConfig(**settings)).eval()
+        for module in decoder.modules():
+            if is_parametrized(module, "weight"):
+                remove_parametrizations(module, "weight", leave_parametrized=True)
+    return decoder

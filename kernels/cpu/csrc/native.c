@@ -39,6 +39,7 @@ enum {
 #else
     MAX_ROWS = 12, /* two sums each, of 32 registers; three of the others hold the weights and x */
 #endif
+    ROWS_A_TILE = 384, /* with a panel of Bark's sizes they fit the second cache */
     BLOCK_K = 256,
     AHEAD = 2048, /* bytes: the processor itself does not fetch beyond the end of a page */
 };
@@ -70,7 +71,9 @@ enum { WORDS = 40 };
     M(const int32_t *, excess) /* what the 128 in each byte of x adds to an output's sum */ \
     M(const char *, bias) M(const char *, norm_weight) M(const char *, norm_bias) /* or NULL */ \
     M(const char *, residual) /* or NULL */ \
-    M(double, eps) M(i64, gelu) M(i64, rows) M(i64, n) M(i64, k) \
+    M(double, eps) M(i64, gelu) M(i64, elu) /* of the product; of the sum with the residual */ \
+    M(i64, rows) M(i64, n) M(i64, k) \
+    M(i64, x_stride) /* numbers: less than k in a convolution, whose windows overlap */ \
     /* Where a projection's keys and values go, [P, heads, page_size, d]; NULL for other products. */ \
     M(char *, k_pages) M(char *, v_pages) \
     M(const i64 *, slot_mapping) /* page * page_size + offset of each row; -1 nowhere */ \
@@ -101,10 +104,21 @@ enum { WORDS = 40 };
     M(char *, panels) M(const char *, weight) /* [n, k] */ \
     M(i64, type) /* 0 float32, 1 bfloat16, 2 signed bytes */ M(i64, n) M(i64, k)
 
+#define ELU_MEMBERS(M) \
+    M(i64, kind) M(i64, half) \
+    M(char *, y) M(const char *, x) M(const char *, residual) /* or NULL */ M(i64, n)
+
+#define LSTM_MEMBERS(M) \
+    M(i64, kind) M(i64, half) \
+    M(char *, y) /* [steps, width] */ \
+    M(const char *, x) /* [steps, 4 width]: what the input and the biases add to the gates */ \
+    M(const char *, panels) /* [4 width, width], of the state before */ \
+    M(i64, steps) M(i64, width)
+
 #define KINDS(K) \
     K(EMBEDDING_SUM, EMBEDDING_MEMBERS) K(LINEAR, LINEAR_MEMBERS) K(PAGED_ATTENTION, ATTENTION_MEMBERS) \
     K(DECODE_ATTENTION, ATTENTION_MEMBERS) K(BIDIRECTIONAL_ATTENTION, ATTENTION_MEMBERS) K(SAMPLE, SAMPLE_MEMBERS) \
-    K(PACK, PACK_MEMBERS)
+    K(PACK, PACK_MEMBERS) K(ELU, ELU_MEMBERS) K(LSTM, LSTM_MEMBERS)
 
 #define DECLARED(type, name) type name;
 #define DESCRIBED(type, name) ";" #type " " #name
@@ -117,6 +131,8 @@ typedef struct { LINEAR_MEMBERS(DECLARED) } Linear;
 typedef struct { ATTENTION_MEMBERS(DECLARED) } Attention;
 typedef struct { SAMPLE_MEMBERS(DECLARED) } Sample;
 typedef struct { PACK_MEMBERS(DECLARED) } Pack;
+typedef struct { ELU_MEMBERS(DECLARED) } Elu;
+typedef struct { LSTM_MEMBERS(DECLARED) } Lstm;
 
 /* The kinds in their order, a line each with the members of its struct in theirs. */
 const char *layouts(void) { return KINDS(ON_A_LINE); }
@@ -209,6 +225,25 @@ INLINE __m512 gelu_of(__m512 x) {
     const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
     a = _mm512_mask_sub_ps(a, negative, _mm512_setzero_ps(), a);
     return _mm512_fmadd_ps(half_x, a, half_x);
+}
+
+/* x where it is positive or no number, else exp(x) - 1 (Clevert et al. 2016). */
+INLINE __m512 elu_of(__m512 x) {
+    const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLT_UQ);
+    return _mm512_mask_mov_ps(_mm512_sub_ps(exp_of(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x))), _mm512_set1_ps(1.0f)), kept, x);
+}
+
+/* 1 / (1 + exp(-x)). */
+INLINE __m512 sigmoid_of(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
+    const __m512 e = exp_of(_mm512_sub_ps(zero, _mm512_abs_ps(x))), below = _mm512_div_ps(e, _mm512_add_ps(one, e));
+    const __m512 v = _mm512_mask_mov_ps(below, _mm512_cmp_ps_mask(x, zero, _CMP_GT_OQ), _mm512_sub_ps(one, below));
+    return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
+
+INLINE __m512 tanh_of(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    return _mm512_sub_ps(_mm512_mul_ps(_mm512_set1_ps(2.0f), sigmoid_of(_mm512_add_ps(x, x))), one);
 }
 
 /* Sampling, of one row of float32 ---------------------------------------------------------------*/
@@ -394,6 +429,57 @@ static i64 bytes_of_panel(int type, i64 k) {
 
 i64 packed_bytes(int type, i64 n, i64 k) { return ceil_div(n, PANEL) * bytes_of_panel(type, k); }
 
+/* The codec's, which computes in float32 alone. */
+
+enum { ELU_AT_ONCE = 1024 };
+
+static i64 f32_elu_pieces(const Elu *a, const Work *work) { return in_pieces(work, ceil_div(a->n, ELU_AT_ONCE), 12 * ELU_AT_ONCE); }
+
+static void f32_elu_piece(const Elu *a, const Work *work, i64 piece) {
+    const i64 items = ceil_div(a->n, ELU_AT_ONCE), stop = min_of(a->n, first_item(work, items, piece + 1) * ELU_AT_ONCE);
+    for (i64 i = first_item(work, items, piece) * ELU_AT_ONCE; i < stop; i += 16) {
+        const __mmask16 lanes = first_lanes(stop - i);
+        __m512 v = f32_load(a->x, i, lanes);
+        if (a->residual) v = _mm512_add_ps(v, f32_load(a->residual, i, lanes));
+        f32_store(a->y, i, lanes, elu_of(v));
+    }
+}
+
+/* A layer of LSTM (Hochreiter and Schmidhuber 1997), gates as torch has them: input, forget, cell,
+ * output. Two phases a step: what the state before adds to the gates, and the new state. Shared
+ * memory holds the cells, and the gates of a step. */
+static i64 f32_lstm_pieces(const Lstm *a, Work *work) {
+    const i64 width = a->width, gates = ceil_div(4 * width, PANEL) * PANEL;
+    if (work->phase == 0) {
+        if (reserve(work, (width + gates) * sizeof(float), 0)) return -1;
+        memset(work->shared, 0, (width + gates) * sizeof(float));
+        return 0; /* there is no state before */
+    }
+    return work->phase % 2 ? 1 : in_pieces(work, gates / PANEL, f32_panel_bytes(width));
+}
+
+static void f32_lstm_piece(const Lstm *a, const Work *work, i64 piece) {
+    const i64 width = a->width, step = work->phase / 2, panels = ceil_div(4 * width, PANEL);
+    float *cells = (float *)work->shared, *gates = cells + width;
+    if (work->phase % 2 == 0) {
+        const char *before = a->y + (step - 1) * width * sizeof(float);
+        for (i64 p = first_item(work, panels, piece); p < first_item(work, panels, piece + 1); p++)
+            f32_tile(1, before, 0, a->panels + p * f32_panel_bytes(width), width, gates + p * PANEL, PANEL);
+        return;
+    }
+    const char *x = a->x + step * 4 * width * sizeof(float);
+    for (i64 i = 0; i < width; i += 16) {
+        const __mmask16 lanes = first_lanes(width - i);
+        __m512 gate[4];
+        for (int g = 0; g < 4; g++)
+            gate[g] = _mm512_add_ps(f32_load(x, g * width + i, lanes), f32_load(gates, g * width + i, lanes));
+        __m512 cell = _mm512_mul_ps(sigmoid_of(gate[1]), f32_load(cells, i, lanes));
+        cell = _mm512_fmadd_ps(sigmoid_of(gate[0]), tanh_of(gate[2]), cell);
+        f32_store(cells, i, lanes, cell);
+        f32_store(a->y, step * width + i, lanes, _mm512_mul_ps(sigmoid_of(gate[3]), tanh_of(cell)));
+    }
+}
+
 static i64 pack_pieces(const Pack *a, const Work *work) { return in_pieces(work, a->n, 64 * a->k); }
 
 static void pack_piece(const Pack *a, const Work *work, i64 piece) {
@@ -409,6 +495,7 @@ static void pack_piece(const Pack *a, const Work *work, i64 piece) {
 static i64 phases_of(const i64 *operation) {
     switch (operation[0]) {
         case LINEAR: return 3;
+        case LSTM: return 2 * ((const Lstm *)operation)->steps;
         case PAGED_ATTENTION: case BIDIRECTIONAL_ATTENTION: return 2;
         default: return 1;
     }
@@ -423,6 +510,8 @@ static i64 pieces_of_phase(Work *work) {
         case DECODE_ATTENTION: return CALL(decode_attention_pieces, (const Attention *)operation, work);
         case SAMPLE: return CALL(sample_pieces, (const Sample *)operation, work);
         case PACK: return pack_pieces((const Pack *)operation, work);
+        case ELU: return f32_elu_pieces((const Elu *)operation, work);
+        case LSTM: return f32_lstm_pieces((const Lstm *)operation, work);
         default: return CALL(attention_pieces, (const Attention *)operation, work);
     }
 }
@@ -436,6 +525,8 @@ static void do_piece(const Work *work, i64 piece, i64 thread) {
         case DECODE_ATTENTION: CALL(decode_attention_piece, (const Attention *)operation, work, piece, thread); break;
         case SAMPLE: CALL(sample_piece, (const Sample *)operation, work, piece, thread); break;
         case PACK: pack_piece((const Pack *)operation, work, piece); break;
+        case ELU: f32_elu_piece((const Elu *)operation, work, piece); break;
+        case LSTM: f32_lstm_piece((const Lstm *)operation, work, piece); break;
         default: CALL(attention_piece, (const Attention *)operation, work, piece, thread);
     }
 }

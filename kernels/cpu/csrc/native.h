@@ -98,6 +98,7 @@ INLINE void T(finish_row)(const Linear *a, const float *sums, float scale, i64 r
         if (a->bias) v = _mm512_add_ps(v, T(load)(a->bias, column, lanes));
         if (a->gelu) v = gelu_of(T(rounded)(v));
         if (a->residual) v = _mm512_add_ps(T(rounded)(v), T(load)(a->residual, at, lanes));
+        if (a->elu) v = elu_of(v);
         T(store)(a->y, at, lanes, v);
     }
 }
@@ -115,17 +116,21 @@ INLINE void T(write_row)(const Linear *a, i64 row) {
     }
 }
 
-/* The inputs of a product, and the memory for those that are first normed or made bytes. */
+/* The inputs of a product, the memory for those that are first normed or made bytes, and how many
+ * tiles there are: a panel times at most ROWS_A_TILE rows. */
 typedef struct {
-    i64 rows, x_bytes, in_bytes, panel_bytes;
+    i64 rows, row_bytes, x_bytes, in_bytes, panel_bytes; /* between rows of a->x; of what is normed */
+    i64 panels, tiles;
     char *normed, *quantised;
     float *row_scales;
 } T(Inputs);
 
 INLINE T(Inputs) T(inputs)(const Linear *a, const Work *work) {
-    T(Inputs) i = {.rows = a->rows, .x_bytes = a->k * SIZE};
+    T(Inputs) i = {.rows = a->rows, .row_bytes = a->x_stride * SIZE, .x_bytes = a->k * SIZE};
     i.in_bytes = a->scales ? ceil_div(a->k, 4) * 4 : i.x_bytes;
     i.panel_bytes = a->scales ? i8_panel_bytes(a->k) : T(panel_bytes)(a->k);
+    i.panels = ceil_div(a->n, PANEL);
+    i.tiles = i.panels * ceil_div(i.rows, ROWS_A_TILE);
     i.normed = work->shared;
     i.row_scales = (float *)(i.normed + i.rows * i.x_bytes);
     i.quantised = (char *)(i.row_scales + i.rows);
@@ -139,21 +144,24 @@ static i64 T(linear_pieces)(const Linear *a, Work *work) {
         if (reserve(work, i.rows * (i.x_bytes + i.in_bytes + sizeof(float)), 0)) return -1;
         return in_pieces(work, i.rows, 4 * i.x_bytes);
     }
-    if (work->phase == 1) return in_pieces(work, ceil_div(a->n, PANEL), i.panel_bytes * (16 + i.rows) / 16);
+    if (work->phase == 1) return in_pieces(work, i.tiles, i.panel_bytes * (16 + min_of(i.rows, ROWS_A_TILE)) / 16);
     return a->k_pages ? in_pieces(work, i.rows, a->n * SIZE) : 0;
 }
 
-INLINE void T(multiply_panel)(const Linear *a, const T(Inputs) *i, i64 p) {
+INLINE void T(multiply_tile)(const Linear *a, const T(Inputs) *i, i64 tile) {
+    const i64 p = tile % i->panels, runs = i->tiles / i->panels, run = tile / i->panels;
     const char *panel = a->panels + p * i->panel_bytes;
     const char *in = a->scales ? i->quantised : a->norm_weight ? i->normed : a->x;
-    const i64 blocks = ceil_div(i->rows, MAX_ROWS);
+    const i64 stride = a->scales ? i->in_bytes : a->norm_weight ? i->x_bytes : i->row_bytes;
+    const i64 from = run * i->rows / runs, rows = (run + 1) * i->rows / runs - from;
+    const i64 blocks = ceil_div(rows, MAX_ROWS);
     for (i64 block = 0; block < blocks; block++) {
         float sums[MAX_ROWS][PANEL];
         /* Blocks of nearly equal size: 8 + 8 rows take less time than 12 + 4. */
-        const i64 start = block * i->rows / blocks, stop = (block + 1) * i->rows / blocks;
-        const char *first = in + start * i->in_bytes;
-        if (a->scales) i8_tile(stop - start, first, i->in_bytes, panel, a->k, sums[0], PANEL);
-        else T(tile)(stop - start, first, i->in_bytes, panel, a->k, sums[0], PANEL);
+        const i64 start = from + block * rows / blocks, stop = from + (block + 1) * rows / blocks;
+        const char *first = in + start * stride;
+        if (a->scales) i8_tile(stop - start, first, stride, panel, a->k, sums[0], PANEL);
+        else T(tile)(stop - start, first, stride, panel, a->k, sums[0], PANEL);
         for (i64 r = start; r < stop; r++)
             T(finish_row)(a, sums[r - start], a->scales ? i->row_scales[r] : 1, r, p * PANEL);
     }
@@ -161,11 +169,11 @@ INLINE void T(multiply_panel)(const Linear *a, const T(Inputs) *i, i64 p) {
 
 static void T(linear_piece)(const Linear *a, const Work *work, i64 piece) {
     const T(Inputs) i = T(inputs)(a, work);
-    const i64 items = work->phase == 1 ? ceil_div(a->n, PANEL) : i.rows;
+    const i64 items = work->phase == 1 ? i.tiles : i.rows;
     for (i64 j = first_item(work, items, piece); j < first_item(work, items, piece + 1); j++) {
-        const char *x = a->x + j * i.x_bytes;
+        const char *x = a->x + j * i.row_bytes;
         char *normed = i.normed + j * i.x_bytes;
-        if (work->phase == 1) T(multiply_panel)(a, &i, j);
+        if (work->phase == 1) T(multiply_tile)(a, &i, j);
         else if (work->phase == 2) T(write_row)(a, j);
         else {
             if (a->norm_weight) T(norm_row)(normed, x, a);
