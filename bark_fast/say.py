@@ -46,6 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_source_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16, int8")
+    parser.add_argument("--threads", type=int, metavar="N", help="that compute on a CPU")
 
 
 def add_say_options(say: argparse.ArgumentParser) -> None:
@@ -162,11 +163,13 @@ def _speak(
 ) -> int:
     """Say the text, writing each part as soon as it is there."""
     from bark_fast.bark import Bark
+    from bark_fast.engine.options import EngineOptions
 
     bark = Bark.from_pretrained(
         arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
+        engine=EngineOptions(threads=arguments.threads),
         **source_options(arguments),
     )
     tell = arguments.progress is not False

@@ -6,7 +6,12 @@ same operations are here as functions with an argument `impl`.
 
 from __future__ import annotations
 
-from bark_fast.kernels.cpu.openmp import release_threads, survives_fork, why_no_openmp
+from bark_fast.kernels.cpu.openmp import (
+    cpu_threads,
+    release_threads,
+    survives_fork,
+    why_no_openmp,
+)
 from bark_fast.kernels.cpu.program import record as record_native
 from bark_fast.kernels.dispatch import (
     backend,
@@ -58,6 +63,7 @@ __all__ = [
     "can_run_triton",
     "choose_impl",
     "codebook_sum",
+    "cpu_threads",
     "decode_workspace",
     "embedding_sum",
     "fused_linear",

@@ -112,6 +112,8 @@ class PackedWeight:
     shape: torch.Size
     scales: Tensor | None = None
     excess: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Filter:
     """A convolution's weight for windows of n rows of C channels.
@@ -134,5 +136,3 @@ class Filter:
     def before(self) -> int:
         """n - 1: the rows that come before the first one."""
         return int(self.weight.shape[1]) // self.width - 1
-
-

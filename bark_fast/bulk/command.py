@@ -96,7 +96,9 @@ def _bulk(arguments: argparse.Namespace) -> int:
         "device": arguments.device,
         "dtype": arguments.dtype,
         "engine": EngineOptions(
-            max_batch_size=arguments.max_batch_size, kv_cache_gib=arguments.kv_cache_gib
+            max_batch_size=arguments.max_batch_size,
+            kv_cache_gib=arguments.kv_cache_gib,
+            threads=arguments.threads,
         ),
         **source_options(arguments),
     }

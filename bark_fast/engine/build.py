@@ -323,4 +323,5 @@ def _settle(
         depth=1 if on_cuda else 0,
         # Weights are brought for a stage at a time.
         policy="staged" if offload else policy,
+        threads=None if on_cuda else options.threads,
     )

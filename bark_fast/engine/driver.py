@@ -23,10 +23,10 @@ class Driver:
 
     A thread that can only wait steps itself (`finish`). Otherwise (`begin`) a thread of the
     driver's own does, which ends with the work, so nothing has to be closed. On a CPU the caller's
-    OpenMP workers are given back first: where two threads have some, all work more slowly (a
-    sentence of bark-small in bfloat16 on 2 cores took 3.5 s instead of 2.9 s). How many threads
-    there are is torch's number for new threads, as the last torch.set_num_threads left it; a thread
-    that was begun with another number makes room for a new one.
+    OpenMP workers are given back first: where two threads have some, all work more slowly (the
+    native kernels have threads of their own, but torch and oneDNN compute with these). How many
+    threads there are is torch's number for new threads, as the last torch.set_num_threads left it;
+    a thread that was begun with another number makes room for a new one.
     """
 
     def __init__(self, engine: Engine) -> None:

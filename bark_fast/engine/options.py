@@ -37,6 +37,8 @@ class EngineOptions:
             70 % of the free memory of a GPU, or a quarter of a CPU's.
         page_size: positions a page of keys and values (64 on CUDA; on a CPU all of a sequence,
             which spares gathering them).
+        threads: that compute on a CPU; by default as many as torch has in the thread that steps.
+            With the native kernels neither tokens nor audio depend on it.
         steps_per_look: decode steps that are enqueued before the host looks at what was drawn; a
             coarse window needs no look.
         cuda_graphs: record decode steps, prompts and fine passes as CUDA graphs.
@@ -51,6 +53,7 @@ class EngineOptions:
     max_codec_frames: int | None = None
     kv_cache_gib: float | None = None
     page_size: int | None = None
+    threads: int | None = None
     steps_per_look: int | None = None
     cuda_graphs: bool = True
     dependent_launches: bool = True
@@ -65,6 +68,7 @@ class EngineOptions:
             "max_fine_windows",
             "max_codec_frames",
             "page_size",
+            "threads",
             "steps_per_look",
         ):
             value = getattr(self, name)
@@ -90,6 +94,7 @@ class EngineConfig:
         page_sizes: positions a page of keys and values, for each causal stage.
         depth: batches that may be under way while the next is prepared.
         policy: None is "auto".
+        threads: None leaves them to torch.
     """
 
     limits: Mapping[Phase, int]
@@ -98,6 +103,7 @@ class EngineConfig:
     page_sizes: Mapping[Stage, int]
     depth: int = 0
     policy: Policy | None = None
+    threads: int | None = None
 
     def reserved_steps(self, stage: Stage) -> int:
         """Return how many steps the pages of a row must hold: where steps are enqueued ahead, two

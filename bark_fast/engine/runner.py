@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bark_fast import kernels
 from bark_fast.ambient import exact_float32, settled
 from bark_fast.engine.decoder import Collect
 from bark_fast.engine.options import EngineConfig
@@ -95,7 +96,7 @@ class Runner:
             if self.device.type == "cuda"
             else nullcontext()
         )
-        with settled(inference=True), stream:
+        with settled(inference=True), stream, kernels.cpu_threads(self.config.threads):
             yield
 
     def _exactly(self) -> AbstractContextManager[None]:

@@ -264,6 +264,20 @@ def _spread(spread: dict[str, Any], form: str) -> str:
     return f"{median} ({least} to {most})"
 
 
+def _contention(cases: Sequence[Case]) -> list[str]:
+    rows = [
+        [
+            case.name,
+            _spread(case.seconds.as_dict(), "{:.3f}"),
+            f"{case.values['fair_share']:.2f}",
+            f"{case.values['ratio']:.2f}",
+        ]
+        for case in cases
+    ]
+    header = ("busy processes", "s (min to max)", "fair share", "times what a fair share takes")
+    return table(header, rows)
+
+
 _TABLES: dict[str, Callable[[Sequence[Case]], list[str]]] = {
     "throughput": _throughput,
     "end_to_end": _end_to_end,
@@ -271,6 +285,7 @@ _TABLES: dict[str, Callable[[Sequence[Case]], list[str]]] = {
     "kernels": _kernels,
     "serve": _serve,
     "bulk": _bulk,
+    "contention": _contention,
     "serve_http": _serve_http,
     "precision": _precision,
 }

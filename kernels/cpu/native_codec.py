@@ -1,6 +1,10 @@
 """The codec's operations by `csrc/native.c`: convolutions as products of rows that overlap.
 
-@TABLE@
+Measured on 2 cores (AMD EPYC, Zen 3), the decoder of the demo voice in ms, by oneDNN and by these:
+
+                        one thread    two threads
+    2.0 s of speech       94 /  64       56 /  37
+    6.0 s of speech      216 / 119      189 / 103
 """
 
 from __future__ import annotations

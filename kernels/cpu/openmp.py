@@ -7,6 +7,7 @@ threads torch follows.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -61,6 +62,28 @@ def why_no_openmp() -> str | None:
     """Return why torch's OpenMP runtime is not known; None if it is."""
     found = found_runtime()
     return str(found) if isinstance(found, UnavailableError) else None
+
+
+@contextlib.contextmanager
+def cpu_threads(n: int | None) -> Iterator[None]:
+    """Compute with n threads in the calling thread meanwhile; None leaves their number as it is.
+
+    torch.set_num_threads would also tell threads that are still to come.
+    """
+    if n is None:
+        yield
+        return
+    found, before = found_runtime(), torch.get_num_threads()
+    change = (
+        torch.set_num_threads
+        if isinstance(found, UnavailableError)
+        else found.library.omp_set_num_threads
+    )
+    change(n)
+    try:
+        yield
+    finally:
+        change(before)
 
 
 def release_threads() -> bool:

@@ -38,14 +38,15 @@ class EmbeddingSum(Operation):
 
 
 class Linear(Operation):
-    """See `Backend.fused_linear`, with pages `qkv_to_pages`, with rows that overlap `convolution`."""
+    """See `Backend.fused_linear`; with pages `Backend.qkv_to_pages`, with rows that overlap
+    `CodecOps.convolution`."""
 
     kinds = ("LINEAR",)
     _fields_: ClassVar = _members(
         y=c_void_p, x=c_void_p, panels=c_void_p, scales=c_void_p, excess=c_void_p, bias=c_void_p,
         norm_weight=c_void_p, norm_bias=c_void_p, residual=c_void_p, eps=c_double, gelu=c_int64,
-        elu=c_int64, rows=c_int64, n=c_int64, k=c_int64, x_stride=c_int64, k_pages=c_void_p, v_pages=c_void_p,
-        slot_mapping=c_void_p, heads=c_int64, page_size=c_int64, d=c_int64,
+        elu=c_int64, rows=c_int64, n=c_int64, k=c_int64, x_stride=c_int64, k_pages=c_void_p,
+        v_pages=c_void_p, slot_mapping=c_void_p, heads=c_int64, page_size=c_int64, d=c_int64,
     )  # fmt: skip
 
 
@@ -85,14 +86,14 @@ class Pack(Operation):
 
 
 class Elu(Operation):
-    """See `Backend.elu`."""
+    """See `CodecOps.elu`."""
 
     kinds = ("ELU",)
     _fields_: ClassVar = _members(y=c_void_p, x=c_void_p, residual=c_void_p, n=c_int64)
 
 
 class Lstm(Operation):
-    """See `Backend.lstm`."""
+    """See `CodecOps.lstm`."""
 
     kinds = ("LSTM",)
     _fields_: ClassVar = _members(

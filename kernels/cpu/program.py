@@ -1,4 +1,4 @@
-"""Operations of `csrc/native.c`, run one by one or recorded as a program; and weights as it reads them.
+"""Operations of `csrc/native.c`, run one by one or recorded as a program; weights as it reads them.
 
 As many threads work as torch has in the calling one; they are the library's own (csrc/team.h).
 """

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from recipes.demo_voice import tokens
-from recipes.demo_voice.data import Ragged, semantic_shards
 from recipes.demo_voice.teacher import SPEAKERS
 
 _TEMPLATE = Path(__file__).with_name("card.md")
@@ -32,8 +31,8 @@ def training_of(models: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def write_card(folder: Path, evaluation: Mapping[str, Any], data: Path, *, seed: int) -> None:
-    """Write `folder`/README.md; `data` holds what was trained on."""
+def write_card(folder: Path, evaluation: Mapping[str, Any], *, seed: int) -> None:
+    """Write `folder`/README.md."""
     reports = evaluation["training"]
     rules = json.loads((folder / "generation_config.json").read_text())
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
@@ -44,8 +43,8 @@ def write_card(folder: Path, evaluation: Mapping[str, Any], data: Path, *, seed:
         size=size / 2**20,
         seed=seed,
         machine=f"an {machine['cpu']}, torch {machine['torch']}",
-        n_texts=sum(len(texts) for texts, _ in semantic_shards(data)),
-        n_spoken=len(Ragged.load(data / "codes.npy")),
+        n_texts=evaluation["data"]["texts"],
+        n_spoken=evaluation["data"]["spoken"],
         n_words=len(tokens.WORDS),
         semantic_rate=tokens.SEMANTIC_RATE_HZ,
         frame_rate=tokens.FRAME_RATE_HZ,

@@ -25,6 +25,9 @@ from recipes.demo_voice.teacher import SPEAKERS, Spoken, Teacher
 from recipes.demo_voice.texts import held_out, make_texts
 
 _FOR_BOOKS = 1_200  # sentences that units and codebooks are learned from
+# Those of `learn_units`, written down: on another machine the teacher's durations have another
+# rounding, and units that occur nearly as often would change places.
+_UNITS = Path(__file__).with_name("units.txt")
 _SHARD = 5_000
 _SHARDS_FIRST = 4  # before any speech: enough for the semantic model to begin with meanwhile
 _WAVES = 8_000  # sentences whose waves are kept: the codec needs no more, and they are large
@@ -85,6 +88,11 @@ def learn_units(sentences: list[NDArray[np.int64]]) -> Tensor:
     return units
 
 
+def known_units(path: Path) -> Tensor:
+    """The pairs of phonemes [N_UNITS, 2] that are written down."""
+    return torch.tensor([[int(p) for p in line.split()] for line in path.read_text().splitlines()])
+
+
 class Units:
     """Phonemes to units."""
 
@@ -110,10 +118,14 @@ def make_books(folder: Path, texts: list[str], pool: Any, seed: int) -> None:
     """Learn units and the codebooks of envelopes, [7, 1024, D]."""
     jobs = [(text, i % len(SPEAKERS)) for i, text in enumerate(texts[:_FOR_BOOKS])]
     made = list(tqdm(pool.imap(_spoken, jobs, 32), total=len(jobs), desc="codebooks"))
-    more = list(tqdm(pool.imap(_phonemes, texts[_FOR_BOOKS : 6 * _FOR_BOOKS], 32), desc="units"))
     points = torch.from_numpy(np.concatenate([envelope for _, envelope in made]))
+    if _UNITS.exists():
+        units = known_units(_UNITS)
+    else:
+        more = pool.imap(_phonemes, texts[_FOR_BOOKS : 6 * _FOR_BOOKS], 32)
+        units = learn_units([spoken.phonemes for spoken, _ in made] + list(more))
     books = {
-        "units": learn_units([spoken.phonemes for spoken, _ in made] + more),
+        "units": units,
         "envelopes": residual_k_means(points, tokens.CODEBOOK, tokens.N_CODEBOOKS - 1, seed=seed),
         "mean": points.mean(0),
     }
@@ -225,6 +237,14 @@ def make_acoustic(folder: Path, texts: list[str], pool: Any, seed: int, n: int) 
     np.save(folder / "speakers.npy", np.array(speakers))
     for name, column in (("spoken_units", units), ("codes", codes), ("waves", waves)):
         Ragged.of(column).save(folder / f"{name}.npy")
+
+
+def sizes_of(folder: Path) -> dict[str, int]:
+    """How many sentences are learned from, and how many of them are spoken."""
+    return {
+        "texts": sum(len(texts) for texts, _ in semantic_shards(folder)),
+        "spoken": len(Ragged.load(folder / "codes.npy")),
+    }
 
 
 def semantic_shards(folder: Path) -> Iterator[tuple[Ragged, Ragged]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -51,8 +51,17 @@ class Judge:
         return {"word_error_rate": error_rate(texts, heard), "mos": naturalness(waves)}
 
 
-def evaluate(data: Path, checkpoint: Path, *, seed: int) -> dict[str, Any]:
-    """All figures, by name."""
+CODEC_ALONE = "its codes through the codec"
+
+
+def evaluate(
+    data: Path, checkpoint: Path, *, seed: int, codec_alone: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """All figures, by name.
+
+    Args:
+        codec_alone: the row of CODEC_ALONE, if `data` has not the codebooks of this codec.
+    """
     judge, teacher = Judge(Moonshine()), Teacher()
     texts, digits = held_out()
     spoken = [teacher.say(text, SPEAKERS[0]) for text in texts]
@@ -67,7 +76,7 @@ def evaluate(data: Path, checkpoint: Path, *, seed: int) -> dict[str, Any]:
     waves = {voice: [s.samples for s in own] for voice, own in by_voice.items()}
     rows = {
         "the teacher": judge(texts, originals),
-        "its codes through the codec": judge(texts, round_trip(data, checkpoint, spoken)),
+        CODEC_ALONE: codec_alone or judge(texts, round_trip(data, checkpoint, spoken)),
         **{voice.removeprefix("v2/"): judge(texts, own) for voice, own in waves.items()},
     }
     ratios = [len(w) / len(o) for w, o in zip(waves[VOICES[0]], originals, strict=True)]

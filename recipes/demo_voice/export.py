@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -199,22 +200,36 @@ def start_from(checkpoint: Path, models: Path) -> None:
                 (models / f"{name}.json").write_text(json.dumps(reports[name]) + "\n")
 
 
-def check_data(data: Path, checkpoint: Path) -> None:
-    """Raise ValueError if units and codes of `data` are not those that `checkpoint` was trained on,
-    by the sentences that are its voices: another machine's k-means may have other rounding."""
-    for name, arrays in _presets(data).items():
-        for key, now in arrays.items():
-            then = np.load(checkpoint / f"speaker_embeddings/{name}_{key}.npy")
-            same = float((now == then).mean()) if now.shape == then.shape else 0.0
-            if same < _SAME_DATA:
-                raise ValueError(
-                    f"{data} has other tokens than {checkpoint} was trained on: {same:.0%} of "
-                    f"{name}'s {key} are the same, {_SAME_DATA:.0%} must be"
-                )
+def check_data(data: Path, checkpoint: Path, *, codes: bool) -> None:
+    """Raise ValueError if `data` has other tokens than `checkpoint` was trained on, by the
+    sentences that are its voices: with another machine's rounding k-means finds other codebooks.
+
+    Args:
+        codes: look at the codes too, not at the units alone.
+    """
+    for key in ("semantic_prompt", *(("fine_prompt",) if codes else ())):
+        shares = []
+        for name, arrays in _presets(data).items():
+            then, now = np.load(_preset_path(checkpoint, name, key)), arrays[key]
+            shares.append(float((now == then).mean()) if now.shape == then.shape else 0.0)
+        # A duration may have been rounded to another frame, and another sentence been chosen.
+        if np.median(shares) < _SAME_DATA:
+            raise ValueError(
+                f"{data} has other tokens than {checkpoint} was trained on: of each voice's {key} "
+                f"{', '.join(f'{share:.0%}' for share in shares)} are the same"
+            )
 
 
-def export(data: Path, models: Path, folder: Path) -> None:
-    """Write the checkpoint into `folder`, weights in float16."""
+def _preset_path(checkpoint: Path, name: str, key: str) -> Path:
+    return checkpoint / f"speaker_embeddings/{name}_{key}.npy"
+
+
+def export(data: Path, models: Path, folder: Path, *, start: Path | None = None) -> None:
+    """Write the checkpoint into `folder`, weights in float16.
+
+    Args:
+        start: whose training went on; its voices stay the same.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     halves = {
         n: t.detach().to(torch.float16).contiguous() for n, t in named_tensors(models).items()
@@ -228,7 +243,12 @@ def export(data: Path, models: Path, folder: Path) -> None:
         folder / "tokenizer_config.json",
         {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 256},
     )
-    _write_presets(data, folder)
+    if start is None:
+        _write_presets(data, folder)
+    elif start != folder:
+        voices = "speaker_embeddings"
+        shutil.copytree(start / voices, folder / voices, dirs_exist_ok=True)
+        shutil.copy(start / f"{voices}_path.json", folder)
 
 
 def _presets(data: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -259,10 +279,10 @@ def _write_presets(data: Path, folder: Path) -> None:
     for name, arrays in _presets(data).items():
         index[name] = {}
         for key, array in arrays.items():
-            file = f"speaker_embeddings/{name}_{key}.npy"
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            np.save(folder / file, array)
-            index[name][key] = file
+            file = _preset_path(folder, name, key)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, array)
+            index[name][key] = str(file.relative_to(folder))
     _write_json(folder / "speaker_embeddings_path.json", index)
 
 

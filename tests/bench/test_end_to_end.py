@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from bench.harness import arguments
 from bench.harness.checkpoint import checkpoint_for, make_checkpoint
 from bench.harness.engines import BarkFastEngine, EngineSettings, Output, WorkloadRun
 from bench.harness.machine import Limits
+from bench.harness.report import render
 from bench.harness.results import Results
 from bench.harness.search import find_best
 from bench.harness.worker import Worker, WorkerError
@@ -106,6 +108,18 @@ def test_serve(flags: list[str], tmp_path: Path) -> None:
     for case in results.cases:
         assert case.values["requests"] == 3
         assert case.seconds.min <= case.values["latency_p50_s"] <= case.values["latency_max_s"]
+
+
+def test_contention(folder: Path, flags: list[str], tmp_path: Path) -> None:
+    options = ["--busy", "1", "--semantic-tokens", "4", "--impl", "torch"]
+    assert main(["contention", *flags, *options]) == 0
+    results = Results.read(tmp_path / "results.json")
+    alone, beside = results.cases
+    cores = len(os.sched_getaffinity(0))
+    assert beside.values["fair_share"] == cores / (cores + 1)
+    share = beside.seconds.median * beside.values["fair_share"]
+    assert beside.values["ratio"] == pytest.approx(share / alone.seconds.median)
+    assert "| busy=1 |" in render([results])
 
 
 @pytest.mark.slow

@@ -72,6 +72,7 @@ def make(folder: Path, patch: pytest.MonkeyPatch) -> Made:
     patch.setattr("recipes.demo_voice.data._teacher", MadeUp())
     patch.setattr("recipes.demo_voice.data._books", None)
     patch.setattr("recipes.demo_voice.data._FOR_BOOKS", 6)
+    patch.setattr("recipes.demo_voice.data._UNITS", folder / "none")
     patch.setattr("recipes.demo_voice.export._PRESET_UNITS", (8, 160))
     for name in ("semantic", "coarse"):
         patch.setattr(f"recipes.demo_voice.{name}.POSITIONS_A_BATCH", 600)

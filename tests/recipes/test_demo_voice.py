@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +21,19 @@ from bark_fast.stages.fine import build_codes
 from bark_fast.stages.semantic import build_prompt
 from bark_fast.types import Voice
 from helpers.made_voice import TEXTS, Made, tone
-from recipes.demo_voice import features, tokens
+from recipes.demo_voice import data, features, tokens
 from recipes.demo_voice.clock import CLOCK_SIZE, Look, start_with_clock
 from recipes.demo_voice.coarse import coarse_ids, coarse_window
 from recipes.demo_voice.codec import trained_fine
 from recipes.demo_voice.common import Sentences, mistake
-from recipes.demo_voice.data import Units, learn_units
-from recipes.demo_voice.export import config_json, generation_config_json, start_from
+from recipes.demo_voice.data import Units, known_units, learn_units
+from recipes.demo_voice.export import (
+    check_data,
+    config_json,
+    export,
+    generation_config_json,
+    start_from,
+)
 from recipes.demo_voice.fine import completed, train_fine
 from recipes.demo_voice.fit import Plan, fit
 from recipes.demo_voice.muon import orthogonal
@@ -306,6 +314,66 @@ def test_training_goes_on_from_a_checkpoint(made: Made, tmp_path: Path) -> None:
     start_from(made.checkpoint, tmp_path)  # what is there stays
     again = torch.load(tmp_path / "fine.pt", weights_only=True)
     assert torch.equal(trained["embeddings"], again["embeddings"])
+
+
+def test_training_knows_what_went_before(made: Made, tmp_path: Path) -> None:
+    """Steps and minutes are counted on, and other batches are learned from."""
+    before = {"training": {"fine": {"parameters": 1, "steps": 40, "minutes": 3.0}}}
+    start, models = tmp_path / "start", tmp_path / "models"
+    shutil.copytree(made.checkpoint, start)
+    (start / "evaluation.json").write_text(json.dumps(before))
+    models.mkdir()
+    start_from(start, models)
+    skipped: list[int] = []
+
+    def batches(skip: int) -> Iterator[int]:
+        skipped.append(skip)
+        yield from range(100)
+
+    model = Line()
+    torch.save(model.state_dict(), models / "fine.pt")
+    loss = torch.zeros((), requires_grad=True)
+    for steps in (2, 5):
+        fit(
+            "fine", model, batches, lambda _: (model.blocks.weight.sum() * loss, {}),
+            Plan(steps, 0.1), models,
+        )  # fmt: skip
+        report = json.loads((models / "fine.json").read_text())
+        assert report["steps"] == 40 + steps
+        assert report["minutes"] >= 3
+    assert skipped == [40, 42]
+
+
+def test_other_data_are_refused(made: Made, tmp_path: Path) -> None:
+    check_data(made.data, made.checkpoint, codes=True)
+    other = tmp_path / "data"
+    shutil.copytree(made.data, other)
+    codes = np.load(other / "codes.npy")
+    np.save(other / "codes.npy", (codes + 1) % tokens.CODEBOOK)
+    check_data(other, made.checkpoint, codes=False)
+    with pytest.raises(ValueError, match=r"fine_prompt 0%, 0%, 0%, 0% are the same"):
+        check_data(other, made.checkpoint, codes=True)
+
+
+def test_the_voices_of_a_start_stay(made: Made, tmp_path: Path) -> None:
+    start, folder = tmp_path / "start", tmp_path / "new"
+    shutil.copytree(made.checkpoint, start)
+    voice = start / "speaker_embeddings" / f"v2/{SPEAKERS[1].name}_semantic_prompt.npy"
+    np.save(voice, np.arange(50))
+    export(made.data, made.models, folder, start=start)
+    assert Bark.from_pretrained(folder, device="cpu").voices == list(made_voices())
+    kept = np.load(folder / voice.relative_to(start))
+    assert kept.tolist() == list(range(50))
+
+
+def made_voices() -> Iterator[str]:
+    yield from (f"v2/{speaker.name}" for speaker in SPEAKERS)
+
+
+def test_the_units_are_written_down() -> None:
+    units = known_units(Path(data.__file__).with_name("units.txt"))
+    assert units.shape == (tokens.N_UNITS, 2)
+    assert Units(units)(units.numpy().ravel()).max() < tokens.N_UNITS
 
 
 def test_the_whole_recipe_makes_a_checkpoint_that_speaks(made: Made) -> None:

@@ -12,6 +12,7 @@ import pytest
 from bark_fast import GenerationParams
 from helpers.made_voice import TEXTS, Made, MadeUp
 from recipes.demo_voice.card import judged, training_of, write_card
+from recipes.demo_voice.data import sizes_of
 from recipes.demo_voice.evaluate import agreement, evaluate, median_pitch_hz, temperatures
 from recipes.demo_voice.hearing import error_rate, read_pieces, word_errors, words_of
 from recipes.demo_voice.teacher import SPEAKERS
@@ -93,7 +94,8 @@ def test_everything_is_measured_and_written_down(made: Made, judges: None) -> No
     json.dumps(figures)
 
     figures["training"] = training_of(made.models)
-    write_card(made.checkpoint, figures, made.data, seed=7)
+    figures["data"] = sizes_of(made.data)
+    write_card(made.checkpoint, figures, seed=7)
     card = (made.checkpoint / "README.md").read_text()
     assert f"| the teacher | {200 / words:.1f} % | 3.21 |" in card
     assert "with seed 7" in card
