@@ -6,7 +6,7 @@ Names are those of transformers' BarkModel, wherever the tensors are stored.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -37,9 +37,18 @@ _UNUSED = re.compile(
 )
 
 
+def _keep(name: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def load_weights(
-    stored: StoredTensors, config: Config, *, dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
+    stored: StoredTensors,
+    config: Config,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    pack: Callable[[str, Tensor], Any] = _keep,
+) -> dict[str, Any]:
     """Load every tensor that the four networks need, by transformers' names.
 
     Weight norm is folded: `...conv.weight` stands for the two tensors it is stored as. A tied fine
@@ -47,6 +56,10 @@ def load_weights(
 
     They are new tensors, except that `stored` ones that are `shared` are taken as they are where
     their dtype and device are right: nobody may write to them.
+
+    Args:
+        pack: is given each tensor by name, in its dtype and on its device, which may be gone
+            afterwards; returns what to keep in its place, or itself, which is then kept.
 
     Raises:
         CheckpointError: a tensor is missing, not expected, of another shape, or unreadable, or
@@ -57,17 +70,21 @@ def load_weights(
     needed, tied, normed = _needed(stored, config)
     parts = {part for pair in normed.values() for part in pair}
 
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Any] = {}
+    extremes: dict[str, Tensor] = {}
     heads = {head: embedding for head, embedding in tied.items() if head in stored.names}
     for name, tensor in stored.read((set(needed) & stored.names) | parts | set(heads)):
         shape = needed.get(name) or needed.get(heads.get(name, ""))
         _check_tensor(name, tensor, shape, where)
         target = torch.float32 if name.startswith(f"{CODEC}.") else dtype
-        as_it_is = tensor.dtype == target and tensor.device == device and tensor.is_contiguous()
-        if not (stored.shared and as_it_is):
-            tensor = torch.empty(tensor.shape, dtype=target, device=device).copy_(tensor)
-        tensors[name] = tensor
-    _check_numbers(tensors, stored)
+        own = tensor
+        if not (tensor.dtype == target and tensor.device == device and tensor.is_contiguous()):
+            own = torch.empty(tensor.shape, dtype=target, device=device).copy_(tensor)
+        if own.numel():
+            extremes[name] = torch.stack(torch.aminmax(own)).float()
+        kept = pack(name, own)
+        tensors[name] = own.clone() if kept is tensor and not stored.shared else kept
+    _check_numbers(extremes, dtype, stored)
 
     for head, embedding in heads.items():
         if not torch.equal(tensors.pop(head), tensors[embedding]):
@@ -85,23 +102,20 @@ def load_weights(
     return tensors
 
 
-def _check_numbers(tensors: Mapping[str, Tensor], stored: StoredTensors) -> None:
-    """Raise CheckpointError if a loaded tensor holds NaN or infinity.
-
-    Each is read once, without a copy, and all are judged together: one look at the device.
-    """
-    names = [name for name, tensor in tensors.items() if tensor.numel()]
-    extremes = [torch.stack(torch.aminmax(tensors[name])).float() for name in names]
-    finite = torch.stack(extremes).isfinite().all(dim=1)
+def _check_numbers(
+    extremes: Mapping[str, Tensor], dtype: torch.dtype, stored: StoredTensors
+) -> None:
+    """Raise CheckpointError if a tensor holds NaN or infinity, by the least and the largest of its
+    numbers: all are judged together, with one look at the device."""
+    finite = torch.stack(list(extremes.values())).isfinite().all(dim=1)
     if finite.all():
         return
-    name = names[finite.tolist().index(False)]
-    dtype = str(tensors[name].dtype).removeprefix("torch.")
+    name = list(extremes)[finite.tolist().index(False)]
     for _, original in stored.read({name}):
         if original.isfinite().all():
             largest = original.abs().max().item()
             raise CheckpointError(
-                f"{stored.where}: tensor {name} has numbers too large for {dtype} (up to "
+                f"{stored.where}: tensor {name} has numbers too large for {str(dtype)[6:]} (up to "
                 f"{largest:.3g}): load it with another dtype"
             )
         n_bad = int((~original.isfinite()).sum())

@@ -30,10 +30,10 @@ from bark_fast.engine.prefills import prefill_shapes
 from bark_fast.engine.runner import Runner, do_nothing
 from bark_fast.engine.scheduler import Phase, Policy
 from bark_fast.errors import InputError
-from bark_fast.kernels import Backend, Impl
+from bark_fast.kernels import Backend, Impl, Weight
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.models.fine_gpt import FineGPT
-from bark_fast.models.gpt import GPT, KVPages
+from bark_fast.models.gpt import GPT, KVPages, is_of_a_product
 from bark_fast.process import check_fork
 from bark_fast.stages import coarse, semantic
 from bark_fast.stages.causal import CausalStage
@@ -74,13 +74,17 @@ def load_engine(
     check_fork(device.type)
     for gpt in (config.semantic, config.coarse, config.fine):
         check_head_size(gpt, impl)
-    tensors = load_weights(
-        stored, config, dtype=dtype, device=torch.device("cpu") if offload else device
-    )
     pdl = options.dependent_launches and kernels.can_launch_dependents(device)
     ops = kernels.backend(impl, pdl=pdl)
+
+    def pack(name: str, tensor: Tensor) -> Weight:
+        return ops.pack_weight(tensor) if is_of_a_product(name) else tensor
+
+    tensors = load_weights(
+        stored, config, dtype=dtype, device=torch.device("cpu") if offload else device, pack=pack
+    )
     semantic_stage, coarse_stage, fine, codec = _build_stages(tensors, config, ops)
-    del tensors  # what was packed is not needed twice
+    del tensors
     weights = None
     if offload:
         weights = OffloadedWeights(

@@ -7,6 +7,7 @@ a sequence takes the same one whoever else is there. Keys and values go to the s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,8 +16,20 @@ import torch
 from torch import Tensor
 
 from bark_fast.checkpoint.config import GPTConfig
-from bark_fast.kernels import Backend, DecodeState, Norm, Weight
+from bark_fast.kernels import Backend, DecodeState, Norm, PackedWeight, Weight
 from bark_fast.models.transfer import to_device
+
+_OF_A_PRODUCT = re.compile(r"\.layers\.\d+\.(attn\.(att|out)|mlp\.(in|out))_proj\.weight$")
+
+
+def is_of_a_product(name: str) -> bool:
+    """Return True for the name of a block's weight, which can be packed as soon as it is read."""
+    return _OF_A_PRODUCT.search(name) is not None
+
+
+def is_packed(weight: Weight) -> bool:
+    """Return True for what a backend's `pack_weight` has made of a tensor."""
+    return isinstance(weight, PackedWeight) or weight.is_mkldnn
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,9 @@ class Block:
             return tensors[f"{prefix}.{name}"]
 
         def packed(name: str) -> Weight:
-            return ops.pack_weight(get(name))
+            weight: Weight = tensors[f"{prefix}.{name}"]
+            # When it was read, perhaps: `is_of_a_product`.
+            return weight if is_packed(weight) else ops.pack_weight(get(name))
 
         def bias(name: str) -> Tensor | None:
             return tensors.get(f"{prefix}.{name}.bias")

@@ -83,8 +83,9 @@ def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
         excess = 128 * weight.sum(dim=1, dtype=torch.int32)
     # Rows start at whole vectors, so that a load never spans two cache lines.
     size = build.load().packed_bytes(kind, n, k)
-    raw = torch.zeros(size + 64, dtype=torch.uint8, device="cpu")
-    panels = raw[-raw.data_ptr() % 64 :]
+    raw = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
+    start = -raw.data_ptr() % 64
+    panels = raw[start : start + size]
     run(Pack(kind=KIND["PACK"], panels=panels.data_ptr(), weight=weight.data_ptr(),
               type=kind, n=n, k=k), panels, weight)  # fmt: skip
     return PackedWeight(panels, weight.shape, scales, excess)

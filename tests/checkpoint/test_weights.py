@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bark_fast import Bark, CheckpointError
+from bark_fast import Bark, CheckpointError, demo
 from bark_fast.checkpoint.random import save_model, settings_for
 from bark_fast.checkpoint.reading import read_config
 from bark_fast.checkpoint.source import Source
@@ -284,6 +284,8 @@ def bulky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, generation = settings_for("tiny")
     config["semantic_config"] |= {"num_layers": 6, "hidden_size": 1152, "num_heads": 18}
     save_model(folder, config, generation, seed=0)
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(demo.FOLDER / name, folder)
     return folder
 
 
@@ -312,6 +314,57 @@ def test_peak_memory(bulky: Path, tmp_path: Path, layout: str) -> None:
         assert peak <= 1.2 * size, f"{dtype}: {peak / size:.2f} of the file's size"
         if dtype == "float32":
             assert peak >= 0.9 * kept, "the measurement misses the tensors themselves"
+
+
+_MODEL_MEMORY = """
+import re, sys
+from pathlib import Path
+from bark_fast import Bark, demo
+
+def peak_kib():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+Bark.from_pretrained(demo.FOLDER, device="cpu", impl=sys.argv[2])
+before = peak_kib()
+bark = Bark.from_pretrained(sys.argv[1], device="cpu", impl=sys.argv[2])
+print((peak_kib() - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status")
+@pytest.mark.parametrize("impl", ["auto", "cpu"])
+def test_peak_memory_of_a_model(bulky: Path, impl: str) -> None:
+    """Each weight is packed as soon as it is read: there are never two of all."""
+    size = (bulky / "model.safetensors").stat().st_size
+    command = [sys.executable, "-c", _MODEL_MEMORY, str(bulky), impl]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.8 * size <= int(done.stdout) <= 1.25 * size, int(done.stdout) / size
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+def test_tensors_are_packed_when_they_are_read(
+    folder: Path, tmp_path: Path, stored: dict[str, Tensor], layout: str
+) -> None:
+    write(tmp_path, layout, stored)
+    for name in ("config.json", "generation_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    source = Source.open(tmp_path)
+    given: dict[str, Tensor] = {}
+
+    def pack(name: str, tensor: Tensor) -> Any:
+        given[name] = tensor.clone()
+        return ["packed"] if ".layers.0.mlp" in name else tensor
+
+    config, cpu = read_config(source), torch.device("cpu")
+    kept = load_weights(TensorsInFiles(source), config, dtype=torch.float32, device=cpu, pack=pack)
+    for name, tensor in kept.items():
+        if name in given and "codec" not in name:
+            assert (
+                tensor == ["packed"]
+                if ".layers.0.mlp" in name
+                else torch.equal(tensor, given[name])
+            )
 
 
 def _unused(names: Any) -> list[str]:

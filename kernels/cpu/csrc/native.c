@@ -480,15 +480,19 @@ static void f32_lstm_piece(const Lstm *a, const Work *work, i64 piece) {
     }
 }
 
-static i64 pack_pieces(const Pack *a, const Work *work) { return in_pieces(work, a->n, 64 * a->k); }
+static i64 pack_pieces(const Pack *a, const Work *work) { return in_pieces(work, ceil_div(a->n, PANEL), 64 * PANEL * a->k); }
 
 static void pack_piece(const Pack *a, const Work *work, i64 piece) {
     const int half = a->type == 1;
-    const i64 row_bytes = a->k * (a->type == 2 ? 1 : half ? 2 : 4);
-    for (i64 i = first_item(work, a->n, piece); i < first_item(work, a->n, piece + 1); i++) {
-        char *panel = a->panels + i / PANEL * bytes_of_panel(a->type, a->k);
-        if (a->type == 2) i8_pack_row(panel, i % PANEL, a->weight + i * row_bytes, a->k);
-        else CALL(pack_row, panel, i % PANEL, a->weight + i * row_bytes, a->k);
+    const i64 row_bytes = a->k * (a->type == 2 ? 1 : half ? 2 : 4), bytes = bytes_of_panel(a->type, a->k);
+    const i64 panels = ceil_div(a->n, PANEL);
+    for (i64 p = first_item(work, panels, piece); p < first_item(work, panels, piece + 1); p++) {
+        char *panel = a->panels + p * bytes;
+        memset(panel, 0, bytes); /* what is left of the last panel, and of a row's last word */
+        for (i64 i = p * PANEL; i < min_of(a->n, (p + 1) * PANEL); i++) {
+            if (a->type == 2) i8_pack_row(panel, i % PANEL, a->weight + i * row_bytes, a->k);
+            else CALL(pack_row, panel, i % PANEL, a->weight + i * row_bytes, a->k);
+        }
     }
 }
 
