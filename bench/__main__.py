@@ -20,6 +20,7 @@ from bench.commands import (
     end_to_end,
     kernels,
     machine,
+    peers,
     plot,
     precision,
     predict,
@@ -46,6 +47,7 @@ _COMMANDS = {
     "compare": compare,
     "plot": plot,
     "predict": predict,
+    "peers": peers,
     "aims": aims,
 }
 

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.harness.results import Case, Results, ResultsError, Spread, percentile, read_folder
+from bench.__main__ import main
+from bench.commands.peers import shown
+from bench.harness.results import (
+    RESULTS,
+    Case,
+    Results,
+    ResultsError,
+    Spread,
+    percentile,
+    read_folder,
+)
 from helpers.made_up_results import all_kinds, results
 
 
@@ -61,3 +71,12 @@ def test_spread() -> None:
 )  # fmt: skip
 def test_percentile_is_a_value_that_was_measured(n: int, p: float, expected: float) -> None:
     assert percentile([float(i) for i in range(n, 0, -1)], p) == expected
+
+
+def test_figures_of_peers_are_quoted_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["peers"]) == 0
+    printed = capsys.readouterr().out
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    for line in shown():
+        assert line in printed
+        assert line in page

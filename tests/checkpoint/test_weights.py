@@ -360,11 +360,8 @@ def test_tensors_are_packed_when_they_are_read(
     kept = load_weights(TensorsInFiles(source), config, dtype=torch.float32, device=cpu, pack=pack)
     for name, tensor in kept.items():
         if name in given and "codec" not in name:
-            assert (
-                tensor == ["packed"]
-                if ".layers.0.mlp" in name
-                else torch.equal(tensor, given[name])
-            )
+            is_packed = ".layers.0.mlp" in name
+            assert tensor == ["packed"] if is_packed else torch.equal(tensor, given[name])
 
 
 def _unused(names: Any) -> list[str]:
