@@ -1,7 +1,7 @@
 """Figures of other programs that were measured elsewhere, with their conditions.
 
-They cannot be repeated by a command here: bark.cpp is built by hand. What is said of ours beside them
-was measured on the same machine on the same day.
+They cannot be repeated by a command here: bark.cpp is built by hand. What is said of ours beside
+them was measured on a machine of the same kind.
 """
 
 from __future__ import annotations
