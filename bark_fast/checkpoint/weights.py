@@ -72,6 +72,7 @@ def load_weights(
 
     tensors: dict[str, Any] = {}
     extremes: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
     heads = {head: embedding for head, embedding in tied.items() if head in stored.names}
     for name, tensor in stored.read((set(needed) & stored.names) | parts | set(heads)):
         shape = needed.get(name) or needed.get(heads.get(name, ""))
@@ -82,9 +83,10 @@ def load_weights(
             own = torch.empty(tensor.shape, dtype=target, device=device).copy_(tensor)
         if own.numel():
             extremes[name] = torch.stack(torch.aminmax(own)).float()
+            dtypes[name] = target
         kept = pack(name, own)
         tensors[name] = own.clone() if kept is tensor and not stored.shared else kept
-    _check_numbers(extremes, dtype, stored)
+    _check_numbers(extremes, dtypes, stored)
 
     for head, embedding in heads.items():
         if not torch.equal(tensors.pop(head), tensors[embedding]):
@@ -103,7 +105,7 @@ def load_weights(
 
 
 def _check_numbers(
-    extremes: Mapping[str, Tensor], dtype: torch.dtype, stored: StoredTensors
+    extremes: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], stored: StoredTensors
 ) -> None:
     """Raise CheckpointError if a tensor holds NaN or infinity, by the least and the largest of its
     numbers: all are judged together, with one look at the device."""
@@ -111,11 +113,12 @@ def _check_numbers(
     if finite.all():
         return
     name = list(extremes)[finite.tolist().index(False)]
+    dtype = str(dtypes[name]).removeprefix("torch.")
     for _, original in stored.read({name}):
         if original.isfinite().all():
             largest = original.abs().max().item()
             raise CheckpointError(
-                f"{stored.where}: tensor {name} has numbers too large for {str(dtype)[6:]} (up to "
+                f"{stored.where}: tensor {name} has numbers too large for {dtype} (up to "
                 f"{largest:.3g}): load it with another dtype"
             )
         n_bad = int((~original.isfinite()).sum())

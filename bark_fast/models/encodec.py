@@ -56,13 +56,13 @@ class CodecDecoder:
     def least_frames(self) -> int:
         """Frames from which on padding behind the input changes nothing before it.
 
-        The decoder is causal, but its first convolution pads shorter input in another way.
+        The decoder is causal, but its convolutions pad what is shorter than a window otherwise.
         """
         first: Any = self._decoder.get_submodule("layers.0")
         if not first.causal or first.norm_type != "weight_norm":
             return sys.maxsize  # not Bark's kind of EnCodec: everything behind has an influence
-        kernel_size: int = first.conv.kernel_size[0]
-        return kernel_size
+        modules = self._decoder.modules()
+        return max(int(m.kernel_size[0]) for m in modules if isinstance(m, torch.nn.Conv1d))
 
     def map_weights(self, change: Callable[[Tensor], Tensor]) -> None:
         """Put `change(weight)` in the place of every weight."""

@@ -470,6 +470,28 @@ def test_a_team_ends_with_the_thread_that_it_works_for(dtype) -> None:
         time.sleep(0.01)
 
 
+def test_teams_come_and_go(dtype) -> None:
+    """Workers that are sent home as they arrive hear of it."""
+    weight = kernels.pack_weight(randn(640, 32, seed=1, dtype=dtype), impl="native")
+    x = randn(9, 32, seed=2, dtype=dtype)
+    expected = kernels.fused_linear(x, weight, impl="native")
+    found = []
+
+    def work() -> None:
+        torch.get_num_threads()
+        for i in range(300):
+            runtime().library.omp_set_num_threads(1 + i % 4)
+            found.append(torch.equal(kernels.fused_linear(x, weight, impl="native"), expected))
+
+    for _ in range(3):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(timeout=120)
+        assert not thread.is_alive(), "a thread waits for ever"
+    assert len(found) == 900
+    assert all(found)
+
+
 def test_many_teams_at_once(dtype) -> None:
     """More threads than cores, which the system puts aside at any moment: nothing is lost, done
     twice or waited for in vain."""

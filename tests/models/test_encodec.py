@@ -88,6 +88,8 @@ def test_rows_of_other_decoders(change: dict[str, object]) -> None:
         {"norm_type": "time_group_norm"},
         {"num_residual_layers": 2, "dilation_growth_rate": 2},
         {"pad_mode": "constant"},
+        {"kernel_size": 1},
+        {"upsampling_ratios": []},
     ],
     ids=str,
 )

@@ -95,6 +95,9 @@ static void wait_for_phase(Team *team, uint32_t after) {
 static void publish(Team *team, i64 pieces, int wake) {
     const uint32_t phase = (team->turn >> 32) + 1;
     team->undone = pieces;
+    /* Now and then, so that neither falls so far behind that later ones look earlier; nobody can have
+     * fallen asleep in this phase yet. */
+    if (!(phase << 2)) team->asleep = phase;
     team->turn = (uint64_t)phase << 32 | (uint64_t)pieces << 16;
     /* From here on the calling thread may begin another program. */
     if (!wake || is_later(team->woken, team->asleep)) return;
@@ -136,11 +139,11 @@ static void *work_in_team(void *member) {
     Team *team = ((struct Member *)member)->team;
     const i64 thread = ((struct Member *)member)->thread;
     __builtin_ia32_ldmxcsr(0x1F80); /* as a process starts: numbers too small to be normal are kept */
-    while (!team->ending) {
-        const uint64_t turn = team->turn;
+    for (;;) {
+        const uint64_t turn = team->turn; /* read before `ending`, which is set before its phase begins */
+        if (team->ending) return NULL;
         if (!take_piece(team, turn, thread)) wait_for_phase(team, turn >> 32);
     }
-    return NULL;
 }
 
 static void send_home(Team *team) {
@@ -159,21 +162,22 @@ static void end_team(void *own) {
 
 static pthread_key_t team_key;
 static pthread_once_t team_once = PTHREAD_ONCE_INIT;
+static int has_team_key;
 
 /* A fork copies no thread but the one that calls it. */
 static void forget_workers(void) {
-    Team *team = pthread_getspecific(team_key);
+    Team *team = has_team_key ? pthread_getspecific(team_key) : NULL;
     if (team) team->workers = 0, team->asked = -1;
 }
 
 static void make_team_key(void) {
-    pthread_key_create(&team_key, end_team);
-    pthread_atfork(NULL, NULL, forget_workers);
+    has_team_key = !pthread_atfork(NULL, NULL, forget_workers) && !pthread_key_create(&team_key, end_team);
 }
 
 /* The calling thread's team, of so many; of fewer where the system has no more. */
 static Team *team_of(i64 threads) {
     pthread_once(&team_once, make_team_key);
+    if (!has_team_key) return NULL;
     Team *team = pthread_getspecific(team_key);
     if (!team) {
         team = calloc(1, sizeof *team);
