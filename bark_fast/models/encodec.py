@@ -40,7 +40,8 @@ class CodecDecoder:
         self._rows = None
         if ops.codec is not None and SEANetDecoder.suits(decoder):
             self._rows = SEANetDecoder(decoder, ops.codec)
-            self._still = torch.zeros(1, self.codebooks.shape[2], device=self.device)
+            width = self.codebooks.shape[2]
+            self._still = torch.zeros(1, width, dtype=torch.float32, device=self.device)
 
     @property
     def device(self) -> torch.device:
