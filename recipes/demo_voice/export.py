@@ -24,7 +24,7 @@ from recipes.demo_voice.teacher import SAMPLE_RATE_HZ, SPEAKERS
 
 # What is measured to be best (`evaluate.temperatures`): the teacher says a text in one way, and a
 # rare unit or code is a mistake rather than a variant.
-_TEMPERATURES = {"semantic": 0.3, "coarse": 0.4, "fine": 0.2}
+_TEMPERATURES = {"semantic": 0.2, "coarse": 0.2, "fine": 0.2}
 _SAME_DATA = 0.9  # of the tokens: a rounding may move a frame to the next code
 _PRESET_UNITS = (44, 70)  # how long a voice's sentence is: 2.2 to 3.5 s
 

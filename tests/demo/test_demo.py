@@ -153,8 +153,9 @@ def test_min_eos_p_ends_early_and_0_waits_for_the_end_token(bark: Bark) -> None:
         params = [GenerationParams(seed=i, min_eos_p=p) for i in range(4)]
         return sum(map(len, bark.semantic([text] * 4, voice=bark.voices[0], params=params)))
 
-    assert spoken(0.001) <= spoken(0.2) <= spoken(0.0)
-    assert spoken(0.001) < spoken(0.0)
+    # The model is sure of where the end is: elsewhere its probability is this small.
+    assert spoken(1e-7) <= spoken(0.2) <= spoken(0.0)
+    assert spoken(1e-7) < spoken(0.0)
 
 
 def test_half_precision_writes_nearly_the_same_units(bark: Bark) -> None:
