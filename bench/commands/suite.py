@@ -119,7 +119,7 @@ def quick_parts(folder: Path, work: Path) -> list[Part]:
             "serve", folder, 30, "--size", "tiny", "--checkpoint", str(work / "tiny"),
             "--dtype", "float32", "--count", "6", "--seconds", "3", *few,
         ),
-        _bench("contention", folder, 30, "--size", "demo", "--dtype", "float32", "--runs", "2"),
+        _bench("contention", folder, 25, "--size", "demo", "--dtype", "float32", "--runs", "2"),
         Part("compare", ("-m", "bench", "compare", stages, stages), 15),
         Part("plot", ("-m", "bench", "plot", str(folder)), 15, always=True),
     ]  # fmt: skip
