@@ -31,9 +31,10 @@ from bark_fast.engine.runner import Runner, do_nothing
 from bark_fast.engine.scheduler import Phase, Policy
 from bark_fast.errors import InputError
 from bark_fast.kernels import Backend, Impl, Weight
+from bark_fast.models.block import is_of_a_product
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.models.fine_gpt import FineGPT
-from bark_fast.models.gpt import GPT, KVPages, is_of_a_product
+from bark_fast.models.gpt import GPT, KVPages
 from bark_fast.process import check_fork
 from bark_fast.stages import coarse, semantic
 from bark_fast.stages.causal import CausalStage

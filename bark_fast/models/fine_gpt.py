@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bark_fast.checkpoint.config import FineGPTConfig
 from bark_fast.kernels import Backend, Norm
-from bark_fast.models.gpt import Block
+from bark_fast.models.block import Block
 
 
 class FineGPT:

@@ -12,56 +12,28 @@ import ctypes
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-
-from bark_fast.kernels.cpu.build import UnavailableError
 
 _OMP_PAUSE_SOFT = 1  # OpenMP 5.0, section 3.2.44: omp_pause_resource_all
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """An OpenMP runtime in this process.
-
-    Attributes:
-        library: finds its functions.
-        path: its file, by the name that the loader knows it by.
-    """
-
-    library: ctypes.CDLL
-    path: bytes
-
-
-def runtime() -> Runtime:
-    """Return torch's OpenMP runtime.
-
-    Raises:
-        UnavailableError: torch runs on none, or the machine does not tell.
-    """
-    found = found_runtime()
-    if isinstance(found, UnavailableError):
-        raise found
-    return found
-
-
 @functools.cache
-def found_runtime() -> Runtime | UnavailableError:
-    """Return torch's OpenMP runtime, or why it is not known; found out once."""
+def runtime() -> ctypes.CDLL | str:
+    """Return what finds the functions of torch's OpenMP runtime, or why it is not known."""
     try:
         for library in _candidates():
             if _torch_follows(library):
-                return Runtime(library, _file_of(library.omp_get_max_threads))
+                return library
     except Exception as error:  # whatever a loader does: nothing here is worth an end of speech
-        return UnavailableError(f"torch's OpenMP runtime was not found: {error!r}")
-    return UnavailableError("torch does not run on an OpenMP runtime that can be shared here")
+        return f"torch's OpenMP runtime was not found: {error!r}"
+    return "torch does not run on an OpenMP runtime that can be told"
 
 
 def why_no_openmp() -> str | None:
     """Return why torch's OpenMP runtime is not known; None if it is."""
-    found = found_runtime()
-    return str(found) if isinstance(found, UnavailableError) else None
+    found = runtime()
+    return found if isinstance(found, str) else None
 
 
 @contextlib.contextmanager
@@ -73,12 +45,8 @@ def cpu_threads(n: int | None) -> Iterator[None]:
     if n is None:
         yield
         return
-    found, before = found_runtime(), torch.get_num_threads()
-    change = (
-        torch.set_num_threads
-        if isinstance(found, UnavailableError)
-        else found.library.omp_set_num_threads
-    )
+    found, before = runtime(), torch.get_num_threads()
+    change = torch.set_num_threads if isinstance(found, str) else found.omp_set_num_threads
     change(n)
     try:
         yield
@@ -92,15 +60,15 @@ def release_threads() -> bool:
 
     Each thread that computes has workers of its own. As soon as there are more of them than cores,
     libgomp lets all sleep between operations instead of watching for the next, and those of a
-    decode step follow within microseconds.
+    decode step follow within microseconds where torch computes them.
 
     Returns:
         True if the thread has no workers now. The runtime may be unknown, or older than OpenMP 5.
     """
-    found = found_runtime()
-    if isinstance(found, UnavailableError) or not _fork.is_prepared:  # it would wait for them
+    found = runtime()
+    if isinstance(found, str) or not _fork.is_prepared:  # it would wait for them
         return False
-    pause = getattr(found.library, "omp_pause_resource_all", None)
+    pause = getattr(found, "omp_pause_resource_all", None)
     return pause is not None and bool(pause(_OMP_PAUSE_SOFT) == 0)
 
 
@@ -123,29 +91,6 @@ def _torch_follows(library: ctypes.CDLL) -> bool:
         return bool(torch.get_num_threads() == n + 1)
     finally:
         library.omp_set_num_threads(n)
-
-
-class _SymbolInfo(ctypes.Structure):
-    """Dl_info of dladdr(3)."""
-
-    _fields_ = (
-        ("file", ctypes.c_char_p),
-        ("base", ctypes.c_void_p),
-        ("symbol", ctypes.c_char_p),
-        ("address", ctypes.c_void_p),
-    )
-
-
-def _file_of(function: ctypes._NamedFuncPointer) -> bytes:
-    """Return the file of the library that has a function."""
-    info = _SymbolInfo()
-    if not ctypes.CDLL(None).dladdr(ctypes.c_void_p(_address(function)), ctypes.byref(info)):
-        raise OSError("dladdr does not know omp_get_max_threads")
-    return bytes(info.file)
-
-
-def _address(function: ctypes._NamedFuncPointer) -> int | None:
-    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 # Forks -------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ _thread = threading.local()
 def record(step: Callable[[], None]) -> Callable[[], None]:
     """Run `step` once and return what repeats its operations, on the same tensors, in one call.
 
-    All that `step` computes must be operations of this file: what torch computes is not repeated.
+    All that `step` computes must be such operations: what torch computes is not repeated.
     """
     operations: list[Operation] = []
     tensors: list[Any] = []
@@ -48,7 +48,7 @@ def is_recording() -> bool:
     return getattr(_thread, "recording", None) is not None
 
 
-_NO_MEMORY = "no memory left for the intermediate results of a product, attention or sampling"
+_NO_MEMORY = "no memory left for the intermediate results of an operation"
 
 
 def run(operation: Operation, *tensors: Any) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from bark_fast.kernels.cpu import build
+import pytest
+import torch
 
+from bark_fast.kernels.cpu import build, native
+
+HAS_AVX512 = "avx512bw" in build.cpu_flags()
 _EMULATION = Path(__file__).parent / "avx512"
 
 
@@ -23,3 +29,14 @@ def emulated_library() -> Path:
 def halves_library() -> Path:
     """Compile native.c as on a CPU with AVX2 and no AVX-512."""
     return build.compiled_library((*build.OPTIMISED, "-mno-avx512f"))
+
+
+@contextmanager
+def whole_vectors() -> Iterator[None]:
+    """Let the native kernels be those of AVX-512: real, or against the emulation."""
+    is_real = HAS_AVX512 and native.why_not(torch.float32) is None
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_real and not torch.cuda.is_available():
+            emulated = build.open_library(emulated_library())
+            patch.setattr(build, "loaded", lambda: emulated)
+        yield

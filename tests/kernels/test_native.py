@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from ctypes import CDLL
 from pathlib import Path
@@ -19,14 +17,13 @@ from torch import Tensor
 
 from bark_fast import kernels
 from bark_fast.kernels.cpu import build, native, operations
-from bark_fast.kernels.cpu.openmp import runtime
+from bark_fast.kernels.cpu.native_codec import NativeCodec
 from helpers.kernel_cases import EXTRAS, Sequences, exact_bidirectional, exact_linear, extras_of
 from helpers.kernels import assert_accurate, guarded_outputs, integers, randn
-from helpers.native_library import emulated_library, halves_library
+from helpers.native_library import HAS_AVX512, halves_library, whole_vectors
 
 DTYPES = [torch.float32, torch.bfloat16]
 FOUND_OUT = build.loaded
-HAS_AVX512 = "avx512bw" in build.cpu_flags()
 HAS_AVX2 = build.cpu_flags() >= {"avx2", "fma"}
 IS_REAL = HAS_AVX512 and native.why_not(torch.float32) is None
 
@@ -34,10 +31,7 @@ IS_REAL = HAS_AVX512 and native.why_not(torch.float32) is None
 @pytest.fixture(scope="module", autouse=True)
 def library() -> Iterator[None]:
     """The library itself, or on a CPU without AVX-512 the one compiled against an emulation."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not IS_REAL and not torch.cuda.is_available():
-            emulated = build.open_library(emulated_library())
-            patch.setattr(build, "loaded", lambda: emulated)
+    with whole_vectors():
         yield
 
 
@@ -261,6 +255,12 @@ def of_every_operation() -> list[Tensor]:
         q = scale * randn(6, 2, 64, seed=9)
         results.append(s.run(q, [1] * 6, "native", decode=True))
         results.append(s.run(q, [1] * 6, "native"))
+    codec = NativeCodec()
+    for n, width in ((3, 7), (40, 24)):
+        filter = codec.pack_filter(randn(n, 3 * width), randn(n), width=width)
+        results.append(codec.convolution(randn(101, width), filter, elu=True))
+    results.append(codec.elu(x, residual=x, out=torch.empty_like(x)))
+    results.append(codec.lstm(randn(20, 4 * 24), codec.pack_weight(randn(4 * 24, 24))))
     rows, positions = 200, torch.arange(200) * 7
     metadata = kernels.SamplingMetadata(
         temperature=torch.full((rows,), 0.7),
@@ -440,120 +440,3 @@ def test_a_thread_that_ends_keeps_no_memory(dtype) -> None:
     before = resident_bytes()
     in_threads(40)
     assert resident_bytes() - before < 20 * 2**20  # each needs about a megabyte and a half
-
-
-def own_threads() -> set[str]:
-    return set(os.listdir("/proc/self/task"))
-
-
-def test_a_team_ends_with_the_thread_that_it_works_for(dtype) -> None:
-    weight = kernels.pack_weight(randn(2000, 64, dtype=dtype), impl="native")
-    x = randn(50, 64, dtype=dtype)
-    found: list[set[str]] = []
-
-    def work() -> None:
-        torch.get_num_threads()  # the first call in a thread sets the number itself
-        # Not torch.set_num_threads: the next new thread would have as many.
-        for threads in (3, 1, 4):
-            runtime().library.omp_set_num_threads(threads)
-            kernels.fused_linear(x, weight, impl="native")
-            found.append(own_threads())
-
-    before = own_threads()
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert [len(threads - before) for threads in found] == [3, 1, 4]  # it and its workers
-    deadline = time.monotonic() + 60  # Python's thread ends before the system's
-    while (found[0] | found[2]) - before & own_threads():
-        assert time.monotonic() < deadline, "threads are left over"
-        time.sleep(0.01)
-
-
-def test_teams_come_and_go(dtype) -> None:
-    """Workers that are sent home as they arrive hear of it."""
-    weight = kernels.pack_weight(randn(640, 32, seed=1, dtype=dtype), impl="native")
-    x = randn(9, 32, seed=2, dtype=dtype)
-    expected = kernels.fused_linear(x, weight, impl="native")
-    found = []
-
-    def work() -> None:
-        torch.get_num_threads()
-        for i in range(300):
-            runtime().library.omp_set_num_threads(1 + i % 4)
-            found.append(torch.equal(kernels.fused_linear(x, weight, impl="native"), expected))
-
-    for _ in range(3):
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join(timeout=120)
-        assert not thread.is_alive(), "a thread waits for ever"
-    assert len(found) == 900
-    assert all(found)
-
-
-def test_many_teams_at_once(dtype) -> None:
-    """More threads than cores, which the system puts aside at any moment: nothing is lost, done
-    twice or waited for in vain."""
-    weight = kernels.pack_weight(randn(640, 96, seed=1, dtype=dtype), impl="native")
-    x, norm = randn(40, 96, seed=2, dtype=dtype), (randn(96, dtype=dtype), None)
-    expected = kernels.fused_linear(x, weight, norm=norm, impl="native")
-    wrong: list[int] = []
-
-    def work(threads: int) -> None:
-        torch.get_num_threads()
-        runtime().library.omp_set_num_threads(threads)
-        outs = []
-
-        def step() -> None:
-            outs[:] = [kernels.fused_linear(x, weight, norm=norm, impl="native") for _ in range(5)]
-
-        repeat = kernels.record_native(step)
-        for _ in range(60):
-            for out in outs:
-                out.fill_(math.nan)
-            repeat()
-            wrong.extend(i for i, out in enumerate(outs) if not torch.equal(out, expected))
-
-    callers = [threading.Thread(target=work, args=(n,)) for n in (1, 2, 3, 5, 8, 2)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(timeout=120)
-        assert not caller.is_alive(), "a thread waits for ever"
-    assert not wrong
-
-
-def test_a_fork_has_a_team_of_its_own(dtype) -> None:
-    weight = kernels.pack_weight(randn(640, 96, seed=1, dtype=dtype), impl="native")
-    x = randn(40, 96, seed=2, dtype=dtype)
-    expected = kernels.fused_linear(x, weight, impl="native")
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            signal.alarm(60)
-            equal = torch.equal(kernels.fused_linear(x, weight, impl="native"), expected)
-            status = 0 if equal else 2
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
-
-
-def test_a_thread_can_give_torchs_workers_back() -> None:
-    """... and go on: they come again when they are needed."""
-    x = torch.ones(600, 600, device="cpu")
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        kernels.release_threads()
-        others = own_threads()  # of which some may end meanwhile
-        x.exp()
-        workers = own_threads() - others
-        assert len(workers) == 2
-        kernels.release_threads()
-        assert not workers & own_threads()
-        x.exp()
-        assert len(own_threads() - others) == 2
-    finally:
-        torch.set_num_threads(before)

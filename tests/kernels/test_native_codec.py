@@ -10,22 +10,17 @@ import torch
 from torch import Tensor
 
 from bark_fast.kernels import CodecOps
-from bark_fast.kernels.cpu import build, native
 from bark_fast.kernels.cpu.native_codec import NativeCodec
 from bark_fast.kernels.reference import TorchCodec
 from helpers.kernels import guarded_outputs, randn
-from helpers.native_library import emulated_library
+from helpers.native_library import whole_vectors
 
 NATIVE, TORCH = NativeCodec(), TorchCodec()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def library() -> Iterator[None]:
-    """The library itself, or the one compiled against an emulation of AVX-512."""
-    with pytest.MonkeyPatch.context() as patch:
-        if native.why_not(torch.float32) is not None:
-            emulated = build.open_library(emulated_library())
-            patch.setattr(build, "loaded", lambda: emulated)
+    with whole_vectors():
         yield
 
 
