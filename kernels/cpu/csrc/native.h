@@ -84,22 +84,32 @@ INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
 #endif
 }
 
-/* Bias, then GELU, then residual, on one row of a panel's sums; those of bytes first become numbers. */
-INLINE void T(finish_row)(const Linear *a, const float *sums, float scale, i64 row, i64 column) {
-    for (i64 j = 0; j < PANEL; j += 16, column += 16) {
+/* Bias, then GELU, then residual, on a panel's sums of some rows; those of bytes, whose rows have
+ * `row_scales`, first become numbers. */
+INLINE void T(finish_rows)(const Linear *a, float sums[][PANEL], const float *row_scales, i64 from, i64 rows, i64 panel) {
+    for (i64 j = 0; j < PANEL; j += 16) {
+        const i64 column = panel * PANEL + j;
         const __mmask16 lanes = first_lanes(a->n - column);
-        const i64 at = row * a->n + column;
-        __m512 v = _mm512_loadu_ps(sums + j);
+        const __m512 bias = a->bias ? T(load)(a->bias, column, lanes) : _mm512_setzero_ps();
+        __m512 scales = _mm512_setzero_ps();
+        __m512i excess = _mm512_setzero_si512();
         if (a->scales) {
-            const __m512i whole = _mm512_sub_epi32(_mm512_castps_si512(v), _mm512_maskz_loadu_epi32(lanes, a->excess + column));
-            v = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, a->scales + column), _mm512_set1_ps(scale));
-            v = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), v);
+            scales = _mm512_maskz_loadu_ps(lanes, a->scales + column);
+            excess = _mm512_maskz_loadu_epi32(lanes, a->excess + column);
         }
-        if (a->bias) v = _mm512_add_ps(v, T(load)(a->bias, column, lanes));
-        if (a->gelu) v = gelu_of(T(rounded)(v));
-        if (a->residual) v = _mm512_add_ps(T(rounded)(v), T(load)(a->residual, at, lanes));
-        if (a->elu) v = elu_of(v);
-        T(store)(a->y, at, lanes, v);
+        for (i64 r = 0; r < rows; r++) {
+            const i64 at = (from + r) * a->n + column;
+            __m512 v = _mm512_loadu_ps(sums[r] + j);
+            if (a->scales) {
+                const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(v), excess));
+                v = _mm512_mul_ps(whole, _mm512_mul_ps(scales, _mm512_set1_ps(row_scales[from + r])));
+            }
+            if (a->bias) v = _mm512_add_ps(v, bias);
+            if (a->gelu) v = gelu_of(T(rounded)(v));
+            if (a->residual) v = _mm512_add_ps(T(rounded)(v), T(load)(a->residual, at, lanes));
+            if (a->elu) v = elu_of(v);
+            T(store)(a->y, at, lanes, v);
+        }
     }
 }
 
@@ -162,8 +172,7 @@ INLINE void T(multiply_tile)(const Linear *a, const T(Inputs) *i, i64 tile) {
         const char *first = in + start * stride;
         if (a->scales) i8_tile(stop - start, first, stride, panel, a->k, sums[0], PANEL);
         else T(tile)(stop - start, first, stride, panel, a->k, sums[0], PANEL);
-        for (i64 r = start; r < stop; r++)
-            T(finish_row)(a, sums[r - start], a->scales ? i->row_scales[r] : 1, r, p * PANEL);
+        T(finish_rows)(a, sums, i->row_scales, start, stop - start, p);
     }
 }
 

@@ -12,7 +12,8 @@ INLINE void T(pack_row)(char *panel, i64 i, const char *row, i64 k) {
 /* sums[r][0 .. PANEL) = x[r][0 .. k) times one panel, for rows of x that lie `stride` bytes apart and
  * rows of sums `apart` numbers. */
 INLINE void T(tile_of)(const int rows, const char *x, i64 stride, const char *panel, i64 k, float *sums, i64 apart) {
-    const i64 words = ceil_div(k, PER_WORD), block = BLOCK_K / PER_WORD;
+    const i64 words = ceil_div(k, PER_WORD);
+    const i64 block = PER_WORD == 4 ? words : BLOCK_K / PER_WORD; /* bytes add up exactly in any order */
     for (i64 from = 0; from < words; from += block) {
         const i64 to = min_of(from + block, words);
         __m512 a[MAX_ROWS], b[MAX_ROWS];
