@@ -135,21 +135,6 @@ HALVES void _mm512_mask_storeu_ps(void *to, __mmask16 mask, Floats a) {
 #define _mm512_abs_ps(a) ONE(halves_abs, a)
 HALVES __m256 halves_abs(__m256 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 
-/* To the nearest whole number, the even one of two: immediate 8. */
-#define _mm512_roundscale_ps(a, immediate) ONE(halves_round, a)
-HALVES __m256 halves_round(__m256 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-
-/* a times 2 to the power n, a whole number from -200 to 0: two normal powers, the first of which leaves
- * normal numbers normal, so that what is rounded is rounded once. */
-#define _mm512_scalef_ps(a, n) TWO(halves_scale, a, n)
-HALVES __m256 halves_scale(__m256 a, __m256 n) {
-    const __m256i whole = _mm256_cvtps_epi32(n), least = _mm256_set1_epi32(-100);
-    const __m256i first = _mm256_max_epi32(whole, least), rest = _mm256_sub_epi32(whole, first);
-    const __m256i bias = _mm256_set1_epi32(127);
-    a = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(first, bias), 23)));
-    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
-}
-
 /* Sums and maxima of lanes, in the order of the compiler's own header. */
 #define _mm512_reduce_add_ps halves_sum
 #define _mm512_reduce_max_ps halves_largest

@@ -162,16 +162,20 @@ INLINE i64 place(const Source *s, i64 b, i64 h, i64 j) {
 
 INLINE __mmask16 first_lanes(i64 n) { return n >= 16 ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1; }
 
-/* exp(x) for x <= 0: 2^n times a polynomial in the rest, which is Taylor's to the 7th power. */
-INLINE __m512 exp_of(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f)); /* below, float32 has only zero */
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x); /* ln 2 in two parts */
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 5040);
-    const float terms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-    for (int i = 0; i < 7; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(terms[i]));
-    return _mm512_scalef_ps(p, n);
+/* exp(x) for x <= 0: 2^n times a polynomial in the rest, which is Taylor's: to the 7th power, or where
+ * 4e-5 suffices (`half`: what is rounded to bfloat16 afterwards) to the 4th. */
+INLINE __m512 exp_of(__m512 x, const int half) {
+    static const float terms[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    const __m512 whole = _mm512_set1_ps(0x1.8p23f); /* float32 has no fractions there: adding it rounds */
+    x = _mm512_max_ps(x, _mm512_set1_ps(-86.0f)); /* from there on normal numbers end */
+    const __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), whole), n = _mm512_sub_ps(shifted, whole);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(half ? 0.693147181f : 0.693359375f), x);
+    if (!half) r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r); /* ln 2 in two parts */
+    __m512 p = _mm512_set1_ps(terms[half ? 3 : 0]);
+    for (int i = half ? 4 : 1; i < 8; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(terms[i]));
+    /* n is in the low bits of `shifted`, and what lies above them falls out. */
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), power));
 }
 
 /* Lane j of the result is the sum of the lanes of v[j]. */
@@ -207,7 +211,7 @@ INLINE __m512 log_of(__m512 x) {
 
 /* x (1 + erf(x / sqrt 2)) / 2. erf t is t times a polynomial in t^2 up to 1; above, 1 - exp(-t^2)
  * times one in 1 / (1 + t / 2). Both are least-squares fits at Chebyshev points; erf is within 1.5e-7. */
-INLINE __m512 gelu_of(__m512 x) {
+INLINE __m512 gelu_of(__m512 x, const int half) {
     static const float inner[] = {-9.59150653e-06f, 0.000112413101f, -0.000848094251f, 0.00522083537f,
                                   -0.0268653682f,   0.112837816f,    -0.376126384f,    1.12837917f};
     static const float outer[] = {0.118970002f, -0.469256447f, 0.5593178f,  -0.0993794744f,
@@ -220,7 +224,7 @@ INLINE __m512 gelu_of(__m512 x) {
         a = _mm512_fmadd_ps(a, z, _mm512_set1_ps(inner[i]));
         b = _mm512_fmadd_ps(b, s, _mm512_set1_ps(outer[i]));
     }
-    b = _mm512_fnmadd_ps(exp_of(_mm512_sub_ps(_mm512_setzero_ps(), z)), b, one);
+    b = _mm512_fnmadd_ps(exp_of(_mm512_sub_ps(_mm512_setzero_ps(), z), half), b, one);
     a = _mm512_mask_mov_ps(_mm512_mul_ps(a, t), _mm512_cmp_ps_mask(t, one, _CMP_GE_OQ), b);
     const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
     a = _mm512_mask_sub_ps(a, negative, _mm512_setzero_ps(), a);
@@ -230,13 +234,13 @@ INLINE __m512 gelu_of(__m512 x) {
 /* x where it is positive or no number, else exp(x) - 1 (Clevert et al. 2016). */
 INLINE __m512 elu_of(__m512 x) {
     const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLT_UQ);
-    return _mm512_mask_mov_ps(_mm512_sub_ps(exp_of(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x))), _mm512_set1_ps(1.0f)), kept, x);
+    return _mm512_mask_mov_ps(_mm512_sub_ps(exp_of(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)), 0), _mm512_set1_ps(1.0f)), kept, x);
 }
 
 /* 1 / (1 + exp(-x)). */
 INLINE __m512 sigmoid_of(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
-    const __m512 e = exp_of(_mm512_sub_ps(zero, _mm512_abs_ps(x))), below = _mm512_div_ps(e, _mm512_add_ps(one, e));
+    const __m512 e = exp_of(_mm512_sub_ps(zero, _mm512_abs_ps(x)), 0), below = _mm512_div_ps(e, _mm512_add_ps(one, e));
     const __m512 v = _mm512_mask_mov_ps(below, _mm512_cmp_ps_mask(x, zero, _CMP_GT_OQ), _mm512_sub_ps(one, below));
     return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
 }
@@ -284,7 +288,7 @@ static float last_probability(const float *values, i64 n) {
     const float best = max_of_row(values, n);
     __m512 total = _mm512_setzero_ps();
     for (i64 j = 0; j < n; j += 16) {
-        const __m512 e = exp_of(_mm512_sub_ps(_mm512_loadu_ps(values + j), _mm512_set1_ps(best)));
+        const __m512 e = exp_of(_mm512_sub_ps(_mm512_loadu_ps(values + j), _mm512_set1_ps(best)), 0);
         total = _mm512_mask_add_ps(total, first_lanes(n - j), total, e);
     }
     return expf(values[n - 1] - best) / _mm512_reduce_add_ps(total);

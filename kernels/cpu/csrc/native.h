@@ -105,7 +105,7 @@ INLINE void T(finish_rows)(const Linear *a, float sums[][PANEL], const float *ro
                 v = _mm512_mul_ps(whole, _mm512_mul_ps(scales, _mm512_set1_ps(row_scales[from + r])));
             }
             if (a->bias) v = _mm512_add_ps(v, bias);
-            if (a->gelu) v = gelu_of(T(rounded)(v));
+            if (a->gelu) v = gelu_of(T(rounded)(v), HALF);
             if (a->residual) v = _mm512_add_ps(T(rounded)(v), T(load)(a->residual, at, lanes));
             if (a->elu) v = elu_of(v);
             T(store)(a->y, at, lanes, v);
@@ -224,7 +224,7 @@ INLINE float T(softmax_row)(char *weights, const float *scores, i64 seen, i64 wi
     }
     const __m512 factor = _mm512_set1_ps(scale), top = _mm512_set1_ps(_mm512_reduce_max_ps(best) * scale);
     for (i64 j = 0; j < width; j += 16) {
-        const __m512 e = exp_of(_mm512_fmsub_ps(_mm512_loadu_ps(scores + j), factor, top));
+        const __m512 e = exp_of(_mm512_fmsub_ps(_mm512_loadu_ps(scores + j), factor, top), HALF);
         const __m512 w = _mm512_maskz_mov_ps(first_lanes(seen - j), e);
         total = _mm512_add_ps(total, w);
         T(store)(weights, j, 0xFFFF, w);
