@@ -194,7 +194,7 @@ def test_a_damaged_library_is_made_again(
     build.compiled_library(quick)
     assert library.stat().st_mtime_ns == made
     # Now, because a file that is loaded must not be written to.
-    assert build.open_library(library).packed_bytes(0, 32, 1) > 0
+    assert build.open_library(library).packed_bytes(0, 0, 32, 1) > 0
 
 
 @pytest.mark.parametrize("folder", ["with space", "new\nline", "[brackets] (deleted)", "ünïcode"])

@@ -37,7 +37,11 @@ _UNUSED = re.compile(
 )
 
 
-def _keep(name: str, tensor: Tensor) -> Tensor:
+def _none(name: str) -> bool:
+    return False
+
+
+def _keep(tensor: Tensor) -> Tensor:
     return tensor
 
 
@@ -47,7 +51,8 @@ def load_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    pack: Callable[[str, Tensor], Any] = _keep,
+    is_packed: Callable[[str], bool] = _none,
+    pack: Callable[[Tensor], Any] = _keep,
 ) -> dict[str, Any]:
     """Load every tensor that the four networks need, by transformers' names.
 
@@ -58,8 +63,9 @@ def load_weights(
     their dtype and device are right: nobody may write to them.
 
     Args:
-        pack: is given each tensor by name, in its dtype and on its device, which may be gone
-            afterwards; returns what to keep in its place, or itself, which is then kept.
+        is_packed: says of a name whether `pack` is given its tensor.
+        pack: takes a tensor in its dtype and on its device, and returns what to keep in its place,
+            either the tensor itself or what holds none of its memory.
 
     Raises:
         CheckpointError: a tensor is missing, not expected, of another shape, or unreadable, or
@@ -73,6 +79,9 @@ def load_weights(
     tensors: dict[str, Any] = {}
     extremes: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
+    # Where those are converted that are then packed: memory that is new takes longer than the
+    # conversion. None if packing keeps them.
+    spare: Tensor | None = torch.empty(0, dtype=dtype, device=device)
     heads = {head: embedding for head, embedding in tied.items() if head in stored.names}
     for name, tensor in stored.read((set(needed) & stored.names) | parts | set(heads)):
         shape = needed.get(name) or needed.get(heads.get(name, ""))
@@ -80,11 +89,19 @@ def load_weights(
         target = torch.float32 if name.startswith(f"{CODEC}.") else dtype
         own = tensor
         if not (tensor.dtype == target and tensor.device == device and tensor.is_contiguous()):
-            own = torch.empty(tensor.shape, dtype=target, device=device).copy_(tensor)
+            if spare is not None and is_packed(name):
+                if len(spare) < tensor.numel():
+                    spare = torch.empty(tensor.numel(), dtype=target, device=device)
+                own = spare[: tensor.numel()].view(tensor.shape)
+            else:
+                own = torch.empty(tensor.shape, dtype=target, device=device)
+            own.copy_(tensor)
         if own.numel():
             extremes[name] = torch.stack(torch.aminmax(own)).float()
             dtypes[name] = target
-        kept = pack(name, own)
+        kept = pack(own) if is_packed(name) else own
+        if kept is own and is_packed(name):
+            spare = None
         tensors[name] = own.clone() if kept is tensor and not stored.shared else kept
     _check_numbers(extremes, dtypes, stored)
 

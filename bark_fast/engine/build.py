@@ -78,11 +78,13 @@ def load_engine(
     pdl = options.dependent_launches and kernels.can_launch_dependents(device)
     ops = kernels.backend(impl, pdl=pdl)
 
-    def pack(name: str, tensor: Tensor) -> Weight:
-        return ops.pack_weight(tensor) if is_of_a_product(name) else tensor
-
     tensors = load_weights(
-        stored, config, dtype=dtype, device=torch.device("cpu") if offload else device, pack=pack
+        stored,
+        config,
+        dtype=dtype,
+        device=torch.device("cpu") if offload else device,
+        is_packed=is_of_a_product,
+        pack=ops.pack_weight,
     )
     semantic_stage, coarse_stage, fine, codec = _build_stages(tensors, config, ops)
     del tensors

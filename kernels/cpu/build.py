@@ -85,7 +85,7 @@ def open_library(path: Path | Callable[[], Path]) -> ctypes.CDLL:
         ("layouts", ctypes.c_char_p, ()),
         ("has_bfloat16", integer, ()),
         ("has_int8", integer, ()),
-        ("packed_bytes", number, (integer, number, number)),
+        ("packed_bytes", number, (number, number, number, number)),
         ("run", integer, (pointer, number, number)),
         ("words_of_rows", None, (pointer, pointer, pointer, number, number, number)),
     ):

@@ -81,7 +81,7 @@ class Pack(Operation):
 
     kinds = ("PACK",)
     _fields_: ClassVar = _members(
-        panels=c_void_p, weight=c_void_p, type=c_int64, n=c_int64, k=c_int64
+        panels=c_void_p, weight=c_void_p, scales=c_void_p, excess=c_void_p, n=c_int64, k=c_int64
     )
 
 

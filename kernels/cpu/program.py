@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bark_fast.kernels.cpu import build
-from bark_fast.kernels.cpu.operations import KIND, Operation, Pack, as_program
+from bark_fast.kernels.cpu import build, memory
+from bark_fast.kernels.cpu.operations import KIND, Operation, Pack, as_program, pointer
 from bark_fast.kernels.state import PackedWeight
 
 _thread = threading.local()
@@ -73,19 +73,14 @@ def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
     n, k = weight.shape
     if weight.dtype == torch.bfloat16 and k % 2 and not int8:
         raise ValueError(f"a bfloat16 weight [N, K] must have an even K, got {k}")
-    weight = weight.contiguous()
-    kind = 2 if int8 else 1 if weight.dtype == torch.bfloat16 else 0
-    scales = excess = None
-    if int8:
-        weight = weight.float()
-        scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        weight = (weight / scales[:, None]).round_().to(torch.int8)
-        excess = 128 * weight.sum(dim=1, dtype=torch.int32)
+    weight, half = weight.contiguous(), weight.dtype == torch.bfloat16
+    scales = torch.empty(n, dtype=torch.float32, device="cpu") if int8 else None
+    excess = torch.empty(n, dtype=torch.int32, device="cpu") if int8 else None
     # Rows start at whole vectors, so that a load never spans two cache lines.
-    size = build.load().packed_bytes(kind, n, k)
-    raw = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
-    start = -raw.data_ptr() % 64
-    panels = raw[start : start + size]
-    run(Pack(kind=KIND["PACK"], panels=panels.data_ptr(), weight=weight.data_ptr(),
-              type=kind, n=n, k=k), panels, weight)  # fmt: skip
+    panels = memory.take(build.load().packed_bytes(half, int8, n, k))
+    operation = Pack(
+        kind=KIND["PACK"], half=half, panels=panels.data_ptr(), weight=weight.data_ptr(),
+        scales=pointer(scales), excess=pointer(excess), n=n, k=k,
+    )  # fmt: skip
+    run(operation, panels, weight, scales, excess)
     return PackedWeight(panels, weight.shape, scales, excess)

@@ -21,6 +21,7 @@ from bark_fast.checkpoint.reading import read_config
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
 from bark_fast.checkpoint.weights import load_weights
+from bark_fast.models.block import is_of_a_product
 from helpers.checkpoints import Checkpoint
 
 
@@ -342,26 +343,30 @@ def test_peak_memory_of_a_model(bulky: Path, impl: str) -> None:
     assert 0.8 * size <= int(done.stdout) <= 1.25 * size, int(done.stdout) / size
 
 
+@pytest.mark.parametrize("packing", ["packs", "keeps"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["safetensors", "bin"])
 def test_tensors_are_packed_when_they_are_read(
-    folder: Path, tmp_path: Path, stored: dict[str, Tensor], layout: str
+    folder: Path, stored: dict[str, Tensor], layout: str, dtype: torch.dtype, packing: str
 ) -> None:
-    write(tmp_path, layout, stored)
-    for name in ("config.json", "generation_config.json"):
-        shutil.copy(folder / name, tmp_path)
-    source = Source.open(tmp_path)
-    given: dict[str, Tensor] = {}
+    """Each is given with its own numbers, whatever memory they lie in, and stays what it is."""
+    write(folder, layout, stored)
+    expected = load(folder, dtype)
 
-    def pack(name: str, tensor: Tensor) -> Any:
-        given[name] = tensor.clone()
-        return ["packed"] if ".layers.0.mlp" in name else tensor
+    def pack(tensor: Tensor) -> Any:
+        return ["packed", tensor.clone()] if packing == "packs" else tensor
 
-    config, cpu = read_config(source), torch.device("cpu")
-    kept = load_weights(TensorsInFiles(source), config, dtype=torch.float32, device=cpu, pack=pack)
-    for name, tensor in kept.items():
-        if name in given and "codec" not in name:
-            is_packed = ".layers.0.mlp" in name
-            assert tensor == ["packed"] if is_packed else torch.equal(tensor, given[name])
+    source = Source.open(folder)
+    kept = load_weights(
+        TensorsInFiles(source), read_config(source), dtype=dtype, device=torch.device("cpu"),
+        is_packed=is_of_a_product, pack=pack,
+    )  # fmt: skip
+    packed = [name for name in kept if is_of_a_product(name)]
+    assert len(packed) == 4 * 3 * 2, "the products of the blocks"
+    if packing == "packs":
+        assert all(kept[name][0] == "packed" for name in packed)
+        kept |= {name: kept[name][1] for name in packed}
+    assert_equal(kept, expected)
 
 
 def _unused(names: Any) -> list[str]:

@@ -409,7 +409,7 @@ def test_it_is_compiled_once(monkeypatch, tmp_path) -> None:
     code = """
 from bark_fast.kernels.cpu import build
 library = build.open_library(build.compiled_library(("-O0", "-march=native")))
-print(library.packed_bytes(0, 32, 1) > 0)
+print(library.packed_bytes(0, 0, 32, 1) > 0)
 """
     command = [sys.executable, "-c", code]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -27,6 +27,7 @@
 #define BY_HALVES
 #include "halves.h"
 #endif
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -101,8 +102,9 @@ enum { WORDS = 40 };
 
 #define PACK_MEMBERS(M) \
     M(i64, kind) M(i64, half) \
-    M(char *, panels) M(const char *, weight) /* [n, k] */ \
-    M(i64, type) /* 0 float32, 1 bfloat16, 2 signed bytes */ M(i64, n) M(i64, k)
+    M(char *, panels) M(const char *, weight) /* [n, k], of the type that `half` says */ \
+    M(float *, scales) M(int32_t *, excess) /* of the panels of bytes that it becomes, one an output; or NULL */ \
+    M(i64, n) M(i64, k)
 
 #define ELU_MEMBERS(M) \
     M(i64, kind) M(i64, half) \
@@ -425,14 +427,10 @@ int has_bfloat16(void) { return 0; }
 
 /* What native.py calls ---------------------------------------------------------------------------*/
 
-/* Weights of type 0 (float32), 1 (bfloat16) or 2 (signed bytes) as panels. */
-
-static i64 bytes_of_panel(int type, i64 k) {
-    const int half = type == 1;
-    return type == 2 ? i8_panel_bytes(k) : CALL(panel_bytes, k);
+/* Bytes of a weight as panels, of bytes or else of its own type. */
+i64 packed_bytes(i64 half, i64 in_bytes, i64 n, i64 k) {
+    return ceil_div(n, PANEL) * (in_bytes ? i8_panel_bytes(k) : CALL(panel_bytes, k));
 }
-
-i64 packed_bytes(int type, i64 n, i64 k) { return ceil_div(n, PANEL) * bytes_of_panel(type, k); }
 
 /* The codec's, which computes in float32 alone. */
 
@@ -485,18 +483,23 @@ static void f32_lstm_piece(const Lstm *a, const Work *work, i64 piece) {
     }
 }
 
-static i64 pack_pieces(const Pack *a, const Work *work) { return in_pieces(work, ceil_div(a->n, PANEL), 64 * PANEL * a->k); }
+static i64 pack_pieces(const Pack *a, Work *work) {
+    if (a->scales && reserve(work, 0, a->k)) return -1;
+    return in_pieces(work, ceil_div(a->n, PANEL), 64 * PANEL * a->k);
+}
 
-static void pack_piece(const Pack *a, const Work *work, i64 piece) {
-    const int half = a->type == 1;
-    const i64 row_bytes = a->k * (a->type == 2 ? 1 : half ? 2 : 4), bytes = bytes_of_panel(a->type, a->k);
-    const i64 panels = ceil_div(a->n, PANEL);
+static void pack_piece(const Pack *a, const Work *work, i64 piece, i64 thread) {
+    const i64 half = a->half, panels = ceil_div(a->n, PANEL), bytes = packed_bytes(half, !!a->scales, PANEL, a->k);
+    char *units = work->own + thread * work->own_bytes;
     for (i64 p = first_item(work, panels, piece); p < first_item(work, panels, piece + 1); p++) {
         char *panel = a->panels + p * bytes;
         memset(panel, 0, bytes); /* what is left of the last panel, and of a row's last word */
         for (i64 i = p * PANEL; i < min_of(a->n, (p + 1) * PANEL); i++) {
-            if (a->type == 2) i8_pack_row(panel, i % PANEL, a->weight + i * row_bytes, a->k);
-            else CALL(pack_row, panel, i % PANEL, a->weight + i * row_bytes, a->k);
+            const char *row = a->weight + i * a->k * (half ? 2 : 4);
+            if (a->scales) {
+                CALL(quantise_weight, units, row, a->k, a->scales + i, a->excess + i);
+                i8_pack_row(panel, i % PANEL, units, a->k);
+            } else CALL(pack_row, panel, i % PANEL, row, a->k);
         }
     }
 }
@@ -533,7 +536,7 @@ static void do_piece(const Work *work, i64 piece, i64 thread) {
         case LINEAR: CALL(linear_piece, (const Linear *)operation, work, piece); break;
         case DECODE_ATTENTION: CALL(decode_attention_piece, (const Attention *)operation, work, piece, thread); break;
         case SAMPLE: CALL(sample_piece, (const Sample *)operation, work, piece, thread); break;
-        case PACK: pack_piece((const Pack *)operation, work, piece); break;
+        case PACK: pack_piece((const Pack *)operation, work, piece, thread); break;
         case ELU: f32_elu_piece((const Elu *)operation, work, piece); break;
         case LSTM: f32_lstm_piece((const Lstm *)operation, work, piece); break;
         default: CALL(attention_piece, (const Attention *)operation, work, piece, thread);

@@ -84,6 +84,24 @@ INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
 #endif
 }
 
+/* One row of a weight as signed bytes, in units of its largest number over 127, and what the 128 in each
+ * byte of x adds to the output. */
+INLINE void T(quantise_weight)(char *units, const char *row, i64 k, float *scale, int32_t *excess) {
+#ifdef __AVX512VNNI__
+    __m512 largest = _mm512_setzero_ps();
+    __m512i sum = _mm512_setzero_si512();
+    for (i64 i = 0; i < k; i += 16) largest = _mm512_max_ps(largest, _mm512_abs_ps(T(load)(row, i, first_lanes(k - i))));
+    *scale = fmaxf(_mm512_reduce_max_ps(largest), FLT_MIN) / 127.0f;
+    for (i64 i = 0; i < k; i += 16) {
+        const __mmask16 lanes = first_lanes(k - i);
+        const __m512i n = _mm512_cvtps_epi32(_mm512_div_ps(T(load)(row, i, lanes), _mm512_set1_ps(*scale)));
+        _mm_mask_storeu_epi8(units + i, lanes, _mm512_cvtepi32_epi8(n));
+        sum = _mm512_add_epi32(sum, n);
+    }
+    *excess = 128 * _mm512_reduce_add_epi32(sum);
+#endif
+}
+
 /* Bias, then GELU, then residual, on a panel's sums of some rows; those of bytes, whose rows have
  * `row_scales`, first become numbers. */
 INLINE void T(finish_rows)(const Linear *a, float sums[][PANEL], const float *row_scales, i64 from, i64 rows, i64 panel) {
