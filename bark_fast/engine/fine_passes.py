@@ -83,7 +83,8 @@ class FinePasses:
             row.copy_(task.window_codes())
         step()
         for row, task in zip(self._drawn, tasks, strict=False):
-            task.fill(row[task.window.first_frame :])
+            frames = task.frames_to_fill
+            task.fill(row[frames.start : frames.stop])
 
     def _step(self, n: int, codebook: int) -> Step:
         """Return the pass over the first `n` windows."""

@@ -62,14 +62,18 @@ class FineGPT:
         self.final_norm = change(weight), None if bias is None else change(bias)
         self.heads = [change(head) for head in self.heads]
 
-    def forward(self, codes: Tensor, codebook: int) -> Tensor:
+    def forward(self, codes: Tensor, codebook: int, *, wanted: Tensor | None = None) -> Tensor:
         """Return the final states for predicting `codebook` of `codes` int64 [B, T, n_codes_total].
 
         Codebooks 0 .. codebook are read, the one to be predicted included: its ids are still the
         padding, or what an overlapping window wrote (BarkFineModel sums it too).
 
+        Args:
+            wanted: int64 [N] of B T, the frames whose states are returned. The last block needs no
+                more of the others than their keys and values.
+
         Returns:
-            [B, T, C], before the final norm.
+            [B T, C], or [N, C], before the final norm.
         """
         b, t = codes.shape[:2]
         n_streams, ops = codebook + 1, self.ops
@@ -83,9 +87,11 @@ class FineGPT:
         for block in self.blocks:
             qkv = ops.fused_linear(x, block.qkv, block.qkv_bias, norm=block.norm_1)
             q, k, v = qkv.view(b, t, 3, *heads).unbind(2)
-            attended = ops.bidirectional_attention(q, k, v)
+            attended = ops.bidirectional_attention(q, k, v).flatten(0, 1)
+            if wanted is not None and block is self.blocks[-1]:
+                x, attended = x[wanted], attended[wanted]
             x = block.output_and_mlp(ops, x, attended)
-        return x.view(b, t, -1)
+        return x
 
     def logits(self, states: Tensor, codebook: int) -> Tensor:
         """Return logits [N, n_ids] of the ids of `codebook` for states [N, C]."""

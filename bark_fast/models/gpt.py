@@ -235,7 +235,7 @@ class GPT:
         Returns:
             Logits after the last token of each, [B, len(head_ids)].
         """
-        return self._logits(self._states(batch, cache)[batch.last])
+        return self._logits(self._states(batch, cache, wanted=batch.last))
 
     def score(self, chunk: Chunk, cache: KVPages) -> Tensor:
         """Return logits after every token of one sequence (teacher forcing), [T, len(head_ids)]."""
@@ -272,8 +272,10 @@ class GPT:
         )
         return self._logits(x)
 
-    def _states(self, batch: PackedPrompts, cache: KVPages) -> Tensor:
-        """Return the states of packed prompts, [N, C], before the final norm."""
+    def _states(
+        self, batch: PackedPrompts, cache: KVPages, *, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Return the states of packed prompts, or of the tokens `wanted`, before the final norm."""
         return self._run(
             batch.ids,
             batch.positions,
@@ -285,6 +287,7 @@ class GPT:
             seq_lens=batch.seq_lens,
             max_queries=batch.max_queries,
             max_length=batch.max_length,
+            wanted=wanted,
         )
 
     def _run(
@@ -296,9 +299,15 @@ class GPT:
         slot_mapping: Tensor,
         decode: bool,
         workspace: Tensor | None = None,
+        wanted: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
-        """Run the blocks; return the states [N, C] before the final norm."""
+        """Run the blocks; return the states [N, C] before the final norm.
+
+        Args:
+            wanted: int64 [M], the tokens whose states [M, C] are returned instead. The last block
+                needs no more of the others than their keys and values.
+        """
         ops = self.ops
         x = ops.embedding_sum(
             ids,
@@ -320,6 +329,8 @@ class GPT:
             attended = ops.paged_attention(
                 q, cache.keys[i], cache.values[i], decode=decode, workspace=workspace, **attention
             )
+            if wanted is not None and block is self.blocks[-1]:
+                x, attended = x[wanted], attended[wanted]
             x = block.output_and_mlp(ops, x, attended, decode=decode, workspace=workspace)
         return x
 

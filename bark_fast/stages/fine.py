@@ -125,18 +125,28 @@ class FineTask:
         draw of this request has one of them."""
         return (self.window_index * self._n_fine + self.codebook) * self._length
 
+    @property
+    def frames_to_fill(self) -> range:
+        """The frames of the window that this pass fills. The last one leaves the padding behind the
+        speech, because nothing will read it."""
+        stop = self._length
+        if self.codebook == self._n_fine - 1:
+            stop = min(stop, self.n_history + self.n_frames - self.window.start)
+        return range(self.window.first_frame, stop)
+
     def sample_positions(self) -> Tensor:
-        """Return the number of the draw of each frame to be filled."""
-        first = self.first_position
-        frames = first + self.window.first_frame, first + self._length
-        return torch.arange(*frames, dtype=torch.int64, device="cpu")
+        """Return the number of the draw of each of `frames_to_fill`."""
+        first, frames = self.first_position, self.frames_to_fill
+        ends = first + frames.start, first + frames.stop
+        return torch.arange(*ends, dtype=torch.int64, device="cpu")
 
     def fill(self, column: Tensor) -> None:
-        """Take this pass's codes, [frames to be filled], and go on to the next pass.
+        """Take this pass's codes, of `frames_to_fill`, and go on to the next pass.
 
         One may be NO_TOKEN: the next passes leave it out of their sums.
         """
-        self.window_codes()[self.window.first_frame :, self.codebook] = column
+        frames = self.frames_to_fill
+        self.window_codes()[frames.start : frames.stop, self.codebook] = column
         self.codebook += 1
         if self.codebook == self._n_fine:
             self.codebook = self._n_coarse
@@ -159,15 +169,19 @@ class FineStage:
         codebook = tasks[0].codebook
         assert all(task.codebook == codebook for task in tasks), "one codebook a batch"
         device = self.model.device
-        states = self.model.forward(torch.stack([task.window_codes() for task in tasks]), codebook)
-        # Frames before the first to be filled need no logits.
-        packed = torch.cat(
-            [state[task.window.first_frame :] for task, state in zip(tasks, states, strict=True)]
+        frames = [task.frames_to_fill for task in tasks]
+        length = len(tasks[0].window_codes())
+        # Each task's frames among those of all windows, one after another.
+        wanted = [i * length + t for i, filled in enumerate(frames) for t in filled]
+        states = self.model.forward(
+            torch.stack([task.window_codes() for task in tasks]),
+            codebook,
+            wanted=to_device(wanted, device=device),
         )
         positions = [task.sample_positions() for task in tasks]
-        counts = [len(frames) for frames in positions]
+        counts = [len(filled) for filled in frames]
         codes = self.model.ops.sample(
-            self.model.logits(packed, codebook),
+            self.model.logits(states, codebook),
             batch_sampling([task.sampling for task in tasks], device, repeats=counts),
             _SPACE,
             positions=to_device(torch.cat(positions), device=device),
@@ -190,6 +204,6 @@ class FineStage:
         Returns:
             int64 [B T].
         """
-        states = self.model.forward(codes, codebook).flatten(0, 1)
+        states = self.model.forward(codes, codebook)
         logits = self.model.logits(states, codebook)
         return self.model.ops.sample(logits, sampling, _SPACE, positions=positions)

@@ -123,9 +123,11 @@ def _fine(n_frames: int, voice: Voice | None, config: Config, size: int) -> Cost
         return total
     end = n_history + n_frames
     for window in plan_windows(n_frames, n_history, config):
-        # Padding behind the last frame is seen by the other frames, but nobody needs its logits.
-        stop = min(rules.max_fine_input_length, end - window.start)
         for codebook in range(config.coarse_rules.n_coarse_codebooks, rules.n_fine_codebooks):
+            # The codes of the padding behind the last frame are seen by the passes that follow.
+            stop = rules.max_fine_input_length
+            if codebook == rules.n_fine_codebooks - 1:
+                stop = min(stop, end - window.start)
             total += costs.fine_pass(
                 config.fine,
                 batch=1,

@@ -131,7 +131,7 @@ def score_fine(bark: Bark, speech: Speech) -> tuple[Tensor, Tensor]:
     frames = min(len(codes), speech.fine_tokens.shape[1])
     logits, chosen = [], []
     for book in range(config.coarse_rules.n_coarse_codebooks, speech.fine_tokens.shape[0]):
-        states = model.forward(codes[None].to(bark.device), book)[0, :frames]
+        states = model.forward(codes[None].to(bark.device), book)[:frames]
         logits.append(model.logits(states, book))
         chosen.append(_greedy(logits[-1], TokenSpace(stage=0)))
         codes[:frames, book] = torch.from_numpy(speech.fine_tokens[book, :frames])

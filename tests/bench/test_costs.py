@@ -63,8 +63,10 @@ def test_products_of_a_prompt(checkpoint: Checkpoint) -> None:
     tokens, columns = 13, config.output_vocab_size
     counted = count_flops(lambda: model(torch.zeros(2, tokens, dtype=torch.int64)))
     head = 2 * config.hidden_size * columns * tokens
-    expected = costs.block_flops(config, tokens) + costs.attention_flops(config, tokens**2) + head
-    assert 2 * expected == counted
+    blocks = costs.block_flops(config, tokens, wanted=tokens)
+    assert 2 * (blocks + costs.attention_flops(config, tokens**2) + head) == counted
+    fewer = costs.block_flops(config, tokens, wanted=1)
+    assert blocks - fewer == 18 * config.hidden_size**2 * (tokens - 1)
 
 
 def test_a_prompt_is_the_sum_of_its_steps(checkpoint: Checkpoint) -> None:
@@ -74,7 +76,9 @@ def test_a_prompt_is_the_sum_of_its_steps(checkpoint: Checkpoint) -> None:
         for context in range(5, 12)
     ]
     prompt = costs.prefill(config, tokens=7, cached=4, columns=0, size=2)
-    assert prompt.flops == sum(step.flops for step in steps)
+    # The last block needs keys, values and queries alone of all tokens but the last.
+    spared = 18 * config.hidden_size**2 * 6
+    assert prompt.flops == sum(step.flops for step in steps) - spared
     assert prompt.weight_bytes == steps[0].weight_bytes
 
 
@@ -93,7 +97,8 @@ def test_fine_pass(checkpoint: Checkpoint) -> None:
     half = costs.fine_pass(
         config, batch=batch, codebook=codebook, columns=columns, size=4, frames=frames, filled=12
     )
-    assert cost.flops - half.flops == 2 * config.hidden_size * columns * 12 * batch
+    width = config.hidden_size
+    assert cost.flops - half.flops == (2 * width * columns + 18 * width**2) * 12 * batch
 
 
 @pytest.mark.parametrize(("frames", "batch"), [(16, 1), (25, 3)])

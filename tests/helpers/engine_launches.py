@@ -4,7 +4,7 @@ And with what `bench.cases.recording` records for predictions.
 
 Run as a program, in a process without Triton's interpreter: `python -m helpers.engine_launches
 SIZE` prints one JSON object with the launches that only one side knows. The engine has Bark's own
-widths, vocabularies and pages, one layer a network, and runs on an emulated GPU.
+widths, vocabularies and pages, two layers a network, and runs on an emulated GPU.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ DTYPE = torch.bfloat16
 GROUPS = (1, 2, 16)  # requests at once
 
 
-def one_layer_engine(size: str) -> Engine:
-    """Build an engine whose networks are those of `size`, but one layer deep; weights are ones."""
+def two_layer_engine(size: str) -> Engine:
+    """Build an engine whose networks are those of `size`, but two layers deep, because the last runs
+    fewer tokens than the others; weights are ones."""
     settings, generation = settings_for(size)
     for stage in ("semantic_config", "coarse_acoustics_config", "fine_acoustics_config"):
-        settings[stage]["num_layers"] = 1
+        settings[stage]["num_layers"] = 2
     settings["codec_config"]["num_filters"] = 4  # of no concern to Triton
     tensors = {
         name: torch.ones((), dtype=DTYPE).expand(shape).contiguous()
@@ -83,7 +84,7 @@ def engine_launches(size: str) -> tuple[dict[str, str], bool]:
     with aot.recording(launches), emulated_gpu(patch) as gpu, patch.context() as inner:
         inner.setattr(kernels, "backend", backend)
         with gpu.lenient():
-            engine = one_layer_engine(size)
+            engine = two_layer_engine(size)
         warm_up(engine)
         speak(engine)
     return {launch.key: launch.name for launch in launches}, backends[-1].pdl

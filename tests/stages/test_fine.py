@@ -72,3 +72,16 @@ def test_fine_draws_never_share_noise(config: Config) -> None:
         seen.update(positions)
         task.fill(torch.zeros(len(positions), dtype=torch.int64))
     assert task.passes == task.passes_done == 3 * 6
+
+
+def test_the_last_pass_leaves_what_is_behind_the_speech(config: Config) -> None:
+    """Every pass before it fills the padding too, because the next ones read it."""
+    nothing: Any = None
+    task = fine.FineTask(np.zeros((2, 40), np.int64), None, nothing, config, torch.device("cpu"))
+    for codebook in range(2, 8):
+        frames = task.frames_to_fill
+        assert frames == range(0, 40 if codebook == 7 else 1024)
+        task.fill(torch.full((len(frames),), codebook))
+    assert task.finished
+    assert (task.codes[:40, 2:] == torch.arange(2, 8)).all()
+    assert (task.codes[40:, 7] == config.codebook_size).all()
