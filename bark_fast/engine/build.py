@@ -30,7 +30,7 @@ from bark_fast.engine.prefills import prefill_shapes
 from bark_fast.engine.runner import Runner, do_nothing
 from bark_fast.engine.scheduler import Phase, Policy
 from bark_fast.errors import InputError
-from bark_fast.kernels import Backend, Impl, Weight
+from bark_fast.kernels import Backend, Impl
 from bark_fast.models.block import is_of_a_product
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.models.fine_gpt import FineGPT

@@ -1,13 +1,15 @@
 """Time whole requests, text to samples, side by side with transformers' BarkModel.
 
     python -m bench end_to_end --size small --dtype bfloat16 --requests 1 16
+    python -m bench end_to_end --size small --dtype bfloat16 --int8
 
 Weights are random. Both engines run in the same run, each in a separate process, with the same
 checkpoint, dtype, device, threads and lengths (but bark-fast's codec is always float32). Before
 anything is timed, greedy outputs in float32 are compared, token by token. transformers gets its
 best: requests are sorted into static batches of one voice, several batch sizes and attention
 implementations are tried, and the best one counts. Both engines are warm. Runs alternate, and
-ratios are taken pair by pair, because the speed of a machine drifts.
+ratios are taken pair by pair, because the speed of a machine drifts. `--int8` adds bark-fast with
+8-bit weights to every pair; its tokens are its own, and as many.
 
 The figures are written after each workload, so that an end halfway loses nothing.
 """
@@ -51,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voices", type=int, default=2, choices=[1, 2, 3], help="one is no voice")
     parser.add_argument("--max-batch", type=int, help="of bark-fast's engine")
     parser.add_argument(
+        "--int8", action="store_true", help="time bark-fast with its weights in 8 bits too (CPU)"
+    )
+    parser.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128],
         help="static batches to try for transformers",
     )  # fmt: skip
@@ -88,6 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         results.settings["outputs_equal_float32"] = equal
         if not equal and not arguments.keep_going:
             return 1
+        ours = {"bark_fast": bark_fast}
+        if arguments.int8:
+            ours["bark_fast_int8"] = open_int8(stack, options)
         rivals = {"eager": eager, **open_others(stack, eager, options)}
         results.settings["attention_tried"] = list(rivals)
         for n in sorted(arguments.requests):
@@ -95,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{n} requests: not run, the budget is spent")
                 continue
             utterances = workload(n, arguments)
-            case = compare(bark_fast, rivals, utterances, arguments, deadline)
+            case = compare(ours, rivals, utterances, arguments, deadline)
             case.values["floor_s"] = floor_of(utterances, checkpoint, limits, arguments)
             results.cases.append(case)
             print_case(case)
@@ -112,6 +120,13 @@ def open_pair(stack: ExitStack, options: EngineSettings) -> tuple[Worker, Worker
     bark_fast.wait()
     transformers.wait()
     return bark_fast, transformers
+
+
+def open_int8(stack: ExitStack, options: EngineSettings) -> Worker:
+    """Start bark-fast with its weights in 8 bits."""
+    worker = stack.enter_context(Worker(BarkFastEngine, options=replace(options, dtype="int8")))
+    worker.wait()
+    return worker
 
 
 def open_others(stack: ExitStack, eager: Worker, options: EngineSettings) -> dict[str, Worker]:
@@ -168,14 +183,22 @@ def compare_outputs(first: WorkloadRun, second: WorkloadRun) -> dict[str, float]
 
 
 def compare(
-    bark_fast: Worker,
+    ours: dict[str, Worker],
     rivals: dict[str, Worker],
     utterances: Sequence[Utterance],
     arguments: argparse.Namespace,
     deadline: float,
 ) -> Case:
-    """Time one workload on both engines, in pairs of runs."""
+    """Time one workload on both engines, in pairs of runs.
+
+    Args:
+        ours: bark-fast as "bark_fast", and in other ways.
+    """
+    bark_fast = ours["bark_fast"]
     first: WorkloadRun = bark_fast.call("run", utterances, keep=True)  # the warm-up
+    others: dict[str, list[WorkloadRun]] = {n: [] for n in ours if n != "bark_fast"}
+    for name in others:
+        ours[name].call("run", utterances)
     tried = find_best(rivals, utterances, arguments.batch_sizes, arguments.search_s)
     best = tried[0]
     rival = rivals[best.attention]
@@ -185,6 +208,8 @@ def compare(
     while len(pairs) < arguments.runs and (not pairs or time.monotonic() + took < deadline):
         start = time.monotonic()
         bark_fast_run = bark_fast.call("run", utterances)
+        for name, runs in others.items():
+            runs.append(ours[name].call("run", utterances))
         rival_run = rival.call("run", utterances, batch_size=best.batch_size, keep=single)
         pairs.append((bark_fast_run, rival_run))
         took = time.monotonic() - start
@@ -200,6 +225,9 @@ def compare(
             "tried": [asdict(trial) for trial in tried],
         },
     }
+    for name, runs in others.items():
+        ratios = [b.seconds / a.seconds for a, (_, b) in zip(runs, pairs, strict=True)]
+        values[name] = {**summarize(runs), "ratio": Spread.of(ratios).as_dict()}
     if single:
         values["equal_tokens"] = compare_outputs(first, pairs[-1][1])
         if find_spec("sentencex") is not None:  # which streams are cut into sentences by
@@ -235,6 +263,11 @@ def floor_of(
     return floor_s(requests, read_config(checkpoint), limits, size=size)
 
 
+def sides_of(values: dict[str, Any]) -> list[str]:
+    """Return the engines that a case has figures of."""
+    return [n for n in ("bark_fast", "bark_fast_int8", "transformers") if n in values]
+
+
 def name_of(n_requests: int) -> str:
     return "1 request" if n_requests == 1 else f"{n_requests} mixed requests"
 
@@ -243,18 +276,19 @@ def print_case(case: Case) -> None:
     values = case.values
     ratio, rival = values["ratio"], values["transformers"]
     print(f"{case.name}, {values['audio_s']:.1f} s of audio, floor {values['floor_s']:.2f} s")
-    for name in ("bark_fast", "transformers"):
+    for name in sides_of(values):
         figures = values[name]
         seconds = figures["seconds"]
         first = figures.get("first_audio_s")
         print(
-            f"  {name.replace('_', '-'):<13}{seconds['median']:8.2f} s "
+            f"  {name.replace('_', '-'):<15}{seconds['median']:8.2f} s "
             f"({seconds['min']:.2f} to {seconds['max']:.2f}), "
             f"{figures['audio_s_per_s']:.2f} s of audio a second, "
             f"RTF {figures['real_time_factor']:.2f}, "
             f"p50 {figures['latency_p50_s']:.2f} s, p95 {figures['latency_p95_s']:.2f} s, "
             f"{figures['peak_bytes'] / 2**30:.2f} GiB"
             + (f", first audio {first['median']:.2f} s" if first else "")
+            + (f", ratio {figures['ratio']['median']:.2f}" if "ratio" in figures else "")
         )
     print(
         f"  ratio {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, "

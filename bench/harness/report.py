@@ -66,9 +66,12 @@ def _end_to_end(cases: Sequence[Case]) -> list[str]:
     rows = []
     for case in cases:
         v = case.values
-        ratio = v["ratio"]
-        for name in ("bark_fast", "transformers"):
+        ratios = {"bark_fast": v["ratio"]}
+        for name in ("bark_fast", "bark_fast_int8", "transformers"):
+            if name not in v:
+                continue
             side = v[name]
+            ratio = side.get("ratio") or ratios.get(name)
             first = side.get("first_audio_s")
             how = ""
             if name == "transformers":
@@ -83,7 +86,7 @@ def _end_to_end(cases: Sequence[Case]) -> list[str]:
                     f"{first['median']:.2f}" if first else "",
                     f"{side['latency_p50_s']:.2f} / {side['latency_p95_s']:.2f}",
                     f"{side['peak_bytes'] / 2**30:.2f}",
-                    _spread(ratio, "{:.2f}") if name == "bark_fast" else "",
+                    _spread(ratio, "{:.2f}") if ratio else "",
                 ]
             )
     header = (

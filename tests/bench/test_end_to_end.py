@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bark_fast import Bark, GenerationParams
+from bark_fast.kernels import why_not_native
 from bench.__main__ import main
-from bench.commands.end_to_end import compare_outputs
+from bench.commands.end_to_end import compare_outputs, sides_of
 from bench.harness import arguments
 from bench.harness.checkpoint import checkpoint_for, make_checkpoint
 from bench.harness.engines import BarkFastEngine, EngineSettings, Output, WorkloadRun
@@ -71,6 +72,9 @@ def test_end_to_end(flags: list[str], tmp_path: Path) -> None:
         "--requests", "1", "3", "--semantic-tokens", "8", "--shortest", "5", "--longest", "9",
         "--runs", "1", "--batch-sizes", "1", "2", "--impl", "torch",
     ]  # fmt: skip
+    in_8_bits = why_not_native(torch.device("cpu"), torch.bfloat16, int8=True) is None
+    if in_8_bits:
+        options = [*options[:-2], "--int8"]
     assert main(["end_to_end", *flags, *options]) == 0
     results = Results.read(tmp_path / "results.json")
     assert results.settings["outputs_equal_float32"] is True
@@ -80,7 +84,9 @@ def test_end_to_end(flags: list[str], tmp_path: Path) -> None:
     assert one["bark_fast"]["first_audio_s"]["median"] > 0
     assert {trial["batch_size"] for trial in three["transformers"]["tried"]} == {1, 2}
     for values in (one, three):
-        for side in (values["bark_fast"], values["transformers"]):
+        sides = [values[name] for name in sides_of(values)]
+        assert len(sides) == 2 + in_8_bits
+        for side in sides:
             assert side["audio_s_per_s"] * side["real_time_factor"] == pytest.approx(1)
             assert side["latency_p50_s"] <= side["latency_p95_s"] <= side["seconds"]["max"] * 1.01
             assert side["peak_bytes"] > 2**20
