@@ -135,7 +135,7 @@ def _info(arguments: argparse.Namespace) -> int:
         return _info_kernels(arguments.target)
     import torch
 
-    from bark_fast.kernels import choose_impl, why_no_openmp, why_not_native
+    from bark_fast.kernels import choose_impl, why_no_openmp, why_not_native, why_onednn
 
     print(f"bark-fast     {__version__}")
     print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -161,8 +161,11 @@ def _info(arguments: argparse.Namespace) -> int:
         ("cpu", torch.bfloat16),
         ("cuda", torch.bfloat16),
     ):
-        chosen = choose_impl(torch.device(device), dtype)
-        why = why_not_native(torch.device(device), dtype) if chosen == "cpu" else None
+        where = torch.device(device)
+        chosen = choose_impl(where, dtype)
+        why = None
+        if chosen == "cpu":
+            why = why_not_native(where, dtype) or why_onednn(where, dtype)
         because = f" (not native: {why})" if why else ""
         print(f"kernels       {chosen} on {device} in {str(dtype)[6:]}{because}")
     return 0

@@ -31,6 +31,7 @@ from bark_fast.kernels.dispatch import (
     random_words,
     sample,
     why_not_native,
+    why_onednn,
     why_slow,
 )
 from bark_fast.kernels.ops import LAYER_NORM_EPS, Backend, CodecOps, Impl, Norm, Weight
@@ -80,5 +81,6 @@ __all__ = [
     "survives_fork",
     "why_no_openmp",
     "why_not_native",
+    "why_onednn",
     "why_slow",
 ]

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_args
 
 import torch
 
-from bark_fast.kernels.cpu import native
+from bark_fast.kernels.cpu import choice, native
 from bark_fast.kernels.cpu.onednn import OneDnnBackend
 from bark_fast.kernels.ops import Backend, Impl
 from bark_fast.kernels.reference import TorchBackend
@@ -60,7 +60,7 @@ def _backend(impl: Impl, pdl: bool) -> Backend:
 def choose_impl(device: torch.device, dtype: torch.dtype) -> Impl:
     """Return the name of the backend that serves a model in `dtype` on `device` best."""
     if device.type != "cuda":
-        return "cpu" if why_not_native(device, dtype) else "native"
+        return "cpu" if why_not_native(device, dtype) or why_onednn(device, dtype) else "native"
     return "triton" if can_run_triton(device) else "torch"
 
 
@@ -72,6 +72,11 @@ def why_not_native(device: torch.device, dtype: torch.dtype, *, int8: bool = Fal
     if device.type != "cpu":
         return f"it serves CPUs, not {device.type}"
     return native.why_not(dtype, int8=int8)
+
+
+def why_onednn(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return what speaks for "cpu" where "native" runs too; None if nothing does."""
+    return choice.why_onednn(dtype) if device.type == "cpu" else None
 
 
 def why_slow(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -97,7 +97,7 @@ class Backend(ABC):
     number of models may share it.
 
     Attributes:
-        codec: what computes the codec; None leaves it to transformers' own module.
+        codec: what computes the codec; None leaves it to the torch module.
     """
 
     codec: CodecOps | None = None

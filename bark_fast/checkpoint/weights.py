@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bark_fast.ambient import meta_device
+from bark_fast.checkpoint.codec_module import build_codec_decoder
 from bark_fast.checkpoint.config import (
     CODEC,
     CONFIG_FILE,
     NETWORKS,
-    CodecConfig,
     Config,
     FineGPTConfig,
     GPTConfig,
@@ -87,10 +86,11 @@ def load_weights(
         shape = needed.get(name) or needed.get(heads.get(name, ""))
         _check_tensor(name, tensor, shape, where)
         target = torch.float32 if name.startswith(f"{CODEC}.") else dtype
+        packed = is_packed(name)
         own = tensor
         if not (tensor.dtype == target and tensor.device == device and tensor.is_contiguous()):
-            if spare is not None and is_packed(name):
-                if len(spare) < tensor.numel():
+            if spare is not None and packed:
+                if len(spare) < tensor.numel() or spare.dtype != target:
                     spare = torch.empty(tensor.numel(), dtype=target, device=device)
                 own = spare[: tensor.numel()].view(tensor.shape)
             else:
@@ -99,8 +99,8 @@ def load_weights(
         if own.numel():
             extremes[name] = torch.stack(torch.aminmax(own)).float()
             dtypes[name] = target
-        kept = pack(own) if is_packed(name) else own
-        if kept is own and is_packed(name):
+        kept = pack(own) if packed else own
+        if packed and kept is own:
             spare = None
         tensors[name] = own.clone() if kept is tensor and not stored.shared else kept
     _check_numbers(extremes, dtypes, stored)
@@ -306,48 +306,6 @@ def _codec_shapes(prefix: str, config: Config) -> Shapes:
     for name, tensor in decoder.state_dict().items():
         shapes[f"{prefix}.decoder.{name}"] = tuple(tensor.shape)
     return shapes
-
-
-def build_codec_decoder(config: CodecConfig) -> torch.nn.Module:
-    """Build transformers' EnCodec decoder without weight norm, on the meta device: its weights are
-    still to come, and no random numbers are drawn for them."""
-    from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
-    from transformers import EncodecConfig
-    from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecDecoder
-
-    with meta_device():
-        decoder: torch.nn.Module = EncodecDecoder(EncodecConfig(**config.settings))
-        for module in decoder.modules():
-            if is_parametrized(module, "weight"):
-                remove_parametrizations(module, "weight", leave_parametrized=True)
-    for module in decoder.modules():
-        if isinstance(module, EncodecConv1d):
-            _pad_by_integers(module)
-    return decoder.requires_grad_(False).eval()
-
-
-def _pad_by_integers(convolution: Any) -> None:
-    """Let EnCodec's convolution count its padding in integers.
-
-    transformers divides tensors of integers, which gives numbers of the default dtype; in float16
-    they end at 65 504 samples. What it gives in exact numbers is the rest up to a whole stride.
-    On a GPU its tensors would also be asked for their values, some 56 times a batch.
-    """
-    inner = convolution.conv
-    stride, span = inner.stride[0], (inner.kernel_size[0] - 1) * inner.dilation[0] + 1
-    for name, value in (
-        ("stride", stride),
-        ("kernel_size", span),
-        ("padding_total", span - stride),
-    ):
-        delattr(convolution, name)
-        setattr(convolution, name, value)
-
-    def extra_padding(hidden_states: Tensor) -> int:
-        rest: int = -hidden_states.shape[-1] % stride
-        return rest
-
-    convolution._get_extra_padding_for_conv1d = extra_padding
 
 
 def _weight_norm_pair(name: str, stored: set[str]) -> tuple[str, str] | None:

@@ -1,16 +1,15 @@
-"""EnCodec's decoder: codes in, samples out. The network is transformers' own module."""
+"""EnCodec's decoder: codes in, samples out."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from bark_fast.checkpoint.codec_module import CausalDecoder, build_codec_decoder
 from bark_fast.checkpoint.config import CodecConfig
-from bark_fast.checkpoint.weights import build_codec_decoder
 from bark_fast.kernels import Backend
 from bark_fast.models.seanet import SEANetDecoder
 
@@ -59,8 +58,7 @@ class CodecDecoder:
 
         The decoder is causal, but its convolutions pad what is shorter than a window otherwise.
         """
-        first: Any = self._decoder.get_submodule("layers.0")
-        if not first.causal or first.norm_type != "weight_norm":
+        if not isinstance(self._decoder, CausalDecoder):
             return sys.maxsize  # not Bark's kind of EnCodec: everything behind has an influence
         modules = self._decoder.modules()
         return max(int(m.kernel_size[0]) for m in modules if isinstance(m, torch.nn.Conv1d))

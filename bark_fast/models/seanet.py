@@ -2,18 +2,20 @@
 
 Then the windows of a convolution lie in memory as they are, each a row of a product, and what a
 transposed convolution makes of one row are as many rows one after another. The network is SEANet
-(Défossez et al. 2022, section 3.1); its weights are those of transformers' module.
+(Défossez et al. 2022, section 3.1); its weights are those of the torch module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from bark_fast.checkpoint import codec_module
+from bark_fast.checkpoint.codec_module import CausalDecoder
 from bark_fast.kernels import CodecOps, Filter, Weight
 
 
@@ -47,39 +49,31 @@ class SEANetDecoder:
     """The decoder of vectors [F, C] to samples.
 
     Args:
-        decoder: transformers' EncodecDecoder with its weights, of the kind that `suits` names.
+        decoder: the module with its weights, of the kind that `suits` names.
     """
 
-    def __init__(self, decoder: Any, ops: CodecOps) -> None:
+    def __init__(self, decoder: CausalDecoder, ops: CodecOps) -> None:
         self._ops = ops
-        layers = list(decoder.layers)
+        layers: list[Any] = list(decoder.layers)
         self._first = self._filter(layers[0].conv)
         self._layers = self._recurrences(layers[1].lstm)
         self._last = self._filter(layers[-1].conv)
-        starts = [i for i, layer in enumerate(layers) if _is_transposed(layer)]
+        starts = [i for i, layer in enumerate(layers) if isinstance(layer, codec_module.Upsampling)]
         self._upsamplings = [
             self._upsampling(layers[start], layers[start + 1 : end - 1])
             for start, end in zip(starts, [*starts[1:], len(layers) - 1], strict=True)
         ]
 
     @staticmethod
-    def suits(decoder: Any) -> bool:
+    def suits(decoder: torch.nn.Module) -> TypeGuard[CausalDecoder]:
         """Return True for a causal decoder of plain convolutions, as Bark's is."""
+        if not isinstance(decoder, CausalDecoder):
+            return False
         modules = list(decoder.modules())
         plain = [m for m in modules if isinstance(m, torch.nn.Conv1d)]
-        transposed = [m for m in modules if isinstance(m, torch.nn.ConvTranspose1d)]
-        outer = [m for m in modules if hasattr(m, "norm_type")]
-        # transformers pads what is shorter than a window in another way; rows become no fewer.
-        first = decoder.layers[0].conv.kernel_size[0] if transposed else 0
-        return (
-            all(m.kernel_size[0] <= first for m in plain)
-            and all(m.stride == m.dilation == (1,) and m.groups == 1 for m in plain)
-            and all(m.kernel_size[0] == 2 * m.stride[0] for m in transposed)
-            and all(m.norm_type == "weight_norm" and m.causal for m in outer)
-            and all(getattr(m, "pad_mode", "reflect") == "reflect" for m in outer)
-            and all(getattr(m, "trim_right_ratio", 1.0) == 1.0 for m in outer)
-            and all(m.bias is not None for m in (*plain, *transposed))
-        )
+        # The module pads what is shorter than a window in another way; rows become no fewer.
+        first = plain[0].kernel_size[0] if len(decoder.layers) > 4 else 0
+        return all(m.kernel_size[0] <= first and m.dilation == (1,) for m in plain)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return samples float32 [F * hop_length * channels] of vectors [F, C], of which there are
@@ -163,10 +157,6 @@ class SEANetDecoder:
             gates = self._packed(of_input, biases[0] + biases[1], of_input.shape[1])
             made.append(Recurrence(gates, self._ops.pack_weight(of_state)))
         return made
-
-
-def _is_transposed(layer: Any) -> bool:
-    return isinstance(getattr(layer, "conv", None), torch.nn.ConvTranspose1d)
 
 
 def _room(rows: int, width: int, *, before: int) -> tuple[Tensor, Tensor]:

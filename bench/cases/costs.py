@@ -60,15 +60,16 @@ def block_weights(config: GPTConfig) -> int:
 
 
 def block_flops(config: GPTConfig, tokens: int, *, wanted: int) -> int:
-    """Return the FLOPs of the four products, 24 C^2 a token and block; in the last block 6 C^2, for
-    keys, values and queries, of tokens whose logits are not `wanted`."""
-    of_all = config.num_layers * 24 * tokens - 18 * (tokens - wanted)
+    """Return the FLOPs of the four products, 24 C^2 a token and block; in the last block 4 C^2, for
+    keys and values, of tokens whose logits are not `wanted`."""
+    of_all = config.num_layers * 24 * tokens - 20 * (tokens - wanted)
     return of_all * config.hidden_size**2
 
 
-def attention_flops(config: GPTConfig, pairs: float) -> float:
-    """Return the FLOPs of attention in all blocks, 4 C for each query and key that it sees."""
-    return config.num_layers * 4 * config.hidden_size * pairs
+def attention_flops(config: GPTConfig, pairs: float, *, wanted: float) -> float:
+    """Return the FLOPs of attention in all blocks, 4 C for each query and key that it sees; the
+    last block has but the pairs of tokens whose logits are `wanted`."""
+    return 4 * config.hidden_size * ((config.num_layers - 1) * pairs + wanted)
 
 
 def head_columns(config: Config, stage: str) -> int:
@@ -118,11 +119,9 @@ def prefill(
     weights = block_weights(config) + final_norm + columns * c
     # Keys and values of what is cached are read, of what is new written.
     state = 2 * config.num_layers * c * (cached + tokens) + (streams + 1) * tokens * c
-    flops = (
-        block_flops(config, tokens, wanted=1)
-        + attention_flops(config, pairs)
-        + 2 * c * columns
-    ) * sequences
+    blocks = block_flops(config, tokens, wanted=1)
+    attention = attention_flops(config, pairs, wanted=cached + tokens)
+    flops = (blocks + attention + 2 * c * columns) * sequences
     return Cost(weights * size, state * sequences * size, flops)
 
 
@@ -149,7 +148,7 @@ def fine_pass(
     state = (codebook + 2) * frames * c * batch
     flops = (
         block_flops(config, frames, wanted=filled)
-        + attention_flops(config, frames * frames)
+        + attention_flops(config, frames * frames, wanted=frames * filled)
         + 2 * c * columns * filled
     ) * batch
     return Cost(weights * size, state * size, flops)

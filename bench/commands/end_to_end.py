@@ -33,6 +33,7 @@ from bench.harness.arguments import add_checkpoint, add_common, begin, dtype_of
 from bench.harness.checkpoint import checkpoint_for, read_config
 from bench.harness.engines import BarkFastEngine, EngineSettings, TransformersEngine, WorkloadRun
 from bench.harness.machine import Limits
+from bench.harness.report import end_to_end_sides
 from bench.harness.results import Case, Spread, percentile
 from bench.harness.search import find_best
 from bench.harness.worker import Worker, WorkerError
@@ -124,7 +125,8 @@ def open_pair(stack: ExitStack, options: EngineSettings) -> tuple[Worker, Worker
 
 def open_int8(stack: ExitStack, options: EngineSettings) -> Worker:
     """Start bark-fast with its weights in 8 bits."""
-    worker = stack.enter_context(Worker(BarkFastEngine, options=replace(options, dtype="int8")))
+    settings = replace(options, dtype="int8", impl="auto")  # which is the only one that has them
+    worker = stack.enter_context(Worker(BarkFastEngine, options=settings))
     worker.wait()
     return worker
 
@@ -263,11 +265,6 @@ def floor_of(
     return floor_s(requests, read_config(checkpoint), limits, size=size)
 
 
-def sides_of(values: dict[str, Any]) -> list[str]:
-    """Return the engines that a case has figures of."""
-    return [n for n in ("bark_fast", "bark_fast_int8", "transformers") if n in values]
-
-
 def name_of(n_requests: int) -> str:
     return "1 request" if n_requests == 1 else f"{n_requests} mixed requests"
 
@@ -276,7 +273,7 @@ def print_case(case: Case) -> None:
     values = case.values
     ratio, rival = values["ratio"], values["transformers"]
     print(f"{case.name}, {values['audio_s']:.1f} s of audio, floor {values['floor_s']:.2f} s")
-    for name in sides_of(values):
+    for name in end_to_end_sides(values):
         figures = values[name]
         seconds = figures["seconds"]
         first = figures.get("first_audio_s")

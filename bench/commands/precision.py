@@ -57,7 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
         speech = exact.generate(SENTENCE, params=params)
         reference = dict(teacher_forced(exact, speech))
-        print(f"{'':<12}{'stage':<10}{'same token':>12}{'logit error':>13}{'request s':>12}")
+        print(
+            f"{'':<12}{'stage':<10}{'same token':>12}{'logit error':>13}{'stage s':>10}"
+            f"{'request s':>12}"
+        )
         for precision in arguments.precisions:
             try:
                 bark = open_bark(checkpoint, precision, arguments)
@@ -65,7 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{precision}: {error}")
                 continue
             agreement = compare(reference, dict(teacher_forced(bark, speech)))
-            case = Case(precision, time_request(bark, params, arguments.runs), agreement)
+            seconds, of_stages = time_request(bark, params, arguments.runs)
+            for stage, values in agreement.items():
+                values["seconds"] = of_stages[stage].as_dict()
+            case = Case(precision, seconds, agreement)
             results.cases.append(case)
             print_case(case)
             results.write(arguments.json)
@@ -78,14 +84,19 @@ def open_bark(checkpoint: Path, precision: str, arguments: argparse.Namespace) -
     )
 
 
-def time_request(bark: Bark, params: GenerationParams, runs: int) -> Spread:
-    """Measure the time of one request, after one that does not count."""
-    times = []
+def time_request(
+    bark: Bark, params: GenerationParams, runs: int
+) -> tuple[Spread, dict[str, Spread]]:
+    """Measure the time of one request and of its stages, after one that does not count."""
+    times, of_stages = [], []
     for _ in range(runs + 1):
-        start = time.perf_counter()
+        before, start = bark.engine.stats().stages, time.perf_counter()
         bark.generate(SENTENCE, params=params)
         times.append(time.perf_counter() - start)
-    return Spread.of(times[1:])
+        after = bark.engine.stats().stages
+        of_stages.append({name: after[name].busy_s - before[name].busy_s for name in after})
+    spreads = {name: Spread.of([run[name] for run in of_stages[1:]]) for name in of_stages[0]}
+    return Spread.of(times[1:]), spreads
 
 
 def teacher_forced(bark: Bark, speech: Speech) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
@@ -164,7 +175,8 @@ def compare(
 
 def print_case(case: Case) -> None:
     for i, (stage, values) in enumerate(case.values.items()):
-        seconds = f"{case.seconds.median:12.2f}" if i == 0 else ""
+        seconds = f"{values['seconds']['median']:10.2f}"
+        seconds += f"{case.seconds.median:12.2f}" if i == 0 else ""
         print(
             f"{case.name if i == 0 else '':<12}{stage:<10}{values['same_token']:12.1%}"
             f"{values['logit_error']:13.4f}{seconds}",

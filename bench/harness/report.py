@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,18 @@ def _limits(results: Results) -> str:
     )
 
 
+def end_to_end_sides(values: Mapping[str, Any]) -> list[str]:
+    """Return the engines that a case of `end_to_end` has figures of."""
+    return [n for n in ("bark_fast", "bark_fast_int8", "transformers") if n in values]
+
+
 def _end_to_end(cases: Sequence[Case]) -> list[str]:
     rows = []
     for case in cases:
         v = case.values
-        ratios = {"bark_fast": v["ratio"]}
-        for name in ("bark_fast", "bark_fast_int8", "transformers"):
-            if name not in v:
-                continue
+        for name in end_to_end_sides(v):
             side = v[name]
-            ratio = side.get("ratio") or ratios.get(name)
+            ratio = v["ratio"] if name == "bark_fast" else side.get("ratio")
             first = side.get("first_audio_s")
             how = ""
             if name == "transformers":
@@ -253,12 +255,16 @@ def _precision(cases: Sequence[Case]) -> list[str]:
             stage,
             f"{case.values[stage]['same_token']:.1%}",
             f"{case.values[stage]['logit_error']:.4f}",
+            _spread(seconds, "{:.2f}") if (seconds := case.values[stage].get("seconds")) else "",
             _spread(case.seconds.as_dict(), "{:.2f}") if stage == "semantic" else "",
         ]
         for case in cases
         for stage in ("semantic", "coarse", "fine")
     ]
-    header = ("precision", "stage", "same token", "logit error", "request s (min to max)")
+    header = (
+        "precision", "stage", "same token", "logit error", "stage s (min to max)",
+        "request s (min to max)",
+    )  # fmt: skip
     return table(header, rows)
 
 

@@ -55,11 +55,8 @@ def why_not(dtype: torch.dtype, *, int8: bool = False) -> str | None:
         library = build.load()
     except UnavailableError as error:
         return str(error)
-    if dtype == torch.bfloat16:
-        if not library.has_bfloat16():
-            return "bfloat16 needs a CPU with avx512_bf16"
-        if "amx_bf16" in build.cpu_flags():
-            return "oneDNN has the matrix tiles (amx_bf16) of this CPU"
+    if dtype == torch.bfloat16 and not library.has_bfloat16():
+        return "bfloat16 needs a CPU with avx512_bf16"
     if int8 and not library.has_int8():
         return "int8 needs a CPU with avx512_vnni"
     return None

@@ -71,6 +71,8 @@ def pack(weight: Tensor, *, int8: bool = False) -> PackedWeight:
         ValueError: K is odd in bfloat16, which is multiplied by pairs.
     """
     n, k = weight.shape
+    if weight.dtype != torch.bfloat16 or not build.load().has_bfloat16():
+        weight = weight.float()
     if weight.dtype == torch.bfloat16 and k % 2 and not int8:
         raise ValueError(f"a bfloat16 weight [N, K] must have an even K, got {k}")
     weight, half = weight.contiguous(), weight.dtype == torch.bfloat16

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bark_fast import GenerationParams
+from bark_fast.checkpoint.codec_module import build_codec_decoder
 from bark_fast.checkpoint.random import settings_for
 from bark_fast.checkpoint.reading import parse_config
-from bark_fast.checkpoint.weights import build_codec_decoder
 from bench.cases import costs
 from bench.cases.requests import floor_s, plan_coarse, request_costs
 from bench.harness.machine import Limits
@@ -64,9 +64,11 @@ def test_products_of_a_prompt(checkpoint: Checkpoint) -> None:
     counted = count_flops(lambda: model(torch.zeros(2, tokens, dtype=torch.int64)))
     head = 2 * config.hidden_size * columns * tokens
     blocks = costs.block_flops(config, tokens, wanted=tokens)
-    assert 2 * (blocks + costs.attention_flops(config, tokens**2) + head) == counted
+    assert (
+        2 * (blocks + costs.attention_flops(config, tokens**2, wanted=tokens**2) + head) == counted
+    )
     fewer = costs.block_flops(config, tokens, wanted=1)
-    assert blocks - fewer == 18 * config.hidden_size**2 * (tokens - 1)
+    assert blocks - fewer == 20 * config.hidden_size**2 * (tokens - 1)
 
 
 def test_a_prompt_is_the_sum_of_its_steps(checkpoint: Checkpoint) -> None:
@@ -76,8 +78,9 @@ def test_a_prompt_is_the_sum_of_its_steps(checkpoint: Checkpoint) -> None:
         for context in range(5, 12)
     ]
     prompt = costs.prefill(config, tokens=7, cached=4, columns=0, size=2)
-    # The last block needs keys, values and queries alone of all tokens but the last.
-    spared = 18 * config.hidden_size**2 * 6
+    # The last block needs but keys and values of all tokens but the last, whose 11 keys remain.
+    spared = 20 * config.hidden_size**2 * 6
+    spared += 4 * config.hidden_size * (sum(range(5, 12)) - 11)
     assert prompt.flops == sum(step.flops for step in steps) - spared
     assert prompt.weight_bytes == steps[0].weight_bytes
 
@@ -98,7 +101,10 @@ def test_fine_pass(checkpoint: Checkpoint) -> None:
         config, batch=batch, codebook=codebook, columns=columns, size=4, frames=frames, filled=12
     )
     width = config.hidden_size
-    assert cost.flops - half.flops == (2 * width * columns + 18 * width**2) * 12 * batch
+    assert (
+        cost.flops - half.flops
+        == (2 * width * columns + 20 * width**2 + 4 * width * frames) * 12 * batch
+    )
 
 
 @pytest.mark.parametrize(("frames", "batch"), [(16, 1), (25, 3)])

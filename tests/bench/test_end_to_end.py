@@ -12,12 +12,12 @@ import torch
 from bark_fast import Bark, GenerationParams
 from bark_fast.kernels import why_not_native
 from bench.__main__ import main
-from bench.commands.end_to_end import compare_outputs, sides_of
+from bench.commands.end_to_end import compare_outputs
 from bench.harness import arguments
 from bench.harness.checkpoint import checkpoint_for, make_checkpoint
 from bench.harness.engines import BarkFastEngine, EngineSettings, Output, WorkloadRun
 from bench.harness.machine import Limits
-from bench.harness.report import render
+from bench.harness.report import end_to_end_sides, render
 from bench.harness.results import Results
 from bench.harness.search import find_best
 from bench.harness.worker import Worker, WorkerError
@@ -74,7 +74,7 @@ def test_end_to_end(flags: list[str], tmp_path: Path) -> None:
     ]  # fmt: skip
     in_8_bits = why_not_native(torch.device("cpu"), torch.bfloat16, int8=True) is None
     if in_8_bits:
-        options = [*options[:-2], "--int8"]
+        options.append("--int8")
     assert main(["end_to_end", *flags, *options]) == 0
     results = Results.read(tmp_path / "results.json")
     assert results.settings["outputs_equal_float32"] is True
@@ -84,7 +84,7 @@ def test_end_to_end(flags: list[str], tmp_path: Path) -> None:
     assert one["bark_fast"]["first_audio_s"]["median"] > 0
     assert {trial["batch_size"] for trial in three["transformers"]["tried"]} == {1, 2}
     for values in (one, three):
-        sides = [values[name] for name in sides_of(values)]
+        sides = [values[name] for name in end_to_end_sides(values)]
         assert len(sides) == 2 + in_8_bits
         for side in sides:
             assert side["audio_s_per_s"] * side["real_time_factor"] == pytest.approx(1)

@@ -258,7 +258,8 @@ from pathlib import Path
 from bark_fast.checkpoint.reading import read_config
 from bark_fast.checkpoint.source import Source
 from bark_fast.checkpoint.stored import TensorsInFiles
-from bark_fast.checkpoint.weights import build_codec_decoder, load_weights
+from bark_fast.checkpoint.codec_module import build_codec_decoder
+from bark_fast.checkpoint.weights import load_weights
 
 def peak_kib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -37,8 +37,8 @@ GROUPS = (1, 2, 16)  # requests at once
 
 
 def two_layer_engine(size: str) -> Engine:
-    """Build an engine whose networks are those of `size`, but two layers deep, because the last runs
-    fewer tokens than the others; weights are ones."""
+    """Build an engine whose networks are those of `size`, but two layers deep, because the last
+    runs fewer tokens than the others; weights are ones."""
     settings, generation = settings_for(size)
     for stage in ("semantic_config", "coarse_acoustics_config", "fine_acoustics_config"):
         settings[stage]["num_layers"] = 2

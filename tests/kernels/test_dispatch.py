@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from bark_fast import kernels
-from bark_fast.kernels import Backend
+from bark_fast.kernels import Backend, dispatch
+from bark_fast.kernels.cpu import build, choice
+from bark_fast.kernels.cpu.native import NativeBackend
+from bark_fast.kernels.cpu.onednn import OneDnnBackend
 
 OPERATIONS = sorted(
     name for name, _ in inspect.getmembers(Backend, inspect.isfunction) if name[0] != "_"
@@ -74,3 +77,31 @@ def test_triton_is_imported_only_when_asked_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "missing", done.stderr
+
+
+@pytest.mark.parametrize("faster", ["native", "cpu"])
+def test_matrix_tiles_are_chosen_by_measurement(
+    monkeypatch: pytest.MonkeyPatch, faster: str
+) -> None:
+    """As if this CPU had AMX: who is faster then serves bfloat16, and float32 stays as it is."""
+    seconds = {NativeBackend: 1.0, OneDnnBackend: 2.0 if faster == "native" else 0.5}
+    flags = build.cpu_flags()
+    monkeypatch.setattr(build, "cpu_flags", lambda: {*flags, "amx_bf16"})
+    monkeypatch.setattr(choice, "products_s", lambda backend, dtype: seconds[backend])
+    monkeypatch.setattr(dispatch, "why_not_native", lambda *_: None)
+    cpu = torch.device("cpu")
+    assert kernels.choose_impl(cpu, torch.bfloat16) == faster
+    assert kernels.choose_impl(cpu, torch.float32) == "native"
+    assert (kernels.why_onednn(cpu, torch.bfloat16) is None) == (faster == "native")
+    monkeypatch.setattr(build, "cpu_flags", lambda: flags - {"amx_bf16"})
+    assert kernels.choose_impl(cpu, torch.bfloat16) == "native"
+
+
+def test_both_backends_of_a_cpu_can_be_timed() -> None:
+    state = torch.get_rng_state()
+    missing = kernels.why_not_native(torch.device("cpu"), torch.float32)
+    for backend in (OneDnnBackend,) if missing else (OneDnnBackend, NativeBackend):
+        seconds = choice.products_s(backend, torch.float32)
+        assert 0 < seconds < 600
+        assert choice.products_s(backend, torch.float32) == seconds, "it is measured once"
+    assert torch.equal(torch.get_rng_state(), state)

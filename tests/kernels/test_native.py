@@ -43,10 +43,10 @@ def halves() -> CDLL:
     return build.open_library(halves_library())
 
 
-def available(dtype: torch.dtype, *, int8: bool = False) -> torch.dtype:
+def available(dtype: torch.dtype) -> torch.dtype:
     if torch.cuda.is_available():
         pytest.skip("they serve machines without a GPU")
-    if missing := native.why_not(dtype, int8=int8):
+    if missing := native.why_not(dtype):
         pytest.skip(f"no native kernels here: {missing}")
     return dtype
 
@@ -64,9 +64,9 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> to
 def test_ci_runs_these() -> None:
     """Nothing below is skipped on a machine that has everything that the kernels need."""
     flags = build.cpu_flags()
-    if flags >= {"avx2", "fma"} and "amx_bf16" not in flags and not torch.cuda.is_available():
+    if flags >= {"avx2", "fma"} and not torch.cuda.is_available():
         assert isinstance(FOUND_OUT(), CDLL)
-    if "avx512bw" in flags and "amx_bf16" not in flags and not torch.cuda.is_available():
+    if "avx512bw" in flags and not torch.cuda.is_available():
         assert IS_REAL
         assert (native.why_not(torch.bfloat16) is None) == ("avx512_bf16" in flags)
 
@@ -247,7 +247,7 @@ def of_every_operation() -> list[Tensor]:
     x = torch.cat([torch.linspace(-90, 90, 9000), torch.tensor([math.inf, -math.inf, math.nan])])
     identity = kernels.pack_weight(torch.ones(1, 1), impl="native")
     results.append(kernels.fused_linear(x.view(-1, 1), identity, gelu=True, impl="native"))
-    for scale in (1, 30, 1e4):  # weights down to denormal numbers, and to zero
+    for scale in (1, 30, 1e4):  # weights down to the least
         q, k, v = (scale * randn(2, 65, 3, 3, 32)).unbind(2)
         results.append(kernels.bidirectional_attention(q, k, v, impl="native"))
     s = Sequences([1, 16, 17, 0, 300, 33], 16, size=64, dtype=torch.float32)
@@ -321,56 +321,11 @@ def test_a_recorded_step_is_the_step(dtype) -> None:
         )
 
 
-def test_a_large_score_does_not_overflow(dtype) -> None:
-    q = randn(1, 40, 1, 32, dtype=dtype) * 100
+@pytest.mark.parametrize("factor", [100, 1e6])
+def test_a_large_score_does_not_overflow(dtype, factor: float) -> None:
+    q = randn(1, 40, 1, 32, dtype=dtype) * factor
     got = kernels.bidirectional_attention(q, q, q, impl="native")
     assert_accurate(got, kernels.bidirectional_attention(q, q, q), exact_bidirectional(q, q, q))
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def int8_dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return available(request.param, int8=True)
-
-
-def in_8_bits(rows: Tensor) -> Tensor:
-    """Each row rounded to 127 steps either way of its largest number, in float64."""
-    step = rows.float().abs().amax(dim=1, keepdim=True) / 127
-    return (rows.float() / step).round().double() * step.double()
-
-
-@pytest.mark.parametrize("spec", EXTRAS, ids=lambda s: "+".join(s) or "plain")
-@pytest.mark.parametrize(("n", "m", "k"), [(1, 33, 48), (13, 31, 101), (37, 97, 600)])
-def test_products_in_8_bits(monkeypatch, int8_dtype, spec, n: int, m: int, k: int) -> None:
-    """Sums of bytes are exact, so what is left is the rounding of x and of the weights."""
-    x = randn(n, k, dtype=int8_dtype)
-    weight = randn(m, k, seed=1, dtype=int8_dtype) / math.sqrt(k)
-    extras = extras_of(spec, n, m, k, int8_dtype)
-    packed = kernels.pack_weight(weight, impl="int8")
-    assert packed.shape == weight.shape
-    with guarded_outputs(monkeypatch):
-        got = kernels.fused_linear(x, packed, impl="int8", **extras)
-    assert got.isfinite().all()
-    norm = extras.pop("norm", None)
-    normed = x if norm is None else kernels.layer_norm(x, *norm)
-    exact = exact_linear(in_8_bits(normed), in_8_bits(weight), **extras)
-    # A norm computed another way can round a number to the next byte.
-    largest = exact.abs().max().item()
-    tolerance = (0.01 if norm is not None else 0) + 4 * torch.finfo(int8_dtype).eps
-    torch.testing.assert_close(got.double(), exact, rtol=0, atol=tolerance * largest)
-
-
-def test_bits_in_8_bits_do_not_depend_on_the_batch(int8_dtype) -> None:
-    weight = kernels.pack_weight(randn(100, 96, seed=1, dtype=int8_dtype), impl="int8")
-    x = randn(40, 96, seed=2, dtype=int8_dtype)
-    together = kernels.fused_linear(x, weight, impl="int8")
-    for n in (1, 2, 12, 13, 25):
-        assert torch.equal(kernels.fused_linear(x[:n], weight, impl="int8"), together[:n])
-
-
-def test_rows_of_zeros_in_8_bits(int8_dtype) -> None:
-    weight = kernels.pack_weight(torch.zeros(40, 64, dtype=int8_dtype), impl="int8")
-    x = torch.zeros(2, 64, dtype=int8_dtype)
-    assert (kernels.fused_linear(x, weight, impl="int8") == 0).all()
 
 
 def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:

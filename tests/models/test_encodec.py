@@ -9,6 +9,8 @@ from transformers import EncodecConfig
 from transformers.models.encodec.modeling_encodec import EncodecDecoder
 
 from bark_fast import kernels
+from bark_fast.checkpoint.codec_module import CausalDecoder, build_codec_decoder
+from bark_fast.checkpoint.config import CodecConfig
 from bark_fast.kernels.reference import TorchCodec
 from bark_fast.models.encodec import CodecDecoder
 from bark_fast.models.seanet import SEANetDecoder
@@ -48,7 +50,7 @@ def test_padding_behind_changes_nothing(small: Checkpoint) -> None:
 
 
 def test_rows_give_the_samples_of_the_module(small: Checkpoint) -> None:
-    """The decoder of operations, literally computed, and transformers' module."""
+    """The decoder of operations, literally computed, and the module."""
     decoder = decoder_of(small)
     rows = SEANetDecoder(decoder._decoder, TorchCodec())
     assert SEANetDecoder.suits(decoder._decoder)
@@ -61,18 +63,41 @@ def test_rows_give_the_samples_of_the_module(small: Checkpoint) -> None:
         torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"num_residual_layers": 2, "dilation_growth_rate": 1},
-        {"num_residual_layers": 0},
-        {"use_conv_shortcut": False, "num_lstm_layers": 1},
-        {"upsampling_ratios": [3, 2]},
-    ],
-    ids=str,
-)
+SUITED: list[dict[str, object]] = [
+    {},
+    {"num_residual_layers": 2, "dilation_growth_rate": 1},
+    {"num_residual_layers": 0},
+    {"use_conv_shortcut": False, "num_lstm_layers": 1},
+    {"upsampling_ratios": [3, 2]},
+]
+CAUSAL: list[dict[str, object]] = [
+    {"num_residual_layers": 2, "dilation_growth_rate": 2},
+    {"kernel_size": 1},
+    {"upsampling_ratios": []},
+    {"compress": 1, "residual_kernel_size": 5, "last_kernel_size": 3},
+]
+OTHERS: list[dict[str, object]] = [
+    {"use_causal_conv": False},
+    {"norm_type": "time_group_norm"},
+    {"pad_mode": "constant"},
+    {"trim_right_ratio": 0.5},
+]
+
+
+@pytest.mark.parametrize("change", [*SUITED, *CAUSAL, *OTHERS], ids=str)
+def test_the_module_is_that_of_transformers(change: dict[str, object]) -> None:
+    """In names and numbers; most kinds it is built for itself, few are transformers' own."""
+    theirs, ours = made_decoders(change)
+    assert isinstance(ours, CausalDecoder) == (change not in OTHERS)
+    for frames in (1, 3, 7, 20):
+        x = torch.randn(2, 16, frames, generator=torch.Generator().manual_seed(frames))
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", SUITED, ids=str)
 def test_rows_of_other_decoders(change: dict[str, object]) -> None:
-    decoder = made_decoder(change)
+    _, decoder = made_decoders(change)
     assert SEANetDecoder.suits(decoder)
     x = torch.randn(1, 16, 20, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -81,29 +106,21 @@ def test_rows_of_other_decoders(change: dict[str, object]) -> None:
     torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"use_causal_conv": False},
-        {"norm_type": "time_group_norm"},
-        {"num_residual_layers": 2, "dilation_growth_rate": 2},
-        {"pad_mode": "constant"},
-        {"kernel_size": 1},
-        {"upsampling_ratios": []},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("change", [*CAUSAL[:-1], *OTHERS], ids=str)
 def test_decoders_that_rows_do_not_suit(change: dict[str, object]) -> None:
-    """transformers' own module serves them."""
-    assert not SEANetDecoder.suits(made_decoder(change))
+    """The module serves them."""
+    assert not SEANetDecoder.suits(made_decoders(change)[1])
 
 
-def made_decoder(change: dict[str, object]) -> torch.nn.Module:
+def made_decoders(change: dict[str, object]) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return transformers' decoder and ours, of the same weights."""
     torch.manual_seed(0)
     settings = {"hidden_size": 16, "num_filters": 4, "upsampling_ratios": [4, 2], **change}
     with torch.inference_mode():
-        decoder = EncodecDecoder(EncodecConfig(**settings)).eval()
-        for module in decoder.modules():
+        theirs = EncodecDecoder(EncodecConfig(**settings)).eval()
+        for module in theirs.modules():
             if is_parametrized(module, "weight"):
                 remove_parametrizations(module, "weight", leave_parametrized=True)
-    return decoder
+        ours = build_codec_decoder(CodecConfig(0, 0, 0, 0, 0, settings))
+        ours.load_state_dict(theirs.state_dict(), assign=True)
+    return theirs, ours

@@ -9,8 +9,8 @@
  * the weights once, straight through, at the memory's bandwidth; more rows reuse a panel from the
  * cache, up to 12 at a time in registers.
  *
- * Each output adds its terms in the order of k, in blocks of BLOCK_K whose sums are then added, so
- * its bits do not depend on how many rows there are, on their order, or on the number of threads.
+ * Each output adds its terms in the order of k, in blocks of BLOCK_K whose sums are then added (those of
+ * bytes are exact in any order), so its bits do not depend on how many rows there are, on their order, or on the number of threads.
  *
  * Attention of many queries packs the keys and values of each head in the same panels and uses the
  * same product: scores of 12 queries, softmax, product with the values (Vaswani et al. 2017, eq. 1).
@@ -165,11 +165,12 @@ INLINE i64 place(const Source *s, i64 b, i64 h, i64 j) {
 INLINE __mmask16 first_lanes(i64 n) { return n >= 16 ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1; }
 
 /* exp(x) for x <= 0: 2^n times a polynomial in the rest, which is Taylor's: to the 7th power, or where
- * 4e-5 suffices (`half`: what is rounded to bfloat16 afterwards) to the 4th. */
+ * a relative 6e-5 suffices (`half`: what is rounded to bfloat16 afterwards) to the 4th. Below -86 it is
+ * exp(-86) = 4e-38, because normal numbers end there. */
 INLINE __m512 exp_of(__m512 x, const int half) {
     static const float terms[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
     const __m512 whole = _mm512_set1_ps(0x1.8p23f); /* float32 has no fractions there: adding it rounds */
-    x = _mm512_max_ps(x, _mm512_set1_ps(-86.0f)); /* from there on normal numbers end */
+    x = _mm512_max_ps(x, _mm512_set1_ps(-86.0f));
     const __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), whole), n = _mm512_sub_ps(shifted, whole);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(half ? 0.693147181f : 0.693359375f), x);
     if (!half) r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r); /* ln 2 in two parts */

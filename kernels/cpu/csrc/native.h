@@ -60,10 +60,10 @@ INLINE void T(norm_row)(char *y, const char *x, const Linear *a) {
     }
 }
 
-/* One row of k numbers as bytes, 128 more than the nearest multiple of the returned scale, up to 127;
- * bytes past the end stand for 0. */
-INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
-#ifdef __AVX512VNNI__
+#ifdef __AVX512VNNI__ /* bytes */
+
+/* The largest magnitude of k numbers; NaN if one is infinite or NaN, because bytes have neither. */
+INLINE float T(largest)(const char *x, i64 k) {
     __m512 largest = _mm512_setzero_ps();
     __mmask16 nan = 0;
     for (i64 i = 0; i < k; i += 16) {
@@ -72,35 +72,41 @@ INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
         largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
     }
     const float most = _mm512_reduce_max_ps(largest);
+    return nan || isinf(most) ? NAN : most;
+}
+
+/* One row of k numbers as bytes, 128 more than the nearest multiple of the returned scale, up to 127;
+ * bytes past the end stand for 0. */
+INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) {
+    const float most = T(largest)(x, k);
     const __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0);
     for (i64 i = 0; i < k; i += 16) {
         const __m512 v = _mm512_mul_ps(T(load)(x, i, first_lanes(k - i)), inverse);
         const __m512i n = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(128));
         _mm_mask_storeu_epi8(bytes + i, first_lanes(ceil_div(k, 4) * 4 - i), _mm512_cvtepi32_epi8(n));
     }
-    return nan || isinf(most) ? NAN : most / 127.0f; /* bytes have neither */
-#else
-    return 0; /* never asked for */
-#endif
+    return most / 127.0f;
 }
 
 /* One row of a weight as signed bytes, in units of its largest number over 127, and what the 128 in each
  * byte of x adds to the output. */
 INLINE void T(quantise_weight)(char *units, const char *row, i64 k, float *scale, int32_t *excess) {
-#ifdef __AVX512VNNI__
-    __m512 largest = _mm512_setzero_ps();
+    const float most = T(largest)(row, k);
+    *scale = (most < FLT_MIN ? FLT_MIN : most) / 127.0f;
     __m512i sum = _mm512_setzero_si512();
-    for (i64 i = 0; i < k; i += 16) largest = _mm512_max_ps(largest, _mm512_abs_ps(T(load)(row, i, first_lanes(k - i))));
-    *scale = fmaxf(_mm512_reduce_max_ps(largest), FLT_MIN) / 127.0f;
     for (i64 i = 0; i < k; i += 16) {
         const __mmask16 lanes = first_lanes(k - i);
         const __m512i n = _mm512_cvtps_epi32(_mm512_div_ps(T(load)(row, i, lanes), _mm512_set1_ps(*scale)));
         _mm_mask_storeu_epi8(units + i, lanes, _mm512_cvtepi32_epi8(n));
         sum = _mm512_add_epi32(sum, n);
     }
-    *excess = 128 * _mm512_reduce_add_epi32(sum);
-#endif
+    *excess = (int32_t)(128u * (uint32_t)_mm512_reduce_add_epi32(sum));
 }
+
+#else /* never asked for */
+INLINE float T(quantise_row)(uint8_t *bytes, const char *x, i64 k) { return 0; }
+INLINE void T(quantise_weight)(char *units, const char *row, i64 k, float *scale, int32_t *excess) {}
+#endif
 
 /* Bias, then GELU, then residual, on a panel's sums of some rows; those of bytes, whose rows have
  * `row_scales`, first become numbers. */
@@ -240,9 +246,9 @@ INLINE float T(softmax_row)(char *weights, const float *scores, i64 seen, i64 wi
         nan |= _mm512_cmp_ps_mask(s, s, _CMP_UNORD_Q) & first_lanes(seen - j);
         best = _mm512_mask_max_ps(best, first_lanes(seen - j), best, s);
     }
-    const __m512 factor = _mm512_set1_ps(scale), top = _mm512_set1_ps(_mm512_reduce_max_ps(best) * scale);
+    const __m512 factor = _mm512_set1_ps(scale), top = _mm512_set1_ps(_mm512_reduce_max_ps(best));
     for (i64 j = 0; j < width; j += 16) {
-        const __m512 e = exp_of(_mm512_fmsub_ps(_mm512_loadu_ps(scores + j), factor, top), HALF);
+        const __m512 e = exp_of(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + j), top), factor), HALF);
         const __m512 w = _mm512_maskz_mov_ps(first_lanes(seen - j), e);
         total = _mm512_add_ps(total, w);
         T(store)(weights, j, 0xFFFF, w);

@@ -237,25 +237,6 @@ EMULATED __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, const int comparison) 
     }
 }
 
-/* Only to whole numbers, to the nearest and even one, without an exception: immediate 8. */
-EMULATED __m512 _mm512_roundscale_ps(__m512 a, const int immediate) {
-    if (immediate != 8) __builtin_trap();
-    EACH_LANE a[i] = nearbyintf(a[i]);
-    return a;
-}
-
-/* a times 2 to the power of the whole number not above b; rounded once. */
-EMULATED __m512 _mm512_scalef_ps(__m512 a, __m512 b) {
-    EACH_LANE {
-        const float power = floorf(b[i]);
-        if (isnan(a[i]) || isnan(power)) a[i] = NAN;
-        else if (isinf(power) && power > 0) a[i] = a[i] == 0 ? NAN : copysignf(INFINITY, a[i]);
-        else if (isinf(power)) a[i] = isinf(a[i]) ? NAN : copysignf(0, a[i]);
-        else a[i] = ldexpf(a[i], (int)fmaxf(-1000, fminf(1000, power))); /* overflows as far */
-    }
-    return a;
-}
-
 /* Integers --------------------------------------------------------------------------------------*/
 
 EMULATED __m512i _mm512_add_epi32(__m512i a, __m512i b) { return (__m512i)((Words)a + (Words)b); }
