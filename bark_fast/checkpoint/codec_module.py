@@ -85,7 +85,8 @@ class Convolution(nn.Module):
             if length <= self.before:  # too short to be reflected: zeros follow meanwhile
                 x = F.pad(x, (0, self.before + 1 - length))
             x = F.pad(x, (self.before, 0), mode="reflect")[..., : self.before + length]
-        return self.conv(x)
+        y: Tensor = self.conv(x)
+        return y
 
 
 class Upsampling(nn.Module):
@@ -110,7 +111,8 @@ class Recurrence(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         steps = x.permute(2, 0, 1)
-        return (self.lstm(steps)[0] + steps).permute(1, 2, 0)
+        heard: Tensor = self.lstm(steps)[0]
+        return (heard + steps).permute(1, 2, 0)
 
 
 class ResidualBlock(nn.Module):

@@ -40,7 +40,7 @@ enum {
 #else
     MAX_ROWS = 12, /* two sums each, of 32 registers; three of the others hold the weights and x */
 #endif
-    ROWS_A_TILE = 384, /* with a panel of Bark's sizes they fit the second cache */
+    ROWS_A_TILE = 192, /* with a panel of Bark's sizes most fit the second cache; 3 % faster than 384 in int8 */
     BLOCK_K = 256,
     AHEAD = 2048, /* bytes: the processor itself does not fetch beyond the end of a page */
 };
