@@ -1,12 +1,16 @@
-"""Measure the most memory that this process has had."""
+"""Measure the most memory that this process has had, and what of it are weights."""
 
 from __future__ import annotations
 
 import resource
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from bark_fast import Bark
+from bark_fast.kernels import PackedWeight
 
 
 class PeakMemory:
@@ -35,3 +39,22 @@ class PeakMemory:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def bytes_of_weights(bark: Bark) -> int:
+    """Count the bytes of all weights as they are served; what is packed twice counts once."""
+    runner: Any = bark.engine.runner
+    total = 0
+
+    def count(weight: Any) -> Any:
+        nonlocal total
+        parts = [weight]
+        if isinstance(weight, PackedWeight):
+            parts = [weight.panels, weight.scales, weight.excess]
+        total += sum(part.numel() * part.element_size() for part in parts if part is not None)
+        return weight
+
+    decoders = runner.semantic.stage, runner.coarse.stage
+    for model in (*(stage.model for stage in decoders), runner.fine.model, runner.codec.model):
+        model.map_weights(count)
+    return total

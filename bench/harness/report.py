@@ -287,6 +287,27 @@ def _contention(cases: Sequence[Case]) -> list[str]:
     return table(header, rows)
 
 
+def _load(cases: Sequence[Case]) -> list[str]:
+    rows = [
+        [
+            case.name,
+            _spread(case.seconds.as_dict(), "{:.2f}"),
+            _spread(case.values["import_s"], "{:.2f}"),
+            _spread(
+                {key: case.values["peak_bytes"][key] / 2**30 for key in ("median", "min", "max")},
+                "{:.2f}",
+            ),
+            f"{case.values['weight_bytes'] / 2**30:.2f}",
+        ]
+        for case in cases
+    ]
+    header = (
+        "precision", "load s (min to max)", "import of torch s", "peak GiB, with a request",
+        "weights GiB",
+    )  # fmt: skip
+    return table(header, rows)
+
+
 _TABLES: dict[str, Callable[[Sequence[Case]], list[str]]] = {
     "throughput": _throughput,
     "end_to_end": _end_to_end,
@@ -295,6 +316,7 @@ _TABLES: dict[str, Callable[[Sequence[Case]], list[str]]] = {
     "serve": _serve,
     "bulk": _bulk,
     "contention": _contention,
+    "load": _load,
     "serve_http": _serve_http,
     "precision": _precision,
 }

@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from bark_fast import Bark, GenerationParams
+from bark_fast.checkpoint.reading import read_config
+from bark_fast.checkpoint.source import Source
+from bark_fast.checkpoint.stored import TensorsInFiles
+from bark_fast.checkpoint.weights import load_weights
 from bark_fast.kernels import why_not_native
 from bench.__main__ import main
 from bench.commands.end_to_end import compare_outputs
@@ -114,6 +118,24 @@ def test_serve(flags: list[str], tmp_path: Path) -> None:
     for case in results.cases:
         assert case.values["requests"] == 3
         assert case.seconds.min <= case.values["latency_p50_s"] <= case.values["latency_max_s"]
+
+
+def test_load(folder: Path, flags: list[str], tmp_path: Path) -> None:
+    options = ["--precisions", "float32", "--semantic-tokens", "5", "--runs", "1"]
+    assert main(["load", *flags, *options]) == 0
+    results = Results.read(tmp_path / "results.json")
+    (case,) = results.cases
+    assert case.name == "float32"
+    assert case.seconds.min > 0
+    source = Source.open(folder)
+    tensors = load_weights(
+        TensorsInFiles(source), read_config(source), dtype=torch.float32, device=torch.device("cpu")
+    )
+    stored = sum(tensor.numel() * 4 for tensor in tensors.values())
+    # Of a head only the rows that can be drawn are served, and of a tied one a packed copy.
+    assert 0.8 * stored < case.values["weight_bytes"] < 1.2 * stored
+    assert case.values["peak_bytes"]["min"] > case.values["weight_bytes"]
+    assert "weights GiB" in render([results])
 
 
 def test_contention(folder: Path, flags: list[str], tmp_path: Path) -> None:

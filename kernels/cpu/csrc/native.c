@@ -10,7 +10,8 @@
  * cache, up to 12 at a time in registers.
  *
  * Each output adds its terms in the order of k, in blocks of BLOCK_K whose sums are then added (those of
- * bytes are exact in any order), so its bits do not depend on how many rows there are, on their order, or on the number of threads.
+ * bytes are exact in any order), so its bits do not depend on how many rows there are, on their order, or
+ * on the number of threads.
  *
  * Attention of many queries packs the keys and values of each head in the same panels and uses the
  * same product: scores of 12 queries, softmax, product with the values (Vaswani et al. 2017, eq. 1).
